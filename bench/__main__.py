@@ -1,14 +1,15 @@
-"""Measures what jobs cost, and compares the costs with plain ansible-runner and a recorded version of the executor.
+"""Measures what jobs cost, and compares the costs with plain ansible-runner and an earlier version of the executor.
 
-The bench measures three variants in turns on this machine: `plain`, the playbooks of the recorded version, run by
-ansible-runner alone; `baseline`, the executor of the recorded version; `current`, the executor of this checkout. The
-recorded version is installed from git's history into .cache/bench, once. If the history lacks this version, as in a
+The bench measures three variants in turns on this machine: `plain`, the playbooks of the earlier version, run by
+ansible-runner alone; `baseline`, the executor of the earlier version; `current`, the executor of this checkout. The
+earlier version is installed from git's history into .cache/bench, once. If the history lacks this version, as in a
 shallow clone, the comparison is left out.
 
 CPU is the user and system time of a whole process tree, without the Proxmox stand-in (a process that simulates Proxmox
-VE). Wall times depend on the machine. The exit code is 1 if a part of the bench fails. With --quick, it is also 1 if an
-action takes at least as much CPU time as with plain ansible-runner, or if the CPU time of a parser grows almost
-quadratically with the length of the text. Otherwise it is 0, whether or not the goals are reached.
+VE). Wall times depend on the machine. A goal is a maximum or minimum of a figure. The exit code is 1 if a part of the
+bench fails. With --quick, it is also 1 if an action takes at least as much CPU time as with plain ansible-runner, or if
+the CPU time of a parser of untrusted text grows almost quadratically with the length of the text. Otherwise it is 0,
+even if a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -53,49 +54,53 @@ from bench.part import Bench, Part
 
 Json = dict[str, Any]
 RESULTS_FOLDER = ROOT / "bench" / "results"
+#: The parts by name. A slot is one of the parallel playbook runs. A page is a web page of the agent. A story is the
+#: summary of a run that the agent stores. The part soak does thousands of runs, to find resources that accumulate.
 PARTS: dict[str, Part] = {
     "actions": actions.PART,
-    "slots": slots.RATE_PART,
-    "memory": slots.MEMORY_PART,
-    "burst": burst.PART,
-    "jobs": jobs.PART,
-    "rows": job_rows.PART,
-    "claims": claims.PART,
-    "vms": vms.PART,
-    "latency": latency.PART,
-    "idle": idle.PART,
+    "slots": slots.RATE_PART,  # rate and CPU time of creates that run in parallel, without the agent
+    "memory": slots.MEMORY_PART,  # memory of a slot
+    "burst": burst.PART,  # many VMs ordered at the same time
+    "jobs": jobs.PART,  # cost of a job in the agent, by the number of jobs at once
+    "rows": job_rows.PART,  # the job queue with many rows in the table of jobs
+    "claims": claims.PART,  # claims of jobs in the database
+    "vms": vms.PART,  # an agent without jobs, by the number of VMs
+    "latency": latency.PART,  # time from the poll to the report of a job
+    "idle": idle.PART,  # an agent without jobs, and `smith` commands
     "pages": pages.PART,
     "story": story.PART,
     "growth": growth.PART,
-    "nodes": nodes.PART,
-    "scale": scale.PART,
+    "nodes": nodes.PART,  # requests of several agents (not Proxmox nodes) on one PostgreSQL
+    "scale": scale.PART,  # jobs per minute of several agents on one PostgreSQL
     "soak": soak.PART,
 }
-#: The parts that run without `--only`. The figures of the parts nodes and scale are only for docs/planning.md.
+#: The parts that run without `--only`. The part soak takes half an hour. The figures of the parts nodes and scale are
+#: only for docs/planning.md.
 DEFAULT_PARTS = [name for name in PARTS if name not in ("soak", "nodes", "scale")]
 #: The width of the tables if the output is not a terminal.
 LOG_WIDTH_CHARACTERS = 140
 #: With --quick, each action's CPU time, as a ratio to the CPU time with plain ansible-runner, must be less than this.
-#: The goals are much lower, but --quick measures before the caches are filled.
+#: The goals are much lower, but --quick measures the first run of each action, which takes longer than later runs.
 MAX_QUICK_RATIO = 1.0
-#: With --quick, the growth of each parser's CPU time (bench/growth.py) must be less than this. A parser that takes
-#: quadratic time has a growth of 10.
+#: With --quick, the growth of each parser must be less than this. The growth is the factor by which the CPU
+#: time per byte grows if the text is ten times as long: 1 if the CPU time is linear, 10 if it is quadratic.
 MAX_QUICK_GROWTH = 5.0
 #: The exit code that shells report for a process that SIGTERM has ended.
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> int:
-    """Run the selected parts and return the exit code."""
+    """Run the selected parts and return the exit code. With --page, only write results of earlier runs into docs/."""
     arguments = _parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH_CHARACTERS)
     if arguments.page:
-        report.write_pages([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
+        report.write_docs_pages([json.loads(file.read_text(encoding="utf-8")) for file in arguments.page], PARTS)
         return 0
     # On SIGTERM, SystemExit leaves all `with` blocks, so all processes end and all temporary folders are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     results: Json = {"machine": machine_facts(), "quick": arguments.quick, "parts": {}}
     results_file = _results_file(quick=arguments.quick)
+    # The stack ends the processes that several parts use.
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
         sizes = bench_sizes.from_arguments(arguments)
         bench = Bench(variants=_variants(console), sizes=sizes, folder=Path(folder), stack=stack)
@@ -164,9 +169,9 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
         console.print(f"part {name} failed: {type(error).__name__}: {error}", style="red", markup=False)
         return False
     took_s = time.monotonic() - start_time_s
-    cpu_text = f"used {cpu_use.own_s:.0f} CPU-s; other processes used {cpu_use.others_share:.0%} of the CPU"
+    cpu_text = f"used {cpu_use.bench_cpu_s:.0f} CPU-s; other processes used {cpu_use.others_share:.0%} of the CPU"
     console.print(f"  took {took_s:.0f} s, {cpu_text}", highlight=False)
-    costs = {"took_s": round(took_s), "own_cpu_s": cpu_use.own_s, "others_share": cpu_use.others_share}
+    costs = {"took_s": round(took_s), "own_cpu_s": cpu_use.bench_cpu_s, "others_share": cpu_use.others_share}
     results["parts"][name] = {"figures": figures, **costs}
     return True
 
@@ -174,18 +179,19 @@ def _run_part(name: str, bench: Bench, results: Json, console: Console) -> bool:
 def _print_too_high_figures(results: Json, console: Console) -> bool:
     """Print each figure that is not less than its maximum with --quick; return whether there is one.
 
-    The figures are the costs of actions (MAX_QUICK_RATIO) and the growths of parsers (MAX_QUICK_GROWTH).
+    A `Goal` contains the figure that was measured for it. The figures are the CPU time ratios of the actions
+    (MAX_QUICK_RATIO) and the growths of the parsers (MAX_QUICK_GROWTH).
     """
-    too_high_figures = [
+    goals_with_too_high_figure = [
         goal
         for name, maximum in (("actions", MAX_QUICK_RATIO), ("growth", MAX_QUICK_GROWTH))
         if name in results["parts"]
         for goal in PARTS[name].goals(results["parts"][name]["figures"])
         if goal.measured >= maximum
     ]
-    for goal in too_high_figures:
+    for goal in goals_with_too_high_figure:
         console.print(f"{goal.text}: {goal.measured:.2f}", style="red")
-    return bool(too_high_figures)
+    return bool(goals_with_too_high_figure)
 
 
 def _results_file(*, quick: bool) -> Path:

@@ -1,6 +1,7 @@
 """Measures the CPU time and the wall time of a playbook run of each action, one run at a time, without the agent.
 
-It compares the variants: two versions of the executor, and plain ansible-runner.
+It compares the variants: plain ansible-runner and two versions of the executor. Of an executor, only the code that
+runs playbooks is used.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ def measure(bench: Bench) -> Json:
     """Return the median costs of each action, for each variant.
 
     In each round, every variant runs all actions for a VM of its own. All variants run one action before any variant
-    runs the next action.
+    runs the next action. Every second round has the reverse order of variants (`in_alternating_order`). Each variant
+    has a process that runs its playbooks. All processes use one Proxmox stand-in, in which Proxmox tasks take no time.
     """
     processes = bench.playbook_processes()
-    set_clone_duration(processes[0].stand_in, 0)
+    set_clone_duration(processes[0].stand_in, 0)  # in seconds
     for _ in range(bench.sizes.warm_up_rounds):
         _run_round(processes)
     rounds = [_run_round(in_alternating_order(processes, number)) for number in range(bench.sizes.rounds)]
@@ -43,6 +45,7 @@ def measure(bench: Bench) -> Json:
 
 
 def _run_round(processes: list[PlaybookProcess]) -> dict[tuple[str, str], BatchCosts]:
+    """Run all actions with every variant; return the costs of each run, by variant and action."""
     vms = {process.variant.name: new_vm() for process in processes}
     costs = {}
     for action in ACTIONS:
@@ -59,11 +62,12 @@ def _medians(all_costs: list[BatchCosts]) -> Json:
         "cpu_s": median([costs.cpu_s for costs in all_costs]),
         "wall_s": median([costs.wall_s for costs in all_costs]),
         "stand_in_cpu_s": median([costs.stand_in_cpu_s for costs in all_costs]),
-        "each_cpu_s": [costs.cpu_s for costs in all_costs],
+        "cpu_s_by_round": [costs.cpu_s for costs in all_costs],
     }
 
 
 def _tables(figures: Json) -> list[Table]:
+    """Return the table. `ratio` returns "-" if the variant `plain` or `baseline` was not measured."""
     rows = []
     for action in ACTIONS:
         for name, costs_by_action in figures.items():
@@ -100,6 +104,7 @@ def _cpu_s(figures: Json, variant: str, action: str) -> float | None:
 
 
 def _goals(figures: Json) -> list[Goal]:
+    """Return the goals. Each limit is a maximum."""
     if PLAIN not in figures:
         return []
     return [

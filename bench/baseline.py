@@ -1,6 +1,7 @@
-"""Installs the recorded version of the executor, with which the bench compares this checkout, from git's history.
+"""Installs an earlier version of the executor from git's history. The benchmarks compare this checkout with it.
 
-The installation stays in the folder `.cache/bench/`, and later executions of the bench use it again.
+The bench is the program of the benchmarks (`python -m bench`). A variant is an installation that the bench compares
+with others. The earlier version stays in the folder `.cache/bench/`, and later executions of the bench use it again.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measuring import ROOT, WorkloadFailed
+from bench.measuring import ROOT, MeasurementFailed
 
-sys.path.append(str(ROOT / "tests"))  # for the helper modules of the tests, which belong to no distribution
+sys.path.append(str(ROOT / "tests"))  # for the helper modules of the tests, which no installed package contains
 from support.recorded_commits import CommitMissing, export_tree, require_commit
 
-#: The commit of the recorded version, whose playbooks have up to 18 Ansible tasks. It must stay the same, so that the
-#: ratios of later versions to it can be compared. The speed goals of docs/performance.md refer to it.
+#: The commit of the earlier version. It must stay the same, so that the ratios of later versions to it can be
+#: compared. The speed goals of docs/performance.md refer to it.
 BASELINE_COMMIT = "242702f196e0bb3ceab041ed5c4dfed2fd98e460"
 CACHE_FOLDER = ROOT / ".cache" / "bench"
 #: The prefixes of the environment variables with the agent's settings. Processes of a variant do not inherit them.
 SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
-#: The file of a checkout that lists all settings. In this file, the name of a secret setting ends with _FILE.
+#: The file of a checkout that lists all settings. It lists a secret setting NAME as NAME_FILE.
 SETTINGS_EXAMPLE = Path("deploy/agent-smith.env.example")
-#: The maximum length of the shown output of a failed installation or agent. Only the end of the output is shown.
+#: How many characters at the end of the output are in the error message of a failed installation or a failed agent.
 MAX_SHOWN_CHARACTERS = 3000
 
 
@@ -54,7 +55,7 @@ class Variant:
         return frozenset({*names, *(name.removesuffix("_FILE") for name in names)})
 
 
-#: The variant that runs the playbooks of BASELINE_COMMIT by ansible-runner, as ansible-runner's introduction shows.
+#: The variant that runs the playbooks of BASELINE_COMMIT by ansible-runner, as ansible-runner's documentation shows.
 PLAIN = "plain"
 #: The variant that runs the playbooks by the executor of BASELINE_COMMIT.
 BASELINE = "baseline"
@@ -65,7 +66,7 @@ CURRENT = "current"
 def install_variants() -> list[Variant]:
     """Install the baseline if it is not installed; return the variants to compare.
 
-    Raises BaselineMissing, or WorkloadFailed if the installation fails.
+    Raises BaselineMissing, or MeasurementFailed if the installation fails.
     """
     root = _install_commit(BASELINE_COMMIT)
     python = root / ".venv" / "bin" / "python"
@@ -105,7 +106,8 @@ def _install_commit(commit: str) -> Path:
     export_tree(commit, folder)
     _run_command([sys.executable, "-m", "venv", ".venv"], folder)
     pip = [".venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    # Compilation of the Python modules would double the time of the installation. The warm-up rounds compile them.
+    # Compilation of the Python modules would double the time of the installation. The first process that imports a
+    # module compiles it.
     _run_command([*pip, "install", "--no-compile", "-c", "constraints.txt", "-e", "."], folder)
     _run_command([*pip, "download", "--no-deps", "-c", "constraints.txt", "-d", "wheels", "ansible"], folder)
     (wheel,) = (folder / "wheels").glob("ansible-*.whl")
@@ -121,4 +123,4 @@ def _run_command(command: list[str], folder: Path) -> None:
     )
     if finished_process.returncode:
         output = (finished_process.stdout + finished_process.stderr)[-MAX_SHOWN_CHARACTERS:]
-        raise WorkloadFailed(f"the baseline cannot be installed: {' '.join(command)}:\n{output}")
+        raise MeasurementFailed(f"the baseline cannot be installed: {' '.join(command)}:\n{output}")

@@ -1,8 +1,10 @@
 """Measures a burst: many services are ordered at the same time. A burst ends when all create jobs have ended.
 
-A slot executes one playbook run at a time. The burst of plain ansible-runner is smaller, runs without agent and
-FulcrumCore, and uses the number of slots with which ansible-runner is fastest. The other variants are two versions of
-the executor.
+The bench compares variants, which run playbooks in slots. A slot executes one playbook run at a time. The variant
+`plain` is ansible-runner alone: its burst is smaller, runs without agent and FulcrumCore, and uses the number of slots
+with which ansible-runner is fastest. The other variants are two versions of the executor. An executor consists of an
+agent, the supervisor (the agent's parent process), the playbook runs, and warm servers: processes that have imported
+Ansible and fork the runs.
 """
 
 from __future__ import annotations
@@ -14,20 +16,24 @@ from smith_lab.simulator.rows import Job
 from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT, PLAIN, Variant
-from bench.labs import cpu_by_process, order_services_and_wait, running_agent
+from bench.labs import cpu_by_process, order_services_and_wait, running_lab_with_agent
 from bench.measuring import measure_cpu_use, median, percentile
 from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
-from bench.playbooks import create_for_warm_up, create_in_parallel, set_clone_duration
+from bench.playbooks import create_vms_for_warm_up, create_vms_in_parallel, set_clone_duration
 
 Json = dict[str, Any]
 #: The end of a heartbeat's URL path.
 HEARTBEAT_PATH_END = "/agents/me/status"
-#: The number of creates and the duration of a clone for which there is a goal in seconds.
+#: The goal for a burst's duration applies only to a burst with this number of creates and this duration of a clone.
 GOAL_CREATE_COUNT, GOAL_CLONE_S = 100, 10.0
 
 
 def measure(bench: Bench) -> Json:
-    """Return the figures for each variant: medians of all bursts, and the time span of each job in the median burst."""
+    """Return the figures for each variant: medians of all bursts.
+
+    The spans (start and end of each job) are those of the burst with the median duration.
+    `others_share` is the share of the machine's CPU time that processes outside of the bench used.
+    """
     bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
     for number in range(bench.sizes.rounds):
         for variant in in_alternating_order(bench.variants, number):
@@ -38,7 +44,7 @@ def measure(bench: Bench) -> Json:
 
 def _run_burst_with_agent(bench: Bench, variant: Variant) -> Json:
     create_count = bench.sizes.burst_creates
-    with running_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
+    with running_lab_with_agent(variant, bench.folder, clone_s=bench.sizes.burst_clone_s) as lab:
         cpu_before = cpu_by_process(lab)
         with measure_cpu_use() as cpu_use:
             jobs = order_services_and_wait(lab, [f"burst-{number}" for number in range(create_count)])
@@ -54,16 +60,18 @@ def _run_burst_with_agent(bench: Bench, variant: Variant) -> Json:
 
 
 def _run_burst_without_agent(bench: Bench, variant: Variant) -> Json:
+    """Measure a burst of create playbooks. One process runs them in parallel with ansible-runner."""
     create_count = bench.sizes.plain_creates
     process = next(process for process in bench.playbook_processes() if process.variant == variant)
     set_clone_duration(process.stand_in, 0)
-    create_for_warm_up([process], bench.sizes.warm_up_rounds)  # `running_agent`, too, creates a first VM before a burst
+    create_vms_for_warm_up([process], bench.sizes.warm_up_rounds)
     set_clone_duration(process.stand_in, bench.sizes.burst_clone_s)
     with measure_cpu_use() as cpu_use:
-        costs = create_in_parallel(process, create_count, bench.sizes.plain_slots)
-    runs_cpu_s = costs.cpu_s / create_count
-    cpu_s = {"runs": runs_cpu_s, "stand_in": costs.stand_in_cpu_s / create_count, "executor": runs_cpu_s}
-    figures = _figures(costs.spans, [end for _start, end in costs.spans], cpu_s)
+        measured = create_vms_in_parallel(process, create_count, bench.sizes.plain_slots)
+    runs_cpu_s = measured.cpu_s / create_count
+    # The table shows the key `executor` of each variant. Without an executor, it is the CPU time of the runs.
+    cpu_s = {"runs": runs_cpu_s, "stand_in": measured.stand_in_cpu_s / create_count, "executor": runs_cpu_s}
+    figures = _figures(measured.spans, [end for _start, end in measured.spans], cpu_s)
     return {**figures, "others_share": cpu_use.others_share}
 
 
@@ -82,6 +90,7 @@ def _spans_and_durations(jobs: list[Job]) -> tuple[list[tuple[float, float]], li
 
 
 def _figures(spans: list[tuple[float, float]], durations_s: list[float], cpu_s_per_job: Json) -> Json:
+    """Return the figures of a burst. `most_busy_slots` is the maximum number of slots that were busy at once."""
     all_done_s = max(end for _start, end in spans)
     return {
         "creates": len(spans),
@@ -90,12 +99,12 @@ def _figures(spans: list[tuple[float, float]], durations_s: list[float], cpu_s_p
         "cpu_s_per_job": cpu_s_per_job,
         "job_median_s": median(durations_s),
         "job_p95_s": percentile(durations_s, 0.95),
-        "most_busy_slots": max(busy_count for _time, busy_count in busy_slots(spans)),
+        "most_busy_slots": max(busy_count for _time, busy_count in busy_slot_counts(spans)),
         "spans": sorted(spans),
     }
 
 
-def busy_slots(spans: list[tuple[float, float]]) -> list[tuple[float, int]]:
+def busy_slot_counts(spans: list[tuple[float, float]]) -> list[tuple[float, int]]:
     """Return the time of each start and each end of a job, and the number of busy slots after it."""
     changes = sorted([(start, 1) for start, _end in spans] + [(end, -1) for _start, end in spans])
     busy_count, points = 0, []
@@ -106,6 +115,7 @@ def busy_slots(spans: list[tuple[float, float]]) -> list[tuple[float, int]]:
 
 
 def _heartbeat_gaps_s(lab: LabSystem) -> list[float]:
+    """Return the times between the heartbeats that the FulcrumCore simulator, `lab.core`, has received."""
     requests = [request for request in lab.core.history(method="PUT") if request["path"].endswith(HEARTBEAT_PATH_END)]
     return [later["time"] - earlier["time"] for earlier, later in pairwise(requests)]
 
@@ -118,8 +128,8 @@ def _median_figures(bursts: list[Json]) -> Json:
         key: median([burst[key] for burst in bursts]) for key, value in median_burst.items() if _is_number(value)
     }
     cpu_s = {name: median([burst["cpu_s_per_job"][name] for burst in bursts]) for name in median_burst["cpu_s_per_job"]}
-    each = [{key: burst[key] for key in ("all_done_s", "others_share")} for burst in bursts]
-    return {**median_burst, **numbers, "cpu_s_per_job": cpu_s, "each": each}
+    figures_by_burst = [{key: burst[key] for key in ("all_done_s", "others_share")} for burst in bursts]
+    return {**median_burst, **numbers, "cpu_s_per_job": cpu_s, "figures_by_burst": figures_by_burst}
 
 
 def _is_number(value: object) -> bool:
@@ -127,6 +137,7 @@ def _is_number(value: object) -> bool:
 
 
 def _tables(figures: Json) -> list[Table]:
+    """Return the tables. `ratio` makes the text of a cell: "-" if `plain` or `baseline` was not measured."""
     rows = []
     for name, burst in figures.items():
         reference_rates = [figures.get(reference_name, {}).get("jobs_per_min") for reference_name in (PLAIN, BASELINE)]
@@ -162,7 +173,7 @@ def _tables(figures: Json) -> list[Table]:
             "median s of a job",
             "p95 s of a job",
             "longest heartbeat gap s",
-            "CPU used by others",
+            "CPU used by other processes",
         ),
     )
     return [Table(title="A burst of creates", headings=headings, rows=rows), _cpu_table(figures)]
@@ -181,8 +192,8 @@ def _cpu_table(figures: Json) -> Table:
 def _goals(figures: Json) -> list[Goal]:
     current, goals = figures[CURRENT], []
     if (current["creates"], current["clone_s"]) == (GOAL_CREATE_COUNT, GOAL_CLONE_S):
-        others_text = f"others used {current['others_share']:.0%} of the CPU"
-        text = f"{GOAL_CREATE_COUNT} creates with clones of {GOAL_CLONE_S:g} s, on a quiet machine ({others_text})"
+        others_text = f"other processes used {current['others_share']:.0%} of the CPU"
+        text = f"{GOAL_CREATE_COUNT} creates with clones of {GOAL_CLONE_S:g} s ({others_text})"
         goals.append(Goal(text=text, limit=35, measured=current["all_done_s"], unit="s"))
     if BASELINE in figures:
         ratio_to_baseline = current["all_done_s"] / figures[BASELINE]["all_done_s"]

@@ -35,23 +35,24 @@ WARM_UP_REPEATS = 10
 #: Goals for the database with the most rows. MAX_RATIO limits its median duration as a ratio to the median with the
 #: fewest rows. MAX_P99_MS limits its 99th percentile.
 MAX_RATIO, MAX_P99_MS = 1.5, 50.0
-#: The options of the PostgreSQL server. It writes to memory, but waits for each commit as in production.
+#: The options of the PostgreSQL server. Its files are in memory. `fsync` stays on, as in production.
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
 #: The statement that adds all rows. The database computes them, because a million INSERTs would take minutes. The SQL
-#: in some of the braces differs between SQLite and PostgreSQL.
+#: in some of the braces differs between SQLite and PostgreSQL. `is_waiting` is true while a claimed job waits for
+#: an answer of Proxmox or for the end of other clones.
 FILL_STATEMENT = """
 INSERT INTO jobs (
     fulcrum_id, service_id, tenant_id, action, service, priority, status, report_state, core_created_at, received_at,
     deadline_at, finished_at, reported_at, result, epoch, attempt, crashes, cancel_requested, report_attempts,
     is_waiting)
-SELECT 'job-' || n, 'service-' || n, 'tenant-' || (n / {interval} % {tenants}), 'start',
+SELECT 'job-' || n, 'service-' || n, 'tenant-' || (n / {rows_per_pending_job} % {tenants}), 'start',
     {service}, 1,
-    CASE WHEN n % {interval} = 0 THEN 'pending' ELSE 'completed' END,
-    CASE WHEN n % {interval} = 0 THEN 'none' ELSE 'reported' END,
+    CASE WHEN n % {rows_per_pending_job} = 0 THEN 'pending' ELSE 'completed' END,
+    CASE WHEN n % {rows_per_pending_job} = 0 THEN 'none' ELSE 'reported' END,
     {created_at}, {created_at}, {created_at},
-    CASE WHEN n % {interval} = 0 THEN NULL ELSE {created_at} END,
-    CASE WHEN n % {interval} = 0 THEN NULL ELSE {created_at} END,
-    CASE WHEN n % {interval} = 0 THEN NULL ELSE {result} END,
+    CASE WHEN n % {rows_per_pending_job} = 0 THEN NULL ELSE {created_at} END,
+    CASE WHEN n % {rows_per_pending_job} = 0 THEN NULL ELSE {created_at} END,
+    CASE WHEN n % {rows_per_pending_job} = 0 THEN NULL ELSE {result} END,
     0, 0, 0, {false}, 0, {false}
 FROM {numbers}
 """
@@ -91,6 +92,7 @@ def _measure_claim(engine: Engine, processing_leases: deque[job_queue.Lease]) ->
     """Claim a job in a transaction; return the duration in milliseconds.
 
     If more than PROCESSING_JOB_COUNT jobs now have the status processing, finish the job that was claimed first.
+    `max_creates` limits the number of create jobs that are processing.
     """
     start_time_s = time.perf_counter()
     with transaction(engine) as session:
@@ -109,7 +111,7 @@ def _open_filled_database(url: str, row_count: int) -> Engine:
     """Open a new database and add `row_count` jobs. Their times of creation are one second apart."""
     engine = open_engine(url)
     schema.upgrade(engine)
-    statement_values = {"interval": ROWS_PER_PENDING_JOB, "tenants": TENANT_COUNT}
+    statement_values = {"rows_per_pending_job": ROWS_PER_PENDING_JOB, "tenants": TENANT_COUNT}
     if engine.dialect.name == "sqlite":
         numbers = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {}) SELECT n FROM c)"
         created_at = f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (n - {row_count}) || ' seconds')"
@@ -133,6 +135,7 @@ def _open_filled_database(url: str, row_count: int) -> Engine:
         connection.exec_driver_sql(FILL_STATEMENT.format(**statement_values).replace("%", "%%"))
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("SET statement_timeout = 0")
+        # None: the connection waits for an answer of the server without a time limit.
         connection.connection.driver_connection.response_timeout_s = None  # type: ignore[union-attr]
         connection.exec_driver_sql("VACUUM ANALYZE")  # in production, autovacuum does this
     engine.dispose()  # closes the connection of the VACUUM, whose time limits are off
@@ -142,7 +145,7 @@ def _open_filled_database(url: str, row_count: int) -> Engine:
 @contextmanager
 def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
     """Yield a dict from each number of rows to the URL of a new database. Without PostgreSQL, yield an empty dict."""
-    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
+    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py extends sys.path
 
     binaries = databases.postgres_binaries()
     with ExitStack() as stack:
@@ -155,6 +158,7 @@ def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
 
 
 def _tables(figures: Json) -> list[Table]:
+    """Return the table. `ratio` returns the text of a cell."""
     rows = []
     for database, figures_by_count in figures.items():
         fewest_rows_p50_ms = next(iter(figures_by_count.values()))["p50_ms"]

@@ -21,7 +21,7 @@ from executor.redaction import Redactor, StreamRedactor
 from executor.runs.output import OutputDecoder
 from executor.runs.story import RunStory
 from executor.shared.error_rules import classify_action_failure
-from executor.shared.marker import agent_id_in, markers_in, without_forged_lines
+from executor.shared.marker import agent_id_in, marker_values_in, without_imitated_smith_lines
 
 Json = dict[str, Any]
 #: Goal: the maximum growth. It is more than 1, because noise and caches change the CPU time.
@@ -32,7 +32,7 @@ MIN_MEASURED_CPU_S = 0.02
 MEASUREMENT_COUNT = 3
 #: A parser that reads a stream gets the text in pieces of this length.
 PIECE_CHARACTERS = 4096
-#: A line. The secret that the redactor knows, and the texts from which it removes the secret, are repetitions of it.
+#: The redactor's secret is this line, repeated up to SECRET_CHARACTERS. The texts to redact also repeat the line.
 SECRET_LINE = "key: value\n"  # noqa: S105
 #: The maximum length of a secret.
 SECRET_CHARACTERS = 16_384
@@ -44,7 +44,7 @@ class Case:
     """A parser, and a function that makes an input of a given length for it."""
 
     parser: str
-    content: str  #: describes the input in the table
+    input_description: str  #: for the table
     make_input: Callable[[int], Any]
     parse: Callable[[Any], object]
 
@@ -77,7 +77,7 @@ def _make_guest_answer(length: int) -> list[Json]:
     return [{"name": "eth0", "hardware-address": MAC, "ip-addresses": addresses}]
 
 
-def _read_guest_settings(**config: str) -> object:
+def _read_vm_config(**config: str) -> object:
     rows = [{"key": key, "value": value} for key, value in config.items()]
     return guest_facts.facts_from_configuration(rows, {"status": "running"})
 
@@ -96,12 +96,18 @@ def _redact_in_pieces(text: str) -> None:
 
 
 def _decode_output(data: bytes) -> None:
-    decoder = OutputDecoder(lambda _text: None, lambda: None)
+    """Decode a run's output, and ignore the decoded text.
+
+    `write_to_filter` gets the decoded text. In production it is ansible-runner's event filter, which finds the events
+    in the text. The decoder calls `ignore_further_text` when the output is longer than its maximum.
+    """
+    decoder = OutputDecoder(write_to_filter=lambda _text: None, ignore_further_text=lambda: None)
     for start in range(0, len(data), PIECE_CHARACTERS):
         decoder.feed(data[start : start + PIECE_CHARACTERS])
 
 
 def _read_progress(text: str) -> None:
+    """Read progress lines of a run's output into the run's story: the summary of the run that the agent stores."""
     RunStory(REDACTOR).add_event({"event": "verbose", "stdout": text})
 
 
@@ -111,99 +117,112 @@ TOO_DEEP_JSON_START = "[" * 65
 CASES = (
     Case(
         parser="FulcrumCore's JSON",
-        content="a string that is not closed",
+        input_description="a string that is not closed",
         make_input=_bytes_maker('\\"', before=f'{TOO_DEEP_JSON_START}"'),
         parse=_parse_or_refuse,
     ),
     Case(
         parser="FulcrumCore's JSON",
-        content="brackets",
+        input_description="brackets",
         make_input=lambda length: b"[" * (length // 2) + b"]" * (length // 2),
         parse=_parse_or_refuse,
     ),
     Case(
         parser="FulcrumCore's JSON",
-        content="short strings",
+        input_description="short strings",
         make_input=_bytes_maker('"",', before=f"{TOO_DEEP_JSON_START}[", after=f'""]{"]" * 65}'),
         parse=_parse_or_refuse,
     ),
     Case(
-        parser="values that can be stored",
-        content="empty lists",
+        parser="check for values that the database cannot store",
+        input_description="empty lists",
         make_input=lambda length: [[] for _ in range(length // 3)],
         parse=check_storable,
     ),
+    # Only the playbooks may write `smith-uid=` and similar lines into a VM's description. In a user's text,
+    # `without_imitated_smith_lines` replaces the `=` of such a line by a colon.
     Case(
         parser="marker",
-        content="blanks in a marker",
+        input_description="blanks in a marker",
         make_input=_text_maker(" ", before="smith-uid=a", after="b"),
-        parse=lambda text: (markers_in(text), without_forged_lines(text)),
+        parse=lambda text: (marker_values_in(text), without_imitated_smith_lines(text)),
     ),
     Case(
         parser="marker",
-        content="agent's lines",
+        input_description="lines that name an agent",
         make_input=_text_maker("smith-agent=a b\n"),
-        parse=lambda text: (agent_id_in(text), markers_in(text)),
+        parse=lambda text: (agent_id_in(text), marker_values_in(text)),
     ),
     Case(
         parser="tags of a VM",
-        content="tags",
+        input_description="tags",
         make_input=_text_maker("a;"),
-        parse=lambda text: _read_guest_settings(tags=text),
+        parse=lambda text: _read_vm_config(tags=text),
     ),
     Case(
         parser="drive of a VM",
-        content="sizes",
+        input_description="sizes",
         make_input=_text_maker(",size=1"),
-        parse=lambda text: _read_guest_settings(scsi0=text),
+        parse=lambda text: _read_vm_config(scsi0=text),
     ),
     Case(
         parser="addresses of a guest",
-        content="equal addresses",
+        input_description="equal addresses",
         make_input=_make_guest_answer,
-        parse=lambda answer: guest_facts.usable_addresses(answer, [MAC]),
+        parse=lambda answer: guest_facts.reachable_addresses(answer, [MAC]),
     ),
-    Case(parser="error rules", content="quotes", make_input=_text_maker("storage '"), parse=classify_action_failure),
-    Case(parser="error rules", content="blanks", make_input=_text_maker(" "), parse=classify_action_failure),
+    Case(
+        parser="classification of an error text",
+        input_description="quotes",
+        make_input=_text_maker("storage '"),
+        parse=classify_action_failure,
+    ),
+    Case(
+        parser="classification of an error text",
+        input_description="blanks",
+        make_input=_text_maker(" "),
+        parse=classify_action_failure,
+    ),
+    # `volumes_left_in_log` finds the volumes that a qmdestroy task could not remove.
     Case(
         parser="log of a Proxmox task",
-        content="lines with VMIDs",
+        input_description="lines with VMIDs",
         make_input=_lines_maker("Could not remove disk 'a' of ID 1 vm-1-"),
-        parse=lambda log: (proxmox_tasks.vmids_in(log), proxmox_tasks.volumes_left_in(log)),
+        parse=lambda log: (proxmox_tasks.vmids_in(log), proxmox_tasks.volumes_left_in_log(log)),
     ),
     Case(
         parser="log of a Proxmox task",
-        content="one line of errors",
+        input_description="one line of errors",
         make_input=_text_maker("ERROR: command 'a' failed "),
-        parse=lambda line: proxmox_tasks.error_with_cause("job errors", [line]),
+        parse=lambda line: proxmox_tasks.error_with_cause(status="job errors", log=[line]),
     ),
     Case(
         parser="output of a run",
-        content="parts of an event mark",
+        input_description="an incomplete escape sequence of ansible-runner",
         make_input=_bytes_maker("QQ==\x1b[4D", before="\x1b[K"),
         parse=_decode_output,
     ),
     Case(
         parser="story of a run",
-        content="one progress line",
+        input_description="one progress line",
         make_input=_text_maker("VM 1 (a): a [1.1 s", before="VM 1 (a): "),
         parse=_read_progress,
     ),
     Case(
         parser="story of a run",
-        content="progress lines",
+        input_description="progress lines",
         make_input=_text_maker("VM 1 (a): UPID:a, 5 %, log: a | b [1.1 s]\n"),
         parse=_read_progress,
     ),
     Case(
         parser="redactor",
-        content="the secret's equal lines",
+        input_description="the secret's line, repeated",
         make_input=_text_maker(SECRET_LINE),
         parse=REDACTOR.redact,
     ),
     Case(
         parser="redactor, in pieces",
-        content="the secret's equal lines",
+        input_description="the secret's line, repeated",
         make_input=_text_maker(SECRET_LINE),
         parse=_redact_in_pieces,
     ),
@@ -212,7 +231,9 @@ CASES = (
 
 def measure(bench: Bench) -> Json:
     """Return the CPU time of each parser for each length, and the growth from each length to the next."""
-    return {f"{case.parser}: {case.content}": _measure_case(case, bench.sizes.growth_lengths) for case in CASES}
+    return {
+        f"{case.parser}: {case.input_description}": _measure_case(case, bench.sizes.growth_lengths) for case in CASES
+    }
 
 
 def _measure_case(case: Case, lengths: tuple[int, ...]) -> Json:

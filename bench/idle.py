@@ -10,8 +10,8 @@ from typing import Any
 from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT
-from bench.labs import SETTLE_S
-from bench.measuring import WorkloadFailed, measure_cpu_use, median, tree_cpu_s
+from bench.labs import WAIT_AFTER_JOBS_S
+from bench.measuring import MeasurementFailed, measure_cpu_use, median, tree_cpu_s
 from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 from executor.processes.memory import process_tree_memory_mib
 
@@ -19,8 +19,7 @@ Json = dict[str, Any]
 HELP_COMMAND = "smith --help"
 #: The commands that read the database.
 READING_COMMANDS = ("smith status", "smith jobs list", "smith mappings list")
-#: The name in COMMANDS of Python code that is not a command. The code only imports the libraries of other projects that
-#: a reading command imports.
+#: The name of LIBRARY_IMPORTS_CODE in the table. The code imports only the third-party libraries of a reading command.
 LIBRARY_IMPORTS = "imports of the libraries"
 LIBRARY_IMPORTS_CODE = """\
 import gc; gc.disable()
@@ -28,19 +27,21 @@ import typer.main, sqlalchemy.dialects.sqlite.pysqlite
 from pydantic import BaseModel, Field, TypeAdapter
 gc.freeze()
 """
+#: The measured commands, and for comparison the imports of the libraries.
 COMMANDS = (HELP_COMMAND, *READING_COMMANDS, LIBRARY_IMPORTS)
 #: Goals: the maximum CPU time of the help command, and of each reading command.
 MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
 
 
 def measure(bench: Bench) -> Json:
-    """Return the CPU use and the memory of each idle executor, and the CPU time of each `smith` command of its version.
+    """Return the CPU use and the memory of each idle executor, and the CPU time of each of its `smith` commands.
 
-    An executor consists of an agent, its supervisor and its warm servers. All executors run at the same time, also
-    while the commands are measured.
+    An executor consists of an agent, its supervisor (the parent process) and its warm servers (processes that have
+    imported Ansible and fork the playbook runs). All executors run at the same time, also while the commands are
+    measured.
     """
-    labs, sizes = bench.idle_labs(), bench.sizes
-    time.sleep(SETTLE_S)
+    labs, sizes = bench.labs_with_agents(), bench.sizes
+    time.sleep(WAIT_AFTER_JOBS_S)  # until the executors have ended all work for earlier jobs
     shares: dict[str, list[float]] = {name: [] for name in labs}
     with measure_cpu_use() as cpu_use:
         for _ in range(sizes.rounds):
@@ -51,7 +52,7 @@ def measure(bench: Bench) -> Json:
     return {
         name: {
             "share_of_a_core": median(shares[name]),
-            "each_share": shares[name],
+            "share_by_round": shares[name],
             "others_share": cpu_use.others_share,
             "mib": memory_mib[name],
             "commands_cpu_s": commands_cpu_s[name],
@@ -91,27 +92,31 @@ def _command_cpu_s(lab: LabSystem, command: str) -> float:
         _pid, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)  # otherwise, `Popen` would wait for the process again
     if process.returncode:
-        raise WorkloadFailed(f"{command} ended with exit code {process.returncode}")
+        raise MeasurementFailed(f"{command} ended with exit code {process.returncode}")
     return usage.ru_utime + usage.ru_stime
 
 
 def _tables(figures: Json) -> list[Table]:
+    """Return the tables. `ratio` makes the text of a cell: "-" if the baseline was not measured.
+
+    The baseline is the executor of an earlier commit.
+    """
     baseline_figures = figures.get(BASELINE, {})
     rows = [
         (
             name,
-            f"{idle['share_of_a_core']:.2%}",
-            ratio(idle["share_of_a_core"], baseline_figures.get("share_of_a_core")),
-            f"{idle['mib']:.0f}",
+            f"{executor_figures['share_of_a_core']:.2%}",
+            ratio(executor_figures["share_of_a_core"], baseline_figures.get("share_of_a_core")),
+            f"{executor_figures['mib']:.0f}",
         )
-        for name, idle in figures.items()
+        for name, executor_figures in figures.items()
     ]
     command_rows = [
         (command, name, f"{cpu_s:.3f}", ratio(cpu_s, baseline_figures.get("commands_cpu_s", {}).get(command)))
         for command in COMMANDS
-        for name, idle in figures.items()
-        for cpu_s in [idle["commands_cpu_s"].get(command)]
-        if cpu_s is not None  # None in the results of an older version, which did not measure this command
+        for name, executor_figures in figures.items()
+        for cpu_s in [executor_figures["commands_cpu_s"].get(command)]
+        if cpu_s is not None  # None if the figures are from a results file of an older bench without this command
     ]
     idle_headings = ("variant", "share of a core", "ratio to baseline", "MiB with warm servers")
     command_headings = ("command", "variant", "CPU-s", "ratio to baseline")
@@ -122,12 +127,12 @@ def _tables(figures: Json) -> list[Table]:
 
 
 def _goals(figures: Json) -> list[Goal]:
-    idle = figures[CURRENT]
+    current = figures[CURRENT]
     limits = {HELP_COMMAND: MAX_HELP_CPU_S} | dict.fromkeys(READING_COMMANDS, MAX_READING_CPU_S)
     return [
-        Goal(text="CPU of an idle executor", limit=0.6, measured=100 * idle["share_of_a_core"], unit="% of a core"),
+        Goal(text="CPU of an idle executor", limit=0.6, measured=100 * current["share_of_a_core"], unit="% of a core"),
         *(
-            Goal(text=f"CPU of `{command}`", limit=limit, measured=idle["commands_cpu_s"][command], unit="CPU-s")
+            Goal(text=f"CPU of `{command}`", limit=limit, measured=current["commands_cpu_s"][command], unit="CPU-s")
             for command, limit in limits.items()
         ),
     ]

@@ -31,7 +31,7 @@ ROWS_PER_INSERT = 5_000
 MAX_REPORTS = 50
 #: How many times each operation is done before the measurement, to fill the page cache and the statement cache.
 WARM_UP_REPEATS = 5
-#: The number of service groups to which the jobs belong.
+#: The number of FulcrumCore's service groups to which the jobs belong.
 GROUP_COUNT = 97
 #: The measured operations. `list rare` lists the jobs in the status Processing, which very few jobs have. `list failed`
 #: lists the failed jobs, of which there are none: without an index, the database would read every job.
@@ -42,7 +42,7 @@ def _measure(bench: Bench) -> dict[str, Any]:
     """Return the durations for SQLite, and for PostgreSQL if it is installed."""
     row_counts, repeats = list(bench.sizes.row_counts), bench.sizes.row_repeats
     figures = {"SQLite": _measure_database(f"sqlite:///{bench.folder / 'rows.db'}", row_counts, repeats)}
-    with postgres_url() as url:
+    with postgres_url_if_installed() as url:
         if url:
             figures["PostgreSQL"] = _measure_database(url, row_counts, repeats)
     return figures
@@ -103,7 +103,8 @@ def _job_row(number: int, created_at: datetime) -> dict[str, Any]:
 def _measure_all_operations(engine: Engine, repeats: int) -> dict[str, list[float]]:
     """Do every operation `repeats` times, each time in its own transaction.
 
-    Return a dict from each operation to its durations in milliseconds.
+    Return a dict from each operation to its durations in milliseconds. `max_creates` limits the number of create jobs
+    that are processing.
     """
     durations_ms: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
     for _ in range(repeats):
@@ -154,7 +155,7 @@ def _submit_job(session: Any) -> None:
         action="create",
         params=None,
         service={"name": "new"},
-        defect=None,
+        defect=None,  # None: the job can run
         priority=1,
         core_created_at=now,
         deadline_at=now + timedelta(minutes=5),
@@ -173,9 +174,9 @@ def _percentiles(durations_ms: list[float]) -> dict[str, float]:
 
 
 @contextmanager
-def postgres_url() -> Iterator[str | None]:
+def postgres_url_if_installed() -> Iterator[str | None]:
     """Yield the URL of a temporary PostgreSQL database, or None if PostgreSQL is not installed."""
-    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
+    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py extends sys.path
 
     binaries = databases.postgres_binaries()
     if binaries is None:
@@ -186,6 +187,7 @@ def postgres_url() -> Iterator[str | None]:
 
 
 def _tables(figures: dict[str, Any]) -> list[Table]:
+    """Return the table. `ratio` returns the text of a cell."""
     rows = []
     for database, figures_by_row_count in figures.items():
         figures_of_fewest_rows = next(iter(figures_by_row_count.values()))

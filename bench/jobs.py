@@ -9,7 +9,7 @@ from smith_lab.simulator.rows import Job
 from smith_lab.system import LabSystem
 
 from bench.baseline import CURRENT
-from bench.labs import SETTLE_S, cpu_by_process, running_lab_of, start_agent, wait_for_jobs
+from bench.labs import WAIT_AFTER_JOBS_S, cpu_by_process, running_lab_without_agent, start_agent, wait_for_jobs
 from bench.measuring import median
 from bench.part import Bench, Part, Table, ratio
 from bench.seeding import ServiceWithVm, add_services_with_vms
@@ -17,38 +17,42 @@ from bench.seeding import ServiceWithVm, add_services_with_vms
 Json = dict[str, Any]
 #: Up to this number of jobs at once, the measurement is done `bench.sizes.rounds` times. With more jobs, it is done
 #: once.
-MAX_REPEATED_JOBS = 10
+MAX_JOBS_OF_REPEATED_MEASUREMENT = 10
 
 
 def measure(bench: Bench) -> Json:
     """Return, for each number of jobs at once, the time until all jobs ended, and the CPU time per job by process."""
     repeats_by_count = {
-        count: bench.sizes.rounds if count <= MAX_REPEATED_JOBS else 1 for count in bench.sizes.job_counts
+        count: bench.sizes.rounds if count <= MAX_JOBS_OF_REPEATED_MEASUREMENT else 1
+        for count in bench.sizes.job_counts
     }
     (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
-    with running_lab_of(variant, bench.folder) as lab:
-        # The services are added before the agent starts, because the agent would claim their create jobs.
+    with running_lab_without_agent(variant, bench.folder) as lab:
+        # The bench adds the VMs and ends the create jobs itself. The agent would claim these jobs, so it starts later.
         services = add_services_with_vms(lab, 1 + sum(count * repeats for count, repeats in repeats_by_count.items()))
         start_agent(lab)
         _start_vms(lab, [services.pop()])  # the first run after a start fills caches
-        time.sleep(SETTLE_S)
+        time.sleep(WAIT_AFTER_JOBS_S)  # until the agent has ended all work for the job
         figures = {}
         for count, repeats in repeats_by_count.items():
-            figures_of_bursts = [_start_vms(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
+            figures_of_repeats = [_start_vms(lab, [services.pop() for _ in range(count)]) for _ in range(repeats)]
             figures[count] = {
-                name: median([burst[name] for burst in figures_of_bursts]) for name in figures_of_bursts[0]
+                name: median([repeat[name] for repeat in figures_of_repeats]) for name in figures_of_repeats[0]
             }
         return figures
 
 
 def _start_vms(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
-    """Start the VMs of all services at the same time; return the durations and the CPU times per job."""
+    """Start the VMs of all services at the same time; return the durations and the CPU times per job.
+
+    `lab.admin` calls the FulcrumCore simulator as an administrator.
+    """
     cpu_before = cpu_by_process(lab)
     for service in services:
-        lab.admin.start_action(service.service_id, "start")
+        lab.admin.request_action(service.service_id, "start")
     wait_for_jobs(lab)
     cpu_spent, count = cpu_by_process(lab) - cpu_before, len(services)
-    store = lab.core.server.store
+    store = lab.core.server.store  # the data of the FulcrumCore simulator
     with store.lock:
         jobs: list[Job] = [store.last_job_by_service_id[service.service_id] for service in services]
     all_done_s = max(job.completed_at or 0.0 for job in jobs) - min(job.created_at for job in jobs)
@@ -57,6 +61,10 @@ def _start_vms(lab: LabSystem, services: list[ServiceWithVm]) -> Json:
 
 
 def _tables(figures: Json) -> list[Table]:
+    """Return the table. A warm server is a process that has imported Ansible and forks the playbook runs.
+
+    `ratio` returns the text of a cell.
+    """
     figures_of_fewest_jobs = next(iter(figures.values()))
     rows = [
         (

@@ -3,6 +3,8 @@
 A variant is an installation of the executor that the bench compares with others. The simulator runs in the process of
 the bench; the stand-in and the agent run in other processes. All use the cores of this machine. In production,
 FulcrumCore, Proxmox and the agent run on different machines.
+
+A warm server is a process of the executor that has imported Ansible and forks the playbook runs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from smith_lab.simulator.rows import Job
 from smith_lab.system import LabSystem, running_lab, wait_for
 
 from bench.baseline import MAX_SHOWN_CHARACTERS, Variant
-from bench.measuring import WorkloadFailed, own_cpu_s, tree_cpu_s
+from bench.measuring import MeasurementFailed, own_cpu_s, tree_cpu_s
 
 #: The simulator fails a job that has not ended after this time. In production, FulcrumCore does this after 300 s. On a
 #: slow machine, a burst may take longer.
@@ -30,29 +32,32 @@ JOB_TIMEOUT_S = 1200
 START_TIMEOUT_S = 60.0
 #: The statuses of a job that has not ended.
 OPEN_STATUSES = ("Pending", "Processing")
-#: How long the bench waits after a job until the agent has ended its work for the job, and a warm server has read the
-#: output of the job's run.
-SETTLE_S = 5.0
+#: How long the bench sleeps after jobs have ended, so that the agent can end its remaining work for the jobs.
+WAIT_AFTER_JOBS_S = 5.0
 _lab_numbers = itertools.count()
 
 
 @contextmanager
-def running_agent(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
+def running_lab_with_agent(
+    variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str
+) -> Iterator[LabSystem]:
     """Run a lab with the agent of a variant for the `with` block. The agent has new folders for its data and its runs.
 
-    A first VM is created before the block, because the first playbook run of an agent fills caches. `lab.executor` is
-    the supervisor, which is the parent process of the agent.
+    A first VM is created before the block, because the first playbook run of an agent fills caches. `lab.core` is the
+    simulator. `lab.executor` is the supervisor, which is the parent process of the agent.
     """
-    with running_lab_of(variant, folder, clone_s=clone_s, **settings) as lab:
+    with running_lab_without_agent(variant, folder, clone_s=clone_s, **settings) as lab:
         start_agent(lab)
         order_services_and_wait(lab, ["first"])
-        time.sleep(SETTLE_S)
+        time.sleep(WAIT_AFTER_JOBS_S)
         yield lab
         lab.stop_executor()
 
 
 @contextmanager
-def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str) -> Iterator[LabSystem]:
+def running_lab_without_agent(
+    variant: Variant, folder: Path, *, clone_s: float = 0.0, **settings: str
+) -> Iterator[LabSystem]:
     """Run a lab for the agent of a variant for the `with` block. The caller starts the agent."""
     lab_folder = folder / f"{variant.name}-{next(_lab_numbers)}"
     lab_folder.mkdir()
@@ -67,13 +72,14 @@ def running_lab_of(variant: Variant, folder: Path, *, clone_s: float = 0.0, **se
     ):
         lab.core.set_options(job_timeout_s=JOB_TIMEOUT_S)
         lab.python = str(variant.python)
-        lab.known_setting_names = variant.setting_names()
+        # The lab gives an executor only settings that it knows. An earlier executor refuses unknown settings.
+        lab.accepted_setting_names = variant.setting_names()
         lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
         yield lab
 
 
 def start_agent(lab: LabSystem) -> None:
-    """Start the agent, and wait until it polls. If it ends instead, raises WorkloadFailed with the end of its log."""
+    """Start the agent, and wait until it polls. If it exits, raise MeasurementFailed with the end of the log."""
     executor = lab.start_executor()
 
     def has_polled_or_ended() -> bool:
@@ -82,7 +88,7 @@ def start_agent(lab: LabSystem) -> None:
     wait_for(has_polled_or_ended, START_TIMEOUT_S, "the agent to poll")
     if executor.poll() is not None:
         end_of_log = lab.log_file.read_text(encoding="utf-8", errors="replace")[-MAX_SHOWN_CHARACTERS:]
-        raise WorkloadFailed(f"the agent ended with exit code {executor.returncode}: {end_of_log}")
+        raise MeasurementFailed(f"the agent ended with exit code {executor.returncode}: {end_of_log}")
 
 
 def order_services_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
@@ -95,7 +101,7 @@ def order_services_and_wait(lab: LabSystem, names: list[str]) -> list[Job]:
 
 
 def wait_for_jobs(lab: LabSystem) -> None:
-    """Wait until all jobs in the simulator have ended. Raises WorkloadFailed if a job failed."""
+    """Wait until all jobs in the simulator have ended. Raises MeasurementFailed if a job failed."""
     store = lab.core.server.store
 
     def have_all_ended() -> bool:
@@ -106,7 +112,7 @@ def wait_for_jobs(lab: LabSystem) -> None:
     with store.lock:
         error_texts = [job.error_message for job in store.jobs.values() if job.status == "Failed"]
     if error_texts:
-        raise WorkloadFailed(f"{len(error_texts)} jobs failed: {error_texts[0]}")
+        raise MeasurementFailed(f"{len(error_texts)} jobs failed: {error_texts[0]}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from smith_lab.system import LabSystem
 
 from bench.baseline import BASELINE, CURRENT
 from bench.labs import order_services_and_wait, wait_for_jobs
-from bench.measuring import WorkloadFailed, median
+from bench.measuring import MeasurementFailed, median
 from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
 
 Json = dict[str, Any]
@@ -21,11 +21,14 @@ MAX_LATENCY_S = {"create": 0.45, "start": 0.45, "stop": 1.4}
 
 
 def measure(bench: Bench) -> Json:
-    """Return the times of create, start and stop of one VM and their medians, by executor. A clone takes no time."""
+    """Return the times of create, start and stop of one VM and their medians, by variant. A clone takes no time.
+
+    A variant is a version of the executor.
+    """
     seconds_by_variant: dict[str, dict[str, list[float]]] = {
         variant.name: {action: [] for action in ACTIONS} for variant in bench.executor_variants()
     }
-    labs = bench.idle_labs()
+    labs = bench.labs_with_agents()
     for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):  # a warm-up round has a negative number
         for name in in_alternating_order(list(labs), number):
             seconds_by_action = _measure_actions(labs[name])
@@ -33,16 +36,17 @@ def measure(bench: Bench) -> Json:
                 for action, seconds in seconds_by_action.items():
                     seconds_by_variant[name][action].append(seconds)
     return {
-        name: {action: {"median_s": median(values), "each_s": values} for action, values in by_action.items()}
+        name: {action: {"median_s": median(values), "s_by_round": values} for action, values in by_action.items()}
         for name, by_action in seconds_by_variant.items()
     }
 
 
 def _measure_actions(lab: LabSystem) -> dict[str, float]:
+    """Create, start and stop a VM. `lab.admin` calls the FulcrumCore simulator as an administrator."""
     (job,) = order_services_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
     seconds = {"create": _poll_to_report_s(lab, job)}
     for action in ("start", "stop"):
-        lab.admin.start_action(job.service_id, action)
+        lab.admin.request_action(job.service_id, action)
         wait_for_jobs(lab)
         with lab.core.server.store.lock:
             last_job = lab.core.server.store.last_job_by_service_id[job.service_id]
@@ -51,16 +55,23 @@ def _measure_actions(lab: LabSystem) -> dict[str, float]:
 
 
 def _poll_to_report_s(lab: LabSystem, job: Job) -> float:
-    """Return the time from the first poll after the job's creation to the arrival of the job's report."""
+    """Return the time from the first poll after the job's creation to the arrival of the job's report.
+
+    `lab.core.history` returns the requests that the FulcrumCore simulator has received.
+    """
     polls = lab.core.history(method="GET", path_end="/jobs/pending")
     polled_at = next((poll["time"] for poll in polls if poll["time"] >= job.created_at), None)
     (report,) = lab.core.history(method="POST", path_end=f"/{job.id}/complete")
     if polled_at is None:
-        raise WorkloadFailed(f"no poll before the report of job {job.id}")
+        raise MeasurementFailed(f"no poll before the report of job {job.id}")
     return float(report["time"] - polled_at)
 
 
 def _tables(figures: Json) -> list[Table]:
+    """Return the table. `ratio` makes the text of a cell: "-" if the baseline was not measured.
+
+    The baseline is the executor of an earlier commit.
+    """
     rows = [
         (
             action,

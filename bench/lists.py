@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from typing import Any
 from unittest.mock import patch
 
-from bench.measuring import WorkloadFailed, median, percentile
+from bench.measuring import MeasurementFailed, median, percentile
 from executor.cli.app import build_root_command
 
 Json = dict[str, Any]
@@ -48,7 +48,7 @@ def _measure_command(command: str, repeats: int) -> dict[str, float]:
         with redirect_stdout(output):
             exit_code = root_command(command.split(), prog_name="smith", standalone_mode=False)
         if exit_code:
-            raise WorkloadFailed(f"smith {command}: exit code {exit_code}")
+            raise MeasurementFailed(f"smith {command}: exit code {exit_code}")
         if number >= 0:
             durations_ms.append(1000 * (time.perf_counter() - start_time_s))
     output_bytes = len(output.getvalue().encode())

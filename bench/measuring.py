@@ -20,12 +20,12 @@ from executor.processes.memory import process_tree_memory_mib
 CPU_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 #: The root folder of the project.
 ROOT = Path(__file__).resolve().parents[1]
-#: The interval between two samples of memory. A sample stops each process for milliseconds, so the bench measures no
-#: durations while it samples memory.
+#: The interval between two samples of memory. The kernel blocks a process for milliseconds while it counts the memory
+#: of the process, so the bench measures no durations while it samples memory.
 MEMORY_SAMPLE_INTERVAL_S = 0.5
 
 
-class WorkloadFailed(RuntimeError):
+class MeasurementFailed(RuntimeError):
     """A job, a playbook run or a process of the measured work failed, so there are no figures to compare."""
 
 
@@ -44,8 +44,8 @@ class _ProcessStat:
 def tree_cpu_s(root_pid: int) -> float:
     """Return the CPU time of the processes in a tree, and of their children that have ended.
 
-    The CPU time is the sum of the user time and the system time. Zombies are included: the kernel adds their CPU time
-    to the time of the parent's children only when the parent has waited for them.
+    The CPU time is the sum of the user time and the system time. Zombies are included: their CPU time is not yet in
+    the `children_cpu_s` of the parent.
     """
     stats = _process_stats()
     return sum(stats[pid].own_cpu_s + stats[pid].children_cpu_s for pid in _tree_pids(root_pid, stats))
@@ -83,7 +83,7 @@ def _tree_pids(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
 class CpuUse:
     """The CPU time that all processes of the bench used, and the share of the machine that other processes used."""
 
-    own_s: float = 0.0
+    bench_cpu_s: float = 0.0
     others_share: float = 0.0
 
 
@@ -95,11 +95,11 @@ def measure_cpu_use() -> Iterator[CpuUse]:
     """
     cpu_use = CpuUse()
     busy_before_s, total_before_s = _machine_cpu_s()
-    own_before_s = tree_cpu_s(os.getpid())
+    bench_before_s = tree_cpu_s(os.getpid())
     yield cpu_use
     busy_s, total_s = _machine_cpu_s()
-    cpu_use.own_s = tree_cpu_s(os.getpid()) - own_before_s
-    others_s = busy_s - busy_before_s - cpu_use.own_s
+    cpu_use.bench_cpu_s = tree_cpu_s(os.getpid()) - bench_before_s
+    others_s = busy_s - busy_before_s - cpu_use.bench_cpu_s
     cpu_use.others_share = max(others_s / max(total_s - total_before_s, 1 / CPU_TICKS_PER_S), 0.0)
 
 
@@ -129,7 +129,7 @@ def sample_peak_memory(root_pid: int) -> Iterator[MemoryPeak]:
 
     def sample_until_stopped() -> None:
         while not stop_requested.wait(MEMORY_SAMPLE_INTERVAL_S):
-            peak.mib = max(peak.mib, process_tree_memory_mib(root_pid, include_root=False))
+            peak.mib = max(peak.mib, process_tree_memory_mib(root_pid, include_root_process=False))
 
     thread = threading.Thread(target=sample_until_stopped, daemon=True)
     thread.start()
@@ -158,7 +158,8 @@ def median(values: Sequence[float]) -> float:
 def machine_facts() -> dict[str, object]:
     """Return the facts about this machine and its software that influence the figures.
 
-    A high `load_before` means that other processes were running when the bench started.
+    A high `load_before` means that other processes were running when the bench started. `fakepve` is the package that
+    the Proxmox stand-in uses.
     """
     memory_kib = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])  # the first line is MemTotal
     return {

@@ -1,7 +1,8 @@
 """Counts the requests of agents to PostgreSQL, FulcrumCore and Proxmox: without jobs, for each job and for each VM.
 
-The counts do not depend on the load of the machine. From the counts, `bench.planning` computes the load with more
-agents and more VMs. A node is one of several agents that use the same database.
+The counts are the same on a busy machine. From the counts, `bench.planning` computes the load with more agents and
+more VMs. In names such as `bench.sizes.node_counts`, a node is an agent and not a Proxmox node. All agents use the
+same database.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ from typing import Any
 
 from smith_lab.system import LabSystem, wait_for
 
-from bench.baseline import CURRENT
-from bench.labs import SETTLE_S, START_TIMEOUT_S, order_services_and_wait, running_lab_of, wait_for_jobs
+from bench.labs import (
+    START_TIMEOUT_S,
+    WAIT_AFTER_JOBS_S,
+    order_services_and_wait,
+    running_lab_without_agent,
+    wait_for_jobs,
+)
 from bench.part import POLL_INTERVAL_S, Bench, Part, Table
 from bench.planning import planning_tables
 
 Json = dict[str, Any]
 #: The kinds of requests that are counted. Each COMMIT and each ROLLBACK is counted as a transaction. BEGIN, COMMIT and
-#: ROLLBACK are not counted as statements.
+#: ROLLBACK are not counted as statements. Polls, heartbeats, metric posts and other calls are requests to FulcrumCore.
+#: A poll asks for pending jobs, and a metric post sends one metric value of a VM.
 KINDS = ("statements", "transactions", "polls", "heartbeats", "other calls", "metric posts", "proxmox requests")
 #: The interval at which the agents send metrics. It is half of the default, so that the bench takes less time.
 METRICS_INTERVAL_S = 30.0
@@ -36,7 +43,10 @@ BEGIN_WORDS, END_WORDS = frozenset({"BEGIN"}), frozenset({"COMMIT", "ROLLBACK"})
 
 @dataclass(kw_only=True)
 class LabWithDatabase:
-    """A lab with several agents, and the log of the PostgreSQL server that they use."""
+    """A lab with several agents, and the log of the PostgreSQL server that they use.
+
+    `lab.core` is the FulcrumCore simulator, which records all calls. `lab.admin` calls it as an administrator.
+    """
 
     lab: LabSystem
     database_log: Path
@@ -76,28 +86,31 @@ def _measure(bench: Bench) -> Json:
 
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
-    """Return the requests of all agents: per second without jobs, per job, and per running VM and round of metrics."""
+    """Return the requests of all agents: per second without jobs, per job, and for the metrics of a running VM."""
+    # `node_jobs` is the number of VMs. Each VM has a create job and a start job.
     vm_count, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
     with running_agents(bench, agent_count) as lab_with_database:
-        # The first playbook run sends more requests, so its requests are not counted. Its VM stays stopped.
+        # The first playbook run sends more requests, so its requests are not counted. Its VM stays stopped, so it
+        # has no metrics.
         order_services_and_wait(lab_with_database.lab, ["first"])
-        time.sleep(SETTLE_S)
+        time.sleep(WAIT_AFTER_JOBS_S)
         idle_counts = lab_with_database.counts_during(window_s)
         start_time_s, counts_before = time.monotonic(), lab_with_database.counts()
         create_jobs = order_services_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(vm_count)])
         for job in create_jobs:
-            lab_with_database.lab.admin.start_action(job.service_id, "start")
+            lab_with_database.lab.admin.request_action(job.service_id, "start")
         wait_for_jobs(lab_with_database.lab)
-        time.sleep(SETTLE_S)
+        time.sleep(WAIT_AFTER_JOBS_S)
         counts_with_jobs, took_s = lab_with_database.counts() - counts_before, time.monotonic() - start_time_s
-        time.sleep(METRICS_INTERVAL_S)  # in the first interval, an agent sends fewer values of a VM
+        time.sleep(METRICS_INTERVAL_S)  # a VM's first metrics lack network and disk rates, which need two readings
         metrics_counts = lab_with_database.counts_during(METRICS_INTERVAL_S)
         # The requests that the agents would also have sent without jobs are subtracted.
         counts_of_jobs = {kind: counts_with_jobs[kind] - idle_counts[kind] * took_s / window_s for kind in KINDS}
         return {
+            # without jobs
             "per_s": {kind: idle_counts[kind] / window_s for kind in KINDS},
-            # Each VM had two jobs: create and start.
             "per_job": {kind: max(0.0, count) / (2 * vm_count) for kind, count in counts_of_jobs.items()},
+            # in one metrics interval
             "posts_per_vm": metrics_counts["metric posts"] / vm_count,
         }
 
@@ -106,26 +119,31 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 def running_agents(
     bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str
 ) -> Iterator[LabWithDatabase]:
-    """Run agents with these settings, which all use one new PostgreSQL server. The server logs every statement."""
+    """Run agents with these settings, which all use one new PostgreSQL server. The server logs every statement.
+
+    A clone takes `clone_s` seconds; with 0, all Proxmox tasks take no time.
+    """
     from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
 
     binaries = databases.postgres_binaries()
     if binaries is None:
         raise RuntimeError("this part needs PostgreSQL's server programs, which this machine does not have")
-    (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
-    options = (*databases.FAST, "log_statement=all")
+    options = (*databases.FAST, "log_statement=all")  # FAST: options that make PostgreSQL fast but not crash-safe
     with ExitStack() as stack:
-        cluster = stack.enter_context(databases.empty_cluster(binaries, options))
-        cluster.execute("CREATE DATABASE smith")
+        postgres_server = stack.enter_context(databases.empty_cluster(binaries, options))
+        postgres_server.execute("CREATE DATABASE smith")
         settings = {
-            "SMITH_DATABASE_URL": cluster.url("smith"),
+            "SMITH_DATABASE_URL": postgres_server.url("smith"),
             "SMITH_METRICS_INTERVAL_S": f"{METRICS_INTERVAL_S:g}",
             "FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S,
         }
         settings |= agent_settings
-        lab = stack.enter_context(running_lab_of(variant, bench.folder, clone_s=clone_s, **settings))
+        lab = stack.enter_context(
+            running_lab_without_agent(bench.current_variant, bench.folder, clone_s=clone_s, **settings)
+        )
         for number in range(agent_count):
             folder = lab.folder / f"node-{number}"
+            # This LabSystem has the simulator and stand-in of `lab`, but its own executor (the program of an agent).
             agent_lab = lab.copy_for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
             stack.callback(agent_lab.stop_executor)
             agent_lab.start_executor()
@@ -134,7 +152,7 @@ def running_agents(
                 START_TIMEOUT_S,
                 "the agent to be ready",
             )
-        yield LabWithDatabase(lab=lab, database_log=cluster.folder / "log")
+        yield LabWithDatabase(lab=lab, database_log=postgres_server.folder / "log")
 
 
 def _tables(figures: Json) -> list[Table]:
@@ -146,7 +164,7 @@ def _tables(figures: Json) -> list[Table]:
     ]
     rows.append(
         (
-            "per running VM and round of metrics",
+            "per running VM and metrics interval",
             "metric posts",
             *(f"{counts['posts_per_vm']:.1f}" for counts in figures.values()),
         )

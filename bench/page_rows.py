@@ -1,4 +1,4 @@
-"""Fills a database with ended jobs and their runs, mappings and audit entries, for the part `pages`."""
+"""Fills a database with ended jobs and their runs, mappings and audit entries, for the benchmark bench/pages.py."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ ROWS_PER_INSERT = 5_000
 JOBS_PER_FAILURE = 10
 #: Of this number of jobs, one has a mapping and an audit entry.
 JOBS_PER_MAPPING = 20
+#: The number of FulcrumCore's service groups to which the jobs belong.
+GROUP_COUNT = 97
 #: The time from the creation of a job to the creation of the next job: 100,000 jobs fill about two weeks.
 JOB_INTERVAL_S = 12
 #: The number of a job plus this number is the VMID of the job's VM. The first job has the number 0.
@@ -45,11 +47,12 @@ def add_ended_jobs(engine: Engine, count: int) -> None:
 
 
 def _job_row(number: int, created_at: datetime) -> Json:
+    """Return the row of an ended job. `core_created_at` is the time at which FulcrumCore created the job."""
     has_failed = number % JOBS_PER_FAILURE == 0
     return {
         "fulcrum_id": str(uuid.UUID(int=number)),
         "service_id": str(uuid.uuid4()),
-        "group_id": f"group-{number % 97}",
+        "group_id": f"group-{number % GROUP_COUNT}",
         "action": ("create", "start", "stop", "update")[number % 4],
         "params": {"cores": 2, "memoryMb": 2048, "diskGb": 10},
         "service": {"name": f"service-{number}", "properties": {"cores": 2, "memoryMb": 2048, "diskGb": 10}},
@@ -71,6 +74,7 @@ def _job_row(number: int, created_at: datetime) -> Json:
 
 
 def _run_row(number: int, job: Json) -> Json:
+    """Return the row of a job's run. `story` is the summary of the run that the job's page shows."""
     tasks = [{"task": f"Task {task}", "at": task, "seconds": 0.4, "outcome": "ok", "message": ""} for task in range(5)]
     return {
         "ident": f"run-{number}",

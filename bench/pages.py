@@ -1,4 +1,4 @@
-"""Measures pages and lists with many jobs in the database, and the CPU time that viewers of a running job cost.
+"""Measures web pages and list commands (as `smith jobs list`) with many jobs, and the CPU time for viewers of a job.
 
 A viewer is an HTTP connection that receives the live output of the job, as a browser with the job's page does.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 from smith_lab.system import LabSystem, wait_for
 
-from bench.job_rows import postgres_url
-from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
+from bench.job_rows import postgres_url_if_installed
+from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_without_agent, start_agent
 from bench.lists import measure_list_commands
-from bench.measuring import WorkloadFailed, median, own_cpu_s, percentile
+from bench.measuring import MeasurementFailed, median, own_cpu_s, percentile
 from bench.page_rows import JOBS_PER_MAPPING, VMID_OFFSET, add_ended_jobs
 from bench.part import Bench, Goal, Part, Table
 from executor.database import schema
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 TOKEN = "a-token-of-the-bench"  # noqa: S105
 #: How many times each page is requested before the measurement.
 WARM_UP_REPEATS = 3
-#: The goals: the maximum median duration of a page or list, and the maximum share of a core for all viewers together.
+#: The goals: the maximum median duration of a page or list command, and the maximum share of a core for all viewers.
 MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
 VIEWER_COUNT = 20
 #: How long the clone of the watched job takes: longer than the measurements without and with viewers.
@@ -39,10 +39,10 @@ REQUEST_TIMEOUT_S = 60.0
 
 
 def measure(bench: Bench) -> Json:
-    """Return the durations of each page and list on each kind of database, and the CPU use without and with viewers."""
+    """Return the durations of each page and list command on each database, and the CPU use without and with viewers."""
     figures: Json = {"pages": {}, "lists": {}}
     _add_durations(bench, figures, "SQLite", None)
-    with postgres_url() as url:
+    with postgres_url_if_installed() as url:
         if url:
             _add_durations(bench, figures, "PostgreSQL", url)
     figures["viewers"] = _measure_viewers(bench)
@@ -54,11 +54,11 @@ def measure(bench: Bench) -> Json:
 
 
 def _add_durations(bench: Bench, figures: Json, database: str, database_url: str | None) -> None:
-    """Measure the pages and lists with a database, and add the durations to the figures. Without a URL, use SQLite."""
+    """Measure pages and list commands with a database; add the durations to the figures. Without a URL, use SQLite."""
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
-    with running_lab_of(bench.executor_variants()[-1], bench.folder, **settings) as lab:
+    with running_lab_without_agent(bench.current_variant, bench.folder, **settings) as lab:
         lab.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = open_engine(database_url or f"sqlite:///{lab.data_dir / 'smith.db'}")
         schema.upgrade(engine)
@@ -83,7 +83,7 @@ def _path_by_page(bench: Bench) -> dict[str, str]:
         "jobs, action": "/jobs?action=stop",
         "jobs, rare action": "/jobs?action=none-has-it",
         "jobs, not reported": "/jobs?unreported=1",
-        "jobs, oldest": f"/jobs?before={jobs // 50}",
+        "jobs, oldest": f"/jobs?before={jobs // 50}",  # the jobs with lower ids: the oldest 2 %
         "jobs of a VM": "/jobs?q=web-40",
         "jobs of a VMID": f"/jobs?q={VMID_OFFSET + JOBS_PER_MAPPING}",
         "jobs, no match": "/jobs?q=no-such-vm",
@@ -109,7 +109,7 @@ def _measure_page(port: int, path: str, repeats: int) -> dict[str, float]:
         response = connection.getresponse()
         size = len(response.read())
         if response.status != http.client.OK:
-            raise WorkloadFailed(f"{path}: HTTP {response.status}")
+            raise MeasurementFailed(f"{path}: HTTP {response.status}")
         if number >= 0:
             durations_ms.append(1000 * (time.perf_counter() - started_at_s))
     connection.close()
@@ -128,9 +128,10 @@ def _pages_port(lab: LabSystem) -> int:
 
 def _measure_viewers(bench: Bench) -> Json:
     """Return the share of a core that the agent uses while a job runs, without and with viewers of the job."""
-    window_s = bench.sizes.idle_window_s
-    variant = bench.executor_variants()[-1]
-    with running_lab_of(variant, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN) as lab:
+    window_s = bench.sizes.idle_window_s  # one option sets the window of the parts `idle` and `pages`
+    with running_lab_without_agent(
+        bench.current_variant, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN
+    ) as lab:
         start_agent(lab)
         lab.order_service("watched")
         wait_for(lambda: lab.log_events("playbook_started"), START_TIMEOUT_S, "the run")
@@ -151,6 +152,7 @@ def _measure_viewers(bench: Bench) -> Json:
 
 
 def _agent_share_of_core(lab: LabSystem, window_s: float) -> float:
+    """Return the share of a core that the agent process, without its child processes, uses in the next `window_s`."""
     pid = agent_pid(lab)
     started_at_s, cpu_before_s = time.monotonic(), own_cpu_s(pid)
     time.sleep(window_s)
@@ -168,7 +170,7 @@ def _open_viewers(port: int, count: int) -> Iterator[Any]:
             connection.request("GET", "/jobs/1/events", headers={"Authorization": f"Bearer {TOKEN}"})
             response = connection.getresponse()
             if response.status != http.client.OK:
-                raise WorkloadFailed(f"stream {number + 1}: HTTP {response.status}")
+                raise MeasurementFailed(f"viewer {number + 1}: HTTP {response.status}")
             threading.Thread(target=_count_received_bytes, args=(response, byte_counts, number), daemon=True).start()
         yield lambda: sum(byte_counts)
 
@@ -191,7 +193,7 @@ def _tables(figures: Json) -> list[Table]:
     return [
         _durations_table(f"Pages with {figures['jobs']:,} jobs", "page", figures["pages"]),
         _durations_table(
-            f"Commands with {figures['jobs']:,} jobs, without the start of a process", "command", figures["lists"]
+            f"List commands with {figures['jobs']:,} jobs, without the start of Python", "command", figures["lists"]
         ),
         Table(title="Viewers of a running job", headings=("viewers", "agent's share of a core"), rows=shares),
     ]
@@ -215,7 +217,7 @@ def _goals(figures: Json) -> list[Goal]:
             measured=max(values["p50_ms"] for values in durations.values()),
             unit="ms",
         )
-        for key, kind in (("pages", "page"), ("lists", "list of a command"))
+        for key, kind in (("pages", "page"), ("lists", "list command"))
         for database, durations in figures[key].items()
     ]
     share = 100 * (viewers["with"] - viewers["without"])
@@ -224,5 +226,8 @@ def _goals(figures: Json) -> list[Goal]:
 
 
 PART = Part(
-    help="pages and lists with many jobs; viewers of a running job", measure=measure, tables=_tables, goals=_goals
+    help="web pages and list commands with many jobs; viewers of a running job",
+    measure=measure,
+    tables=_tables,
+    goals=_goals,
 )

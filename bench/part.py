@@ -15,8 +15,8 @@ from typing import Any
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import LabSystem
 
-from bench.baseline import Variant
-from bench.labs import running_agent
+from bench.baseline import CURRENT, Variant
+from bench.labs import running_lab_with_agent
 from bench.playbooks import PlaybookProcess, running_playbook_process
 from bench.sizes import Sizes
 
@@ -42,7 +42,7 @@ class Goal:
     limit: float
     measured: float
     unit: str = ""
-    is_minimum: bool = False  #: whether the figure must be at least the limit, and not at most
+    is_minimum: bool = False  #: True: the figure must be at least the limit; False: at most
 
     @property
     def is_reached(self) -> bool:
@@ -52,21 +52,29 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Bench:
-    """The objects that all parts share: variants, sizes, processes that run playbooks, and labs."""
+    """The objects that all parts share: variants, processes that run playbooks, and labs (simulators with an agent)."""
 
     variants: list[Variant]
-    sizes: Sizes
+    sizes: Sizes  #: how much is measured, such as the number of rounds and of VMs
     folder: Path  #: a temporary folder
     stack: ExitStack  #: ends the processes when the bench ends
     _processes: list[PlaybookProcess] = field(default_factory=list)
-    _idle_labs: dict[str, LabSystem] = field(default_factory=dict)
+    _labs_with_agents: dict[str, LabSystem] = field(default_factory=dict)
+
+    @property
+    def current_variant(self) -> Variant:
+        """The variant with the executor of this checkout."""
+        return next(variant for variant in self.variants if variant.name == CURRENT)
 
     def executor_variants(self) -> list[Variant]:
         """Return the variants that run playbooks with an executor, and not with ansible-runner alone."""
         return [variant for variant in self.variants if variant.runs_executor]
 
     def playbook_processes(self) -> list[PlaybookProcess]:
-        """Return a process for each variant. The first call starts these processes, with one stand-in for all."""
+        """Return, for each variant, a process that runs the playbooks of the variant without an agent.
+
+        The first call starts the processes and one stand-in, which all processes use.
+        """
         if not self._processes:
             stand_in: ProxmoxStandIn = self.stack.enter_context(running_stand_in())
             self._processes = [
@@ -75,16 +83,17 @@ class Bench:
             ]
         return self._processes
 
-    def idle_labs(self) -> dict[str, LabSystem]:
+    def labs_with_agents(self) -> dict[str, LabSystem]:
         """Return a lab with an idle agent for each variant with an executor, by name. The first call starts the labs.
 
-        Proxmox tasks take no time. The agents poll at their default interval, and not at the shorter interval of labs.
+        Proxmox tasks take no time. The agents poll at the agent's default interval. By default, a lab sets a shorter
+        interval.
         """
-        if not self._idle_labs:
+        if not self._labs_with_agents:
             for variant in self.executor_variants():
-                lab = running_agent(variant, self.folder, FULCRUM_POLL_INTERVAL_S=POLL_INTERVAL_S)
-                self._idle_labs[variant.name] = self.stack.enter_context(lab)
-        return self._idle_labs
+                lab = running_lab_with_agent(variant, self.folder, FULCRUM_POLL_INTERVAL_S=POLL_INTERVAL_S)
+                self._labs_with_agents[variant.name] = self.stack.enter_context(lab)
+        return self._labs_with_agents
 
 
 @dataclass(frozen=True, kw_only=True)

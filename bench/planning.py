@@ -1,8 +1,8 @@
 """Computes the load of database, FulcrumCore and Proxmox with more nodes and VMs than the bench can run.
 
-A node is one agent process. All nodes share one PostgreSQL database. The part `nodes` of the bench counts requests with
-a few nodes, and these pure functions compute the load from the counts. `bench.report` writes the table to
-docs/planning.md.
+A node is one agent process. All nodes share one PostgreSQL database, and FulcrumCore knows all nodes as one agent. The
+part `nodes` of the bench counts requests with a few nodes, and these pure functions compute the load from the counts.
+`bench.report` writes the table to docs/planning.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.part import Table
-from executor.agent.metrics import MAX_ENTRIES_PER_S
+from executor.agent.metrics import MAX_ENTRIES_PER_S, SENDING_SHARE_OF_INTERVAL
 
 Json = dict[str, Any]
 #: The number of nodes and the number of VMs in each row of the table.
@@ -36,9 +36,11 @@ class Load:
     jobs_per_s: float
     statements_per_s: float
     transactions_per_s: float
-    core_calls_per_s: float  #: without metrics
+    fulcrum_calls_per_s: float  #: without metrics
     metric_posts_per_s: float  #: the rate that would be needed to send the metrics of all VMs in each interval
-    metrics_round_s: float  #: how long the agent, which limits its rate, takes to send the metrics of all VMs
+    #: The time to send the metrics of all VMs once. Only one node sends them. It sends at most MAX_ENTRIES_PER_S
+    #: metric entries per second, during the share SENDING_SHARE_OF_INTERVAL of each interval.
+    metrics_round_s: float
     proxmox_requests_per_s: float
 
 
@@ -46,7 +48,7 @@ def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
     """Return the load in the busiest hour. `figures` are the counts of the part `nodes`, by number of nodes."""
     jobs_per_s = vm_count * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR_FACTOR
     per_job = figures[_largest_node_count(figures)]["per_job"]
-    posts_of_a_round = vm_count * figures[_largest_node_count(figures)]["posts_per_vm"]
+    posts_per_interval = vm_count * figures[_largest_node_count(figures)]["posts_per_vm"]
 
     def per_s(kind: str) -> float:
         return idle_per_s(figures, kind, node_count) + jobs_per_s * per_job[kind]
@@ -55,9 +57,10 @@ def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
         jobs_per_s=jobs_per_s,
         statements_per_s=per_s("statements"),
         transactions_per_s=per_s("transactions"),
-        core_calls_per_s=sum(per_s(kind) for kind in CALL_KINDS),
-        metric_posts_per_s=posts_of_a_round / METRICS_INTERVAL_S,
-        metrics_round_s=max(METRICS_INTERVAL_S, posts_of_a_round / MAX_ENTRIES_PER_S),
+        fulcrum_calls_per_s=sum(per_s(kind) for kind in CALL_KINDS),
+        metric_posts_per_s=posts_per_interval / METRICS_INTERVAL_S,
+        # A post sends one metric entry.
+        metrics_round_s=max(METRICS_INTERVAL_S, posts_per_interval / (MAX_ENTRIES_PER_S * SENDING_SHARE_OF_INTERVAL)),
         proxmox_requests_per_s=per_s("proxmox requests"),
     )
 
@@ -88,7 +91,7 @@ def planning_tables(figures: Json) -> list[Table]:
                 _format_number(load.statements_per_s),
                 _format_number(load.transactions_per_s),
                 f"{node_count * IDLE_CONNECTIONS:,} to {node_count * MAX_CONNECTIONS:,}",
-                _format_number(load.core_calls_per_s),
+                _format_number(load.fulcrum_calls_per_s),
                 _format_number(load.metric_posts_per_s),
                 _format_duration(load.metrics_round_s),
                 _format_number(load.proxmox_requests_per_s),
@@ -98,14 +101,14 @@ def planning_tables(figures: Json) -> list[Table]:
         *("nodes", "VMs", "jobs/h", "statements/s", "transactions/s", "connections"),
         *(
             "FulcrumCore: calls/s",
-            "metric posts/s for the interval",
-            "duration of a round of metrics",
+            "metric posts/s that all VMs need",
+            "time to send the metrics of all VMs once",
             "Proxmox: requests/s",
         ),
     )
     return [
         Table(
-            title="Computed: the busiest hour, with one agent identity on one Proxmox cluster",
+            title="Computed: the busiest hour; FulcrumCore knows all nodes as one agent; there is one Proxmox cluster",
             headings=headings,
             rows=rows,
         )

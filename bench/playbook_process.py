@@ -1,15 +1,18 @@
 """Runs playbooks for the bench (the benchmarks): `playbook_process.py VARIANT ROOT FOLDER`.
 
-VARIANT is an installation that the bench compares with others: plain, baseline or current (bench/baseline.py). The
-interpreter of this installation runs this file, so this file may only import modules that every variant has. ROOT is
-the checkout whose playbooks are run. FOLDER is on tmpfs, and only this process uses it. The variables PROXMOX_* contain
-the address and the credentials of Proxmox.
+VARIANT is an installation that the bench compares with others: plain (ansible-runner alone), baseline (the executor of
+an earlier commit) or current (this checkout's executor). The interpreter of this installation runs this file, so the
+imports at the top are of the standard library only. ROOT is the checkout whose playbooks are run. FOLDER is on tmpfs,
+and only this process uses it. The variables PROXMOX_* contain the address and the credentials of Proxmox.
 
 The process writes a first line to its standard output when it is ready. Then it reads batches of runs from its standard
 input. A batch is a line of JSON with the members `slots` (how many runs are done in parallel) and `runs`. A run has the
 members `action` and `vm`. If a run also has `expected_error`, it must fail, and its output must contain this text.
 After each batch, the process writes a line of JSON: `spans` (the start and the end of each run, in seconds since the
 start of the batch) or `error`.
+
+The variants baseline and current do warm runs: a warm server is a process that has imported Ansible, and forks a
+process for each run.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ def main(variant: str, root: str, folder: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of Ansible does not mix with the answers
-    open_variant = {"plain": _plain_runner, "baseline": _baseline_executor, "current": _current_executor}[variant]
-    with open_variant(Path(root), Path(folder)) as run_playbook:
+    start_variant = {"plain": _plain_runner, "baseline": _baseline_executor, "current": _current_executor}[variant]
+    with start_variant(Path(root), Path(folder)) as run_playbook:
         answers.write("ready\n")
         for line in sys.stdin:
             answers.write(json.dumps(_run_batch(run_playbook, json.loads(line))) + "\n")
@@ -100,7 +103,7 @@ def _baseline_executor(root: Path, folder: Path) -> Iterator[RunPlaybook]:
 
     paths = RunnerPaths(ansible_home=root, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
     runner = Runner(paths, _credentials, ca_bundle=Path(os.environ["PROXMOX_CA_BUNDLE"]))
-    runner.start_warm(insist=True)
+    runner.start_warm(insist=True)  # raises an error if warm runs are not possible
     _wait_for_warm_server(runner.warm_pids)
     yield lambda action, vm: _run_with_runner(runner, PlaybookRun, root, action, vm)
     runner.stop_warm()
@@ -131,8 +134,9 @@ def _run_with_runner(runner: Any, run_class: Any, root: Path, action: str, vm: J
     return finished_run.rc == 0, output
 
 
-def _wait_for_warm_server(get_pids: Callable[[], object]) -> None:
-    while not get_pids():
+def _wait_for_warm_server(warm_server_pids: Callable[[], object]) -> None:
+    """Wait until the function returns the process id of a warm server, or a list of such ids."""
+    while not warm_server_pids():
         time.sleep(0.1)
 
 

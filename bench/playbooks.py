@@ -22,12 +22,12 @@ from typing import IO, Any, cast
 from smith_lab.proxmox.stand_in import ProxmoxStandIn
 
 from bench.baseline import Variant, inherited_environment
-from bench.measuring import WorkloadFailed, tree_cpu_s
+from bench.measuring import MeasurementFailed, tree_cpu_s
 
 Json = dict[str, Any]
 SCRIPT = Path(__file__).with_name("playbook_process.py")
 #: The wait after each batch, in which the processes of its last runs end. It does not count as wall time.
-SETTLE_S = 0.3
+WAIT_AFTER_BATCH_S = 0.3
 STOP_TIMEOUT_S = 60.0
 #: How many characters at the end of a failed process's error output are shown.
 MAX_SHOWN_CHARACTERS = 3000
@@ -36,24 +36,33 @@ _unused_vmids = itertools.count(200_000)
 
 @dataclass(frozen=True, kw_only=True)
 class BatchCosts:
-    """The time that a batch of runs took: wall time and CPU time."""
+    """The time that a batch of runs took: wall time and CPU time.
+
+    A warm server is a process that has imported Ansible, and forks a process for each run.
+    """
 
     wall_s: float
-    cpu_s: float  #: of the process, Ansible and warm servers, without the stand-in
+    cpu_s: float  #: of playbook_process.py and its descendants (Ansible, warm servers), without the stand-in
     stand_in_cpu_s: float
     spans: list[tuple[float, float]]  #: start and end of each run, in seconds since the start of the batch
 
 
 class PlaybookProcess:
-    """A process of playbook_process.py, which runs playbooks with one variant. All variants use the same stand-in."""
+    """A process of playbook_process.py, which runs playbooks with one variant. All variants use the same stand-in.
 
-    def __init__(self, variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> None:
+    `variant.root` is the variant's checkout, and `variant.python` the interpreter for which it is installed. The
+    process keeps its files in `folder`, which is on tmpfs, and writes its error output to a file in `log_folder`.
+    """
+
+    def __init__(self, variant: Variant, stand_in: ProxmoxStandIn, log_folder: Path) -> None:
         self.variant = variant
         self.stand_in = stand_in
         self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{variant.name}-", dir="/dev/shm"))
-        self._log = folder / f"{variant.name}.log"
+        self._log = log_folder / f"{variant.name}.log"
+        # `inherited_environment()` contains no settings of an agent. `stand_in.env()` contains the address and token of
+        # the stand-in.
         environment = inherited_environment() | stand_in.env()
-        # Plain ansible-runner finds ansible-playbook by PATH.
+        # The variant `plain`, which is ansible-runner without the executor, finds ansible-playbook by PATH.
         environment["PATH"] = f"{variant.python.parent}{os.pathsep}{environment['PATH']}"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -74,32 +83,36 @@ class PlaybookProcess:
         return self._process.pid
 
     def run(self, action: str, vm: Json) -> BatchCosts:
-        """Run one playbook. Raises WorkloadFailed."""
+        """Run one playbook. Raises MeasurementFailed."""
         return self.run_batch([{"action": action, "vm": vm}], slots=1)
 
     def run_batch(self, runs: Sequence[Json], *, slots: int) -> BatchCosts:
-        """Run playbooks, `slots` of them in parallel. Raises WorkloadFailed if a run does not end as expected."""
-        cpu_before_s, stand_in_cpu_before_s = tree_cpu_s(self.pid), tree_cpu_s(self.stand_in.pid or 0)
+        """Run playbooks, `slots` of them in parallel. Raises MeasurementFailed if a run does not end as expected."""
+        cpu_before_s, stand_in_cpu_before_s = tree_cpu_s(self.pid), self._stand_in_cpu_s()
         started_at_s = time.monotonic()
         self._requests.write(json.dumps({"slots": slots, "runs": list(runs)}) + "\n")
         self._requests.flush()
         answer = json.loads(self._read_line())
         wall_s = time.monotonic() - started_at_s
         if "error" in answer:
-            raise WorkloadFailed(f"{self.variant.name}: {answer['error']}")
-        time.sleep(SETTLE_S)
+            raise MeasurementFailed(f"{self.variant.name}: {answer['error']}")
+        time.sleep(WAIT_AFTER_BATCH_S)
         return BatchCosts(
             wall_s=wall_s,
             cpu_s=tree_cpu_s(self.pid) - cpu_before_s,
-            stand_in_cpu_s=tree_cpu_s(self.stand_in.pid or 0) - stand_in_cpu_before_s,
+            stand_in_cpu_s=self._stand_in_cpu_s() - stand_in_cpu_before_s,
             spans=[(start, end) for start, end in answer["spans"]],
         )
+
+    def _stand_in_cpu_s(self) -> float:
+        """Return the CPU time of the stand-in; 0 if it does not run."""
+        return tree_cpu_s(self.stand_in.pid or 0)  # no process has the id 0
 
     def _read_line(self) -> str:
         line = self._answers.readline()
         if not line:
             error_output = self._log.read_text(errors="replace")[-MAX_SHOWN_CHARACTERS:]
-            raise WorkloadFailed(f"{self.variant.name}: the process has ended:\n{error_output}")
+            raise MeasurementFailed(f"{self.variant.name}: the process has ended:\n{error_output}")
         return line
 
     def close(self) -> None:
@@ -114,9 +127,9 @@ class PlaybookProcess:
 
 
 @contextmanager
-def running_playbook_process(variant: Variant, stand_in: ProxmoxStandIn, folder: Path) -> Iterator[PlaybookProcess]:
+def running_playbook_process(variant: Variant, stand_in: ProxmoxStandIn, log_folder: Path) -> Iterator[PlaybookProcess]:
     """Start a process that runs playbooks for the `with` block, and end the process after the block."""
-    process = PlaybookProcess(variant, stand_in, folder)
+    process = PlaybookProcess(variant, stand_in, log_folder)
     try:
         yield process
     finally:
@@ -130,20 +143,20 @@ def new_vm() -> Json:
         "service_id": service_id,
         "vmid": next(_unused_vmids),
         "name": f"bench-{service_id[:8]}",
-        "node": "",
+        "node": "",  # the clone is on the node of its template
         "tags": ["bench"],
-        "template_vmid": 9000,
+        "template_vmid": 9000,  # a template of the stand-in
         "cores": 2,
         "memory_mib": 2048,
         "disk_gib": 10,
-        "timeout_s": 280,
+        "timeout_s": 280,  # the run fails after this time
         "shutdown_timeout_s": 5,
-        "address_timeout_s": 0,
+        "address_timeout_s": 0,  # a start does not wait for the guest's IP address
     }
 
 
-def create_in_parallel(process: PlaybookProcess, create_count: int, slots: int) -> BatchCosts:
-    """Create VMs, `slots` of them in parallel. Then remove them from the stand-in, so that its lists stay short."""
+def create_vms_in_parallel(process: PlaybookProcess, create_count: int, slots: int) -> BatchCosts:
+    """Create VMs, `slots` of them in parallel. Then remove them, so that the stand-in's list of VMs stays short."""
     vms = [new_vm() for _ in range(create_count)]
     costs = process.run_batch([{"action": "create", "vm": vm} for vm in vms], slots=slots)
     for vm in vms:
@@ -151,14 +164,17 @@ def create_in_parallel(process: PlaybookProcess, create_count: int, slots: int) 
     return costs
 
 
-def create_for_warm_up(processes: Sequence[PlaybookProcess], rounds: int) -> None:
+def create_vms_for_warm_up(processes: Sequence[PlaybookProcess], rounds: int) -> None:
     """Create one VM in each round with each process, without a measurement. These first runs fill caches."""
     for _ in range(rounds):
         for process in processes:
-            create_in_parallel(process, 1, 1)
+            create_vms_in_parallel(process, 1, 1)
 
 
 def set_clone_duration(stand_in: ProxmoxStandIn, clone_s: float) -> None:
-    """Set the duration of a clone. With 0, all Proxmox tasks of the stand-in take no time."""
+    """Set the duration of a clone in the stand-in. With 0, all Proxmox tasks take no time.
+
+    Otherwise, the other Proxmox tasks take the stand-in's default durations.
+    """
     stand_in.control("time_scale", scale=1.0 if clone_s else 0.0)
     stand_in.control("task_seconds", type="qmclone", seconds=clone_s)

@@ -1,4 +1,8 @@
-"""Draws the plots of docs/performance.md as SVG files: line charts and bar charts, without a plotting library."""
+"""Draws the plots of docs/performance.md as SVG files: line charts and bar charts, without a plotting library.
+
+The plots show the part `burst` of the bench: a benchmark in which many VMs are ordered at the same time. They compare
+variants: plain ansible-runner, the executor of an earlier commit, and this checkout's executor.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bench.burst import busy_slots
+from bench.burst import busy_slot_counts
 
 Json = dict[str, Any]
 Points = Sequence[tuple[float, float]]
@@ -21,9 +25,10 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee")
 #: The distance between two ticks of an axis is one of these numbers, times a power of ten.
 AXIS_STEPS = (1, 2, 5, 10)
 MAX_TICKS = 8
-#: Maps the names of the processes in the figures of the part `burst` to their names in the plot.
+#: The label of each process in the plot. The keys are from the figures of `burst`. The supervisor is the parent process
+#: of the agent. A warm server forks a process for each playbook run.
 LABEL_BY_PROCESS = {
-    "runs": "playbook runs, servers",
+    "runs": "playbook runs, warm servers",
     "agent": "agent",
     "supervisor": "supervisor",
     "stand_in": "stand-in",
@@ -32,22 +37,22 @@ LABEL_BY_PROCESS = {
 
 def draw_plots(results: Json, folder: Path) -> list[tuple[Path, str]]:
     """Draw the plots of the part `burst` if `results` contain it; return the path and the description of each file."""
-    bursts = results["parts"].get("burst", {}).get("figures")
-    if not bursts:
+    burst_by_variant = results["parts"].get("burst", {}).get("figures")
+    if not burst_by_variant:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     charts: dict[str, tuple[str, Callable[[], str]]] = {
         "burst": (
             "Jobs done over the time of the burst",
-            lambda: line_chart(_jobs_done_over_time(bursts), "s", "jobs done"),
+            lambda: line_chart(_jobs_done_over_time(burst_by_variant), "s", "jobs done"),
         ),
         "slots": (
             "Busy slots over the time of the burst",
-            lambda: line_chart(_busy_slots_over_time(bursts), "s", "busy slots"),
+            lambda: line_chart(_busy_slots_over_time(burst_by_variant), "s", "busy slots"),
         ),
         "processes": (
             "CPU-seconds per job of the burst, by process",
-            lambda: bar_chart(_cpu_s_by_process(bursts), "CPU-seconds per job"),
+            lambda: bar_chart(_cpu_s_by_process(burst_by_variant), "CPU-seconds per job"),
         ),
     }
     files = []
@@ -58,32 +63,36 @@ def draw_plots(results: Json, folder: Path) -> list[tuple[Path, str]]:
     return files
 
 
-def _jobs_done_over_time(bursts: Json) -> dict[str, Points]:
+def _jobs_done_over_time(burst_by_variant: Json) -> dict[str, Points]:
     return {
-        _burst_label(name, burst): [
+        _burst_label(variant_name, burst): [
             (0.0, 0.0),
             *((end, float(number)) for number, end in enumerate(sorted(_end_times(burst)), 1)),
         ]
-        for name, burst in bursts.items()
+        for variant_name, burst in burst_by_variant.items()
     }
 
 
-def _burst_label(variant: str, burst: Json) -> str:
-    return f"{variant}, {len(burst['spans'])} creates"
+def _burst_label(variant_name: str, burst: Json) -> str:
+    return f"{variant_name}, {len(burst['spans'])} creates"
 
 
 def _end_times(burst: Json) -> list[float]:
+    """Return the end of each job. A span is the start and the end of a job, in seconds since the start of the burst."""
     return [end for _start, end in burst["spans"]]
 
 
-def _busy_slots_over_time(bursts: Json) -> dict[str, Points]:
-    return {_burst_label(name, burst): [(0.0, 0.0), *busy_slots(burst["spans"])] for name, burst in bursts.items()}
-
-
-def _cpu_s_by_process(bursts: Json) -> dict[str, dict[str, float]]:
+def _busy_slots_over_time(burst_by_variant: Json) -> dict[str, Points]:
     return {
-        name: {label: burst["cpu_s_per_job"].get(process, 0.0) for process, label in LABEL_BY_PROCESS.items()}
-        for name, burst in bursts.items()
+        _burst_label(variant_name, burst): [(0.0, 0.0), *busy_slot_counts(burst["spans"])]
+        for variant_name, burst in burst_by_variant.items()
+    }
+
+
+def _cpu_s_by_process(burst_by_variant: Json) -> dict[str, dict[str, float]]:
+    return {
+        variant_name: {label: burst["cpu_s_per_job"].get(process, 0.0) for process, label in LABEL_BY_PROCESS.items()}
+        for variant_name, burst in burst_by_variant.items()
     }
 
 

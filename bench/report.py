@@ -1,6 +1,8 @@
 """Shows the results of the bench (the benchmarks): tables on the terminal; tables and plots in two pages of docs/.
 
-The pages are docs/performance.md and docs/planning.md.
+The pages are docs/performance.md and docs/planning.md. The bench consists of parts: each is one benchmark, such as
+`burst`. Many parts compare variants: plain ansible-runner, the executor of an earlier commit, and this checkout's
+executor.
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ from bench.part import Part, Table
 Json = dict[str, Any]
 PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
 PLANNING_PAGE = ROOT / "docs" / "planning.md"
-#: The parts whose tables are on PLANNING_PAGE. This page has no table of goals and no table of quietness.
+#: The parts whose tables are on PLANNING_PAGE. The tables of the goals and of how quiet the machine was are on
+#: PERFORMANCE_PAGE only.
 PLANNING_PARTS = ("nodes", "scale")
-#: The lines of a page before and after the generated figures.
+#: The lines of a page before and after the generated tables and plots.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
 #: A machine is called quiet if other processes use at most this share of its CPU time.
 MAX_QUIET_SHARE = 0.05
 
 
 def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
-    """Print the goals, the tables of each part, and how quiet the machine was."""
+    """Print the goals, the tables of each part, and how quiet the machine was.
+
+    `results["parts"]` has the figures of each measured part. `parts` defines how the figures are shown.
+    """
     for table in _all_tables(results, parts):
         console_table = rich.table.Table(*table.headings, title=table.title, title_justify="left")
         for column in console_table.columns[1:]:
@@ -38,33 +44,33 @@ def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
         console.print(console_table)
 
 
-def write_pages(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
-    """Replace the generated figures of docs/performance.md (with plots) and of docs/planning.md.
+def write_docs_pages(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
+    """Replace the generated tables of docs/performance.md and docs/planning.md, and the plots of docs/performance.md.
 
     `all_results` are the results of one or more runs of the bench. If a part was run several times, its newest results
     are used. A page without new results does not change.
     """
-    figures_by_part = {name: part for results in all_results for name, part in results["parts"].items()}
+    result_by_part = {name: result for results in all_results for name, result in results["parts"].items()}
     for page in (PERFORMANCE_PAGE, PLANNING_PAGE):
         names = [
-            name for name in parts if name in figures_by_part and (name in PLANNING_PARTS) == (page != PERFORMANCE_PAGE)
+            name for name in parts if name in result_by_part and (name in PLANNING_PARTS) == (page != PERFORMANCE_PAGE)
         ]
         if names:
-            results = {**all_results[-1], "parts": {name: figures_by_part[name] for name in names}}
-            _replace_figures(page, results, parts)
+            results = {**all_results[-1], "parts": {name: result_by_part[name] for name in names}}
+            _replace_tables_and_plots(page, results, parts)
 
 
-def _replace_figures(page: Path, results: Json, parts: Mapping[str, Part]) -> None:
+def _replace_tables_and_plots(page: Path, results: Json, parts: Mapping[str, Part]) -> None:
     text = page.read_text(encoding="utf-8")
     if PAGE_BEGIN not in text:
         raise ValueError(f"{page.name} has no line {PAGE_BEGIN}")
     plot_files = plots.draw_plots(results, page.with_suffix("")) if page == PERFORMANCE_PAGE else []
     before, _begin, after_begin = text.partition(PAGE_BEGIN)
-    _figures, _end, after = after_begin.partition(PAGE_END)
+    _old, _end, after = after_begin.partition(PAGE_END)
     images = [f"![{description}](performance/{file.name})" for file, description in plot_files]
     tables = _all_tables(results, parts) if page == PERFORMANCE_PAGE else _tables_of_parts(results, parts)
-    figures = "\n\n".join([_machine_line(results["machine"]), *map(_as_markdown, tables), *images])
-    page.write_text(f"{before}{PAGE_BEGIN}\n\n{figures}\n\n{PAGE_END}{after}", encoding="utf-8")
+    generated = "\n\n".join([_machine_line(results["machine"]), *map(_as_markdown, tables), *images])
+    page.write_text(f"{before}{PAGE_BEGIN}\n\n{generated}\n\n{PAGE_END}{after}", encoding="utf-8")
 
 
 def _all_tables(results: Json, parts: Mapping[str, Part]) -> list[Table]:
@@ -83,8 +89,8 @@ def _goals_table(measured_parts: Iterable[tuple[Part, str, Json]]) -> Table:
     for part, name, result in measured_parts:
         for goal in part.goals(result["figures"]):
             limit = f"at {'least' if goal.is_minimum else 'most'} {goal.limit:g} {goal.unit}".rstrip()
-            figure = f"{goal.measured:.3g} {goal.unit}".rstrip()
-            rows.append((goal.text, name, limit, figure, "yes" if goal.is_reached else "no"))
+            measured = f"{goal.measured:.3g} {goal.unit}".rstrip()
+            rows.append((goal.text, name, limit, measured, "yes" if goal.is_reached else "no"))
     return Table(title="Goals", headings=("figure", "part", "goal", "measured", "reached"), rows=rows)
 
 
@@ -95,13 +101,13 @@ def _quietness_table(results_by_part: Json) -> Table:
             f"{result['took_s']}",
             f"{result['own_cpu_s']:.0f}",
             f"{result['others_share']:.0%}",
-            "yes" if result["others_share"] <= MAX_QUIET_SHARE else "no: trust the ratios, not the seconds",
+            "yes" if result["others_share"] <= MAX_QUIET_SHARE else "no: only ratios between variants are reliable",
         )
         for name, result in results_by_part.items()
     ]
     return Table(
         title="How quiet the machine was",
-        headings=("part", "duration s", "CPU-s of the bench", "CPU used by others", "quiet"),
+        headings=("part", "duration s", "CPU-s of the bench", "CPU used by other processes", "quiet"),
         rows=rows,
     )
 

@@ -1,7 +1,8 @@
 """Measures the rate of jobs and the SQL statements for each job, with one, two and three agents on one PostgreSQL.
 
 Each agent has few slots and each clone takes some seconds, so a job mostly waits. The agents share the cores of this
-machine with PostgreSQL, the simulators and the bench. The table shows how busy the cores were.
+machine with PostgreSQL, the simulators and the bench. The table shows how busy the cores were. A lab consists of the
+FulcrumCore simulator, the Proxmox stand-in and the agents.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bench.labs import SETTLE_S, order_services_and_wait
+from bench.labs import WAIT_AFTER_JOBS_S, order_services_and_wait
 from bench.measuring import machine_facts, measure_cpu_use
 from bench.nodes import running_agents
 from bench.part import Bench, Goal, Part, Table
@@ -31,45 +32,54 @@ def _measure(bench: Bench) -> Json:
 
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
-    """Return the figures for this number of agents. The statements that idle agents send are not counted for jobs."""
+    """Return the figures for this number of agents. The statements that idle agents would send are subtracted."""
     creates, clone_s = bench.sizes.scale_creates * agent_count, bench.sizes.scale_clone_s
     with running_agents(bench, agent_count, clone_s=clone_s, SMITH_CONCURRENCY=f"{SLOTS}") as lab_with_database:
         # The first runs fill caches.
         order_services_and_wait(lab_with_database.lab, [f"first-{number}" for number in range(agent_count)])
-        time.sleep(SETTLE_S)
-        window_s = bench.sizes.node_window_s
+        time.sleep(WAIT_AFTER_JOBS_S)  # until the agents have ended all work for the jobs
+        window_s = bench.sizes.node_window_s  # how long the requests of the idle agents are counted
+        # The counts are the numbers of the agents' requests by kind, such as "statements".
         idle_counts = lab_with_database.counts_during(window_s)
         counts_before, started_at_s = lab_with_database.counts(), time.monotonic()
         with measure_cpu_use() as cpu_use:
             jobs = order_services_and_wait(lab_with_database.lab, [f"vm-{number}" for number in range(creates)])
-            busy_for_s = time.monotonic() - started_at_s
-        time.sleep(SETTLE_S)
-        counts, took_s = lab_with_database.counts() - counts_before, time.monotonic() - started_at_s
-        statements = counts["statements"] - idle_counts["statements"] * took_s / window_s
+            jobs_wall_s = time.monotonic() - started_at_s
+        time.sleep(WAIT_AFTER_JOBS_S)
+        counts, counted_for_s = lab_with_database.counts() - counts_before, time.monotonic() - started_at_s
+        statements = counts["statements"] - idle_counts["statements"] * counted_for_s / window_s
         first_claim_at_s = min(job.claimed_at or 0.0 for job in jobs)
-        jobs_took_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at_s
+        first_claim_to_last_end_s = max(job.completed_at or 0.0 for job in jobs) - first_claim_at_s
         cores = int(str(machine_facts()["cores"]))
         return {
             "creates": creates,
             "clone_s": clone_s,
-            "jobs_per_min": 60 * creates / jobs_took_s,
+            "jobs_per_min": 60 * creates / first_claim_to_last_end_s,
             "statements_per_job": max(0.0, statements) / creates,
-            "own_share": cpu_use.own_s / (cores * busy_for_s),
+            # the share of all cores that the bench and its child processes (agents, PostgreSQL, simulators) used
+            "own_share": cpu_use.bench_cpu_s / (cores * jobs_wall_s),
             "others_share": cpu_use.others_share,
         }
 
 
 def ratio_to_linear_growth(figures: Json, count: str) -> float:
-    """Return the rate of this number of agents, divided by the rate that linear growth from the fewest agents gives."""
-    fewest = min(figures, key=int)
-    linear_rate = figures[fewest]["jobs_per_min"] * int(count) / int(fewest)
+    """Return the measured rate of `count` agents, divided by the rate that they would reach with linear growth.
+
+    With linear growth, n agents reach n times the rate of one agent. The growth starts at the smallest measured number
+    of agents, which is one by default.
+    """
+    smallest_count = min(figures, key=int)
+    linear_rate = figures[smallest_count]["jobs_per_min"] * int(count) / int(smallest_count)
     return float(figures[count]["jobs_per_min"] / linear_rate)
 
 
 def _statements_ratio(figures: Json, count: str) -> float:
-    """Return the statements for each job with this number of agents, divided by those with the fewest agents."""
-    fewest = min(figures, key=int)
-    return float(figures[count]["statements_per_job"] / figures[fewest]["statements_per_job"])
+    """Return the statements per job with `count` agents, divided by the statements per job with one agent.
+
+    If one agent was not measured, the smallest measured number of agents replaces it.
+    """
+    smallest_count = min(figures, key=int)
+    return float(figures[count]["statements_per_job"] / figures[smallest_count]["statements_per_job"])
 
 
 def _tables(figures: Json) -> list[Table]:
@@ -89,14 +99,17 @@ def _tables(figures: Json) -> list[Table]:
     clone_s = next(iter(figures.values()))["clone_s"]
     headings = (
         *("agents", "creates", "jobs/min", "ratio to linear growth", "statements per job", "ratio to one agent"),
-        *("CPU of the bench", "CPU used by others"),
+        *("CPU used by bench and agents", "CPU used by other processes"),
     )
     title = f"Measured: agents with {SLOTS} slots each, and clones of {clone_s:g} s"
     return [Table(title=title, headings=headings, rows=rows)]
 
 
 def _goals(figures: Json) -> list[Goal]:
-    """Return the goals for each number of agents. Without free cores, there is no goal for the rate."""
+    """Return the goals for each number of agents except the smallest.
+
+    If more than MAX_BUSY_SHARE of the cores was busy, there is no goal for the rate.
+    """
     goals = []
     for count, figures_of_count in figures.items():
         if count == min(figures, key=int):

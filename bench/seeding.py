@@ -1,6 +1,7 @@
-"""Adds services with stopped VMs to a lab without running jobs, so that a workload has VMs at once.
+"""Adds services with stopped VMs to a lab without running jobs, so that a benchmark need not create the VMs.
 
-A lab consists of the FulcrumCore simulator, the Proxmox stand-in and an agent.
+A lab consists of the FulcrumCore simulator (`lab.core`), the Proxmox stand-in (`lab.proxmox`) and an agent. `lab.admin`
+calls the simulator as an administrator. `lab.ids` has the ids of objects in the simulator, and the agent's token.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from executor.fulcrum.client import FulcrumClient
 
 #: How many services are added in parallel.
 THREADS = 8
-#: VMIDs that no workload has used yet.
+#: The VMIDs of the next VMs.
 _unused_vmids = itertools.count(120_000)
 
 

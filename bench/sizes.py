@@ -1,4 +1,8 @@
-"""Defines the sizes of the benchmarks, such as the number of rounds. Each size is an option of the command line."""
+"""Defines the sizes of the benchmarks, such as the number of rounds. Each size is an option of the command line.
+
+The bench consists of parts. A part is one benchmark, such as `slots`. Variants are the installations that the bench
+compares: plain ansible-runner, the executor of an earlier commit, and this checkout's executor.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +19,28 @@ def _size(default: Any, quick: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of all parts of the bench. A create is a run of the playbook create.yml or a job of this action."""
+    """The sizes of all parts of the bench. A create is a run of the playbook create.yml or a job of this action.
+
+    In the names `node_...`, a node is an agent and not a Proxmox node.
+    """
 
     rounds: int = _size(5, 1, "how many times each variant is measured; the figures are medians")
     warm_up_rounds: int = _size(1, 0, "rounds that are not measured, at the start, to fill caches")
     slots: int = _size(8, 1, "playbooks that run in parallel, in the parts slots and memory")
     slot_creates: int = _size(24, 1, "creates in a round of the part slots")
     memory_clone_s: float = _size(8.0, 1.0, "seconds that a clone takes in the part memory")
-    burst_creates: int = _size(100, 3, "creates in a burst")
-    burst_clone_s: float = _size(10.0, 1.0, "seconds that a clone takes in a burst")
-    plain_creates: int = _size(32, 1, "creates in a burst of plain ansible-runner")
-    plain_slots: int = _size(16, 1, "playbooks of plain ansible-runner that run in parallel in a burst")
-    idle_window_s: float = _size(20.0, 3.0, "seconds of each measurement in the part idle")
-    job_counts: tuple[int, ...] = _size((1, 10, 100, 1000), (1, 3), "numbers of jobs at once in the part jobs")
+    burst_creates: int = _size(100, 3, "creates that are ordered at the same time in the part burst")
+    burst_clone_s: float = _size(10.0, 1.0, "seconds that a clone takes in the part burst")
+    plain_creates: int = _size(32, 1, "creates of plain ansible-runner in the part burst")
+    plain_slots: int = _size(16, 1, "playbooks of plain ansible-runner that run in parallel in the part burst")
+    idle_window_s: float = _size(20.0, 3.0, "seconds of each measurement of CPU use in the parts idle and pages")
+    job_counts: tuple[int, ...] = _size(
+        (1, 10, 100, 1000), (1, 3), "numbers of jobs that are ordered at the same time in the part jobs"
+    )
     row_counts: tuple[int, ...] = _size(
         (1_000, 10_000, 100_000, 1_000_000), (1_000, 5_000), "numbers of rows in the table of jobs, in the part rows"
     )
-    row_repeats: int = _size(200, 25, "how many times each operation is measured in the part rows")
+    row_repeats: int = _size(200, 25, "how many times each operation of the job queue is measured in the part rows")
     claim_rows: tuple[int, ...] = _size(
         (10_000, 1_000_000), (1_000, 4_000), "numbers of rows in the table of jobs, in the part claims"
     )
@@ -41,13 +50,19 @@ class Sizes:
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
     metrics_interval_s: float = _size(60.0, 5.0, "the agent's interval of metrics in seconds, in the part vms")
     page_jobs: int = _size(100_000, 1_000, "jobs in the database in the part pages")
-    page_repeats: int = _size(40, 3, "how many times each page is requested in the part pages")
+    page_repeats: int = _size(40, 3, "how many times each web page is requested in the part pages")
     growth_lengths: tuple[int, ...] = _size(
-        (10_000, 100_000, 1_000_000), (10_000, 100_000, 1_000_000), "lengths of the texts in the part growth, in bytes"
+        (10_000, 100_000, 1_000_000),
+        (10_000, 100_000, 1_000_000),
+        "lengths in bytes of the texts that are parsed in the part growth",
     )
     node_counts: tuple[int, ...] = _size((1, 3), (1, 2), "numbers of agents on one PostgreSQL in the part nodes")
     node_jobs: int = _size(12, 2, "VMs that are created, and then started, in the part nodes")
-    node_window_s: float = _size(30.0, 4.0, "seconds without jobs for which the parts nodes and scale count requests")
+    node_window_s: float = _size(
+        30.0,
+        4.0,
+        "seconds in which the requests and SQL statements of idle agents are counted in the parts nodes and scale",
+    )
     scale_counts: tuple[int, ...] = _size((1, 2, 3), (1, 2), "numbers of agents on one PostgreSQL in the part scale")
     scale_creates: int = _size(24, 4, "creates for each agent in the part scale")
     scale_clone_s: float = _size(10.0, 1.0, "seconds that a clone takes in the part scale")

@@ -1,6 +1,7 @@
 """Measures creates (runs of create.yml) in parallel slots, without the agent: rate, CPU time, and memory of a slot.
 
-The variants are installations that run playbooks (bench/baseline.py).
+The variants are installations that run playbooks: plain (ansible-runner alone), baseline (the executor of an earlier
+commit) and current (this checkout's executor).
 """
 
 from __future__ import annotations
@@ -10,22 +11,31 @@ from typing import Any
 from bench.baseline import BASELINE, CURRENT, PLAIN
 from bench.measuring import median, sample_peak_memory
 from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
-from bench.playbooks import BatchCosts, PlaybookProcess, create_for_warm_up, create_in_parallel, set_clone_duration
+from bench.playbooks import (
+    BatchCosts,
+    PlaybookProcess,
+    create_vms_for_warm_up,
+    create_vms_in_parallel,
+    set_clone_duration,
+)
 from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 
 
 def measure_rate(bench: Bench) -> Json:
-    """Return for each variant the rate and the CPU time of creates, with clones that take no time."""
+    """Return for each variant the rate and the CPU time of creates, with clones that take no time.
+
+    In the keys of the figures, a job is a create.
+    """
     creates, slots = bench.sizes.slot_creates, bench.sizes.slots
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
-    create_for_warm_up(processes, bench.sizes.warm_up_rounds)
+    create_vms_for_warm_up(processes, bench.sizes.warm_up_rounds)
     costs_by_variant: dict[str, list[BatchCosts]] = {process.variant.name: [] for process in processes}
     for number in range(bench.sizes.rounds):
         for process in in_alternating_order(processes, number):
-            costs_by_variant[process.variant.name].append(create_in_parallel(process, creates, slots))
+            costs_by_variant[process.variant.name].append(create_vms_in_parallel(process, creates, slots))
     return {
         name: {
             "slots": slots,
@@ -39,10 +49,10 @@ def measure_rate(bench: Bench) -> Json:
 
 
 def measure_memory(bench: Bench) -> Json:
-    """Return for each variant the memory of a slot: the growth from idle to all slots busy, divided by their number."""
+    """Return for each variant the memory of a slot: (memory with all slots busy - idle memory) / number of slots."""
     processes = bench.playbook_processes()
     set_clone_duration(processes[0].stand_in, 0)
-    create_for_warm_up(processes, bench.sizes.warm_up_rounds)
+    create_vms_for_warm_up(processes, bench.sizes.warm_up_rounds)
     set_clone_duration(processes[0].stand_in, bench.sizes.memory_clone_s)
     samples: dict[str, list[tuple[float, float]]] = {process.variant.name: [] for process in processes}
     for number in range(bench.sizes.rounds):
@@ -53,6 +63,7 @@ def measure_memory(bench: Bench) -> Json:
             "slots": bench.sizes.slots,
             "idle_mib": median([idle for idle, _peak in pairs]),
             "mib_per_slot": median([(peak - idle) / bench.sizes.slots for idle, peak in pairs]),
+            # with all slots busy
             "all_mib": median([peak for _idle, peak in pairs]),
         }
         for name, pairs in samples.items()
@@ -60,9 +71,10 @@ def measure_memory(bench: Bench) -> Json:
 
 
 def _idle_and_peak_mib(process: PlaybookProcess, slots: int) -> tuple[float, float]:
-    idle_mib = process_tree_memory_mib(process.pid, include_root=False)
+    """Return the memory of the process's descendants before a batch, and the maximum of this memory in the batch."""
+    idle_mib = process_tree_memory_mib(process.pid, include_root_process=False)
     with sample_peak_memory(process.pid) as peak:
-        create_in_parallel(process, slots, slots)
+        create_vms_in_parallel(process, slots, slots)
     return idle_mib, peak.mib
 
 
@@ -83,14 +95,14 @@ def _rate_tables(figures: Json) -> list[Table]:
         *(
             "variant",
             "creates",
-            "jobs/min",
+            "creates/min",
             "ratio to plain",
             "ratio to baseline",
-            "CPU-s per job",
+            "CPU-s per create",
             "ratio to plain",
             "ratio to baseline",
         ),
-        "CPU-s of the stand-in (not included)",
+        "CPU-s of the stand-in per create",
     )
     return [Table(title="Parallel creates with instant clones, without the agent", headings=headings, rows=rows)]
 
@@ -99,7 +111,7 @@ def _rate_goals(figures: Json) -> list[Goal]:
     if PLAIN not in figures:
         return []
     measured = figures[CURRENT]["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
-    text = f"jobs per minute in {figures[PLAIN]['slots']} slots, ratio to plain"
+    text = f"creates per minute in {figures[PLAIN]['slots']} slots, ratio to plain"
     return [Goal(text=text, limit=10, measured=measured, is_minimum=True)]
 
 

@@ -23,7 +23,7 @@ from executor.processes import process_tree
 from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
-#: How many runs are done in parallel.
+#: How many runs are done in parallel, and how many VMs there are.
 SLOTS = 8
 #: The text in the output of a refused run, which has an invalid service id.
 REFUSAL = "INVALID_REQUEST: service_id is not a UUID"
@@ -36,7 +36,8 @@ SAMPLE_COUNT = 20
 
 
 def measure(bench: Bench) -> Json:
-    """Do the runs; return samples of memory, files and processes. Raises WorkloadFailed."""
+    """Do the runs; return samples of memory, files and processes. Raises MeasurementFailed."""
+    # CURRENT is the variant with this checkout's executor.
     (process,) = [process for process in bench.playbook_processes() if process.variant.name == CURRENT]
     set_clone_duration(process.stand_in, 0)
     vms = [_add_vm(process.stand_in) for _ in range(SLOTS)]
@@ -67,7 +68,11 @@ def _runs_of(vms: list[Json], action: str) -> list[Json]:
 
 
 def _resources_in_use(process: PlaybookProcess) -> Json:
-    """Return the resources in use. The caller makes sure that no playbook runs."""
+    """Return the resources in use. The caller makes sure that no playbook runs.
+
+    `own_mib` and `threads` are of the process playbook_process.py. `servers_mib` is the memory of its descendants:
+    the warm server, which forks the processes of the runs.
+    """
     time.sleep(2)  # after this time, the processes of the last runs have ended
     pids = process_tree.descendants(process.pid)
     return {
@@ -75,7 +80,7 @@ def _resources_in_use(process: PlaybookProcess) -> Json:
         "descriptors": sum(_descriptor_count(pid) for pid in {process.pid, *pids}),
         "threads": psutil.Process(process.pid).num_threads(),
         "own_mib": psutil.Process(process.pid).memory_info().rss / 1024 / 1024,
-        "servers_mib": process_tree_memory_mib(process.pid, include_root=False),
+        "servers_mib": process_tree_memory_mib(process.pid, include_root_process=False),
         "files": sum(1 for _ in process.folder.rglob("*")),
     }
 
@@ -94,7 +99,9 @@ def _temporary_files() -> set[str]:
 def _tables(figures: Json) -> list[Table]:
     names = ("runs_done", "processes", "descriptors", "threads", "own_mib", "servers_mib", "files")
     rows = [tuple(f"{sample[name]:.0f}" for name in names) for sample in figures["samples"]]
-    title = f"Resources after many warm runs; left in temporary folders: {figures['temporary_files_left']}"
+    title = (
+        f"Resources after many warm runs; new files and folders in /tmp and /dev/shm: {figures['temporary_files_left']}"
+    )
     return [Table(title=title, headings=names, rows=rows)]
 
 

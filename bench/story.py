@@ -1,7 +1,7 @@
-"""Measures the CPU time of a job's story: to read the events of the job's run, and to store the story.
+"""Measures the CPU time that the agent needs to make and store a summary of a job's playbook run, called the story.
 
-The story is a summary of what the run has done. The measured events are the events of a real create. An agent without a
-running job collects and stores no story, so it has no such cost.
+The agent makes the story from the events of the run. The measured events are the events of a real create. An agent
+without a running job makes no story.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from smith_lab.system import LabSystem
 from sqlalchemy import insert
 
 from bench.baseline import CURRENT
-from bench.labs import SETTLE_S, cpu_by_process, order_services_and_wait
-from bench.measuring import WorkloadFailed, median
+from bench.labs import WAIT_AFTER_JOBS_S, cpu_by_process, order_services_and_wait
+from bench.measuring import MeasurementFailed, median
 from bench.part import Bench, Goal, Part, Table
 from executor.database import job_queue, job_runs, schema
 from executor.database.engine import open_engine, transaction
@@ -29,7 +29,7 @@ from executor.runs.story import RunStory
 
 Json = dict[str, Any]
 RUN_IDENT = "create-0c5d0f3a9b21"
-#: How many times the events are read, and the story is stored, for one figure.
+#: The CPU time of a call is measured as the mean of this many calls.
 REPEATS = 200
 #: The goal: the maximum share of a job's CPU time that its story costs.
 MAX_SHARE = 0.02
@@ -37,7 +37,7 @@ MAX_SHARE = 0.02
 
 def measure(bench: Bench) -> Json:
     """Return the CPU time, in seconds, of a create, of reading the events of its run, and of storing the story once."""
-    lab = bench.idle_labs()[CURRENT]
+    lab = bench.labs_with_agents()[CURRENT]  # the lab with this checkout's executor; no jobs run in it now
     cpu_s_of_creates = [_cpu_s_of_create(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
     events = _newest_create_events(lab)
     database_url = f"sqlite:///{bench.folder / 'story.db'}"
@@ -45,15 +45,16 @@ def measure(bench: Bench) -> Json:
         "job_cpu_s": median(cpu_s_of_creates[bench.sizes.warm_up_rounds :]),
         "events": len(events),
         "events_cpu_s": _cpu_s_per_call(lambda: _story_of(events)),
+        # to store the story
         "write_cpu_s": _store_cpu_s(database_url, _story_of(events).to_dict()),
     }
 
 
 def _cpu_s_of_create(lab: LabSystem) -> float:
-    """Create a VM by a job; return the CPU time of the executor's processes."""
+    """Create a VM by a job; return the CPU time of the agent, its supervisor (parent process) and the playbook run."""
     cpu_before = cpu_by_process(lab)
     order_services_and_wait(lab, [f"story-{uuid.uuid4().hex[:8]}"])
-    time.sleep(SETTLE_S)
+    time.sleep(WAIT_AFTER_JOBS_S)  # until the agent has ended all work for the job
     return (cpu_by_process(lab) - cpu_before).executor
 
 
@@ -61,7 +62,7 @@ def _newest_create_events(lab: LabSystem) -> list[Json]:
     """Return the events of the newest create."""
     files = sorted((lab.data_dir / "artifacts").glob("create-*/events.jsonl"), key=lambda file: file.stat().st_mtime)
     if not files:
-        raise WorkloadFailed("no create has left its events")
+        raise MeasurementFailed(f"no run of create.yml has left its events: see {lab.log_file}")
     return [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
 
 
@@ -84,13 +85,13 @@ def _store_cpu_s(database_url: str, story: Json) -> float:
             NewJob(
                 fulcrum_id=str(uuid.uuid4()),
                 service_id=str(uuid.uuid4()),
-                group_id=None,
+                group_id=None,  # the service is in no group
                 action="create",
                 params=None,
                 service=None,
-                defect=None,
+                defect=None,  # the job is valid
                 priority=1,
-                core_created_at=now,
+                core_created_at=now,  # when FulcrumCore created the job
                 deadline_at=now,
             ),
         )
@@ -99,7 +100,7 @@ def _store_cpu_s(database_url: str, story: Json) -> float:
 
     def store() -> None:
         with transaction(engine) as session:
-            job_runs.store_run_progress(session, RUN_IDENT, story)
+            job_runs.store_run_story(session, RUN_IDENT, story)
 
     cpu_s = _cpu_s_per_call(store)
     engine.dispose()
@@ -108,10 +109,10 @@ def _store_cpu_s(database_url: str, story: Json) -> float:
 
 def _cpu_s_per_call(operation: Callable[[], object]) -> float:
     """Return the mean CPU time of a call."""
-    started_at_cpu_s = time.process_time()
+    cpu_before_s = time.process_time()
     for _ in range(REPEATS):
         operation()
-    return (time.process_time() - started_at_cpu_s) / REPEATS
+    return (time.process_time() - cpu_before_s) / REPEATS
 
 
 def share_of_job(figures: Json) -> float:

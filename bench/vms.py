@@ -1,7 +1,7 @@
 """Measures how much CPU time an agent without jobs uses, by the number of running VMs whose metrics it sends.
 
-A turn is the time between two due times of the critical job ReportMetric, in which the agent sends metrics. The agent
-limits the rate, so it may need several turns to send the metrics of all VMs.
+A turn is one metrics interval (SMITH_METRICS_INTERVAL_S): in each, the critical job ReportMetric sends metrics. The
+agent limits the rate, so it may need several intervals to send the metrics of all VMs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 from smith_lab.system import LabSystem, wait_for
 
-from bench.baseline import CURRENT
-from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_of, start_agent
+from bench.labs import START_TIMEOUT_S, agent_pid, running_lab_without_agent, start_agent
 from bench.measuring import measure_cpu_use, own_cpu_s
 from bench.part import POLL_INTERVAL_S, Bench, Goal, Part, Table
 from bench.seeding import THREADS, add_services_with_vms
@@ -26,7 +25,7 @@ from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
 FIRST_VMID = 300_000
-#: The number of measured turns. The first turn is not measured, because the agent sends fewer metrics of a VM in it.
+#: The number of measured turns. The first turn is not measured: a VM's first metrics lack network and disk rates.
 TURNS = 2
 #: The goals are checked with this number of VMs.
 GOAL_VMS = 5_000
@@ -39,13 +38,12 @@ def measure(bench: Bench) -> Json:
 
 def _measure_vm_count(bench: Bench, count: int) -> Json:
     interval_s = bench.sizes.metrics_interval_s
-    (variant,) = [variant for variant in bench.variants if variant.name == CURRENT]
     settings = {"FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S, "SMITH_METRICS_INTERVAL_S": f"{interval_s:g}"}
-    with running_lab_of(variant, bench.folder, **settings) as lab:
+    with running_lab_without_agent(bench.current_variant, bench.folder, **settings) as lab:
         service_ids = _add_running_vms(lab, count)
         _add_mappings(lab, service_ids)
         start_agent(lab)
-        simulator_data = lab.core.server.store
+        simulator_data = lab.core.server.store  # the data of the FulcrumCore simulator
         wait_for(lambda: simulator_data.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
         time.sleep(interval_s)
         cpu_before_s, started_at_s = own_cpu_s(agent_pid(lab)), time.time()
@@ -59,18 +57,21 @@ def _measure_vm_count(bench: Bench, count: int) -> Json:
             for turn in range(TURNS)
         ]
         return {
+            # of the agent process, without its child processes
             "share_of_a_core": (own_cpu_s(agent_pid(lab)) - cpu_before_s) / took_s,
             "entries_per_turn": len(entries) / TURNS,
+            # how many turns the agent needs to send the metrics of all VMs
             "turns_for_all": count * TURNS / max(sum(vm_count_by_turn), 1),
+            # of all processes of the executor: the supervisor and its descendants, such as the agent
             "mib": process_tree_memory_mib(lab.executor.pid),
             "others_share": cpu_use.others_share,
         }
 
 
 def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
-    """Add running VMs and their services to the data of the simulators; return the ids of the services.
+    """Add running VMs to the Proxmox stand-in, and their services to the FulcrumCore simulator; return the service ids.
 
-    It would take minutes to order five thousand VMs through the API.
+    The services are copies in the simulator's data. It would take minutes to order five thousand VMs through the API.
     """
     (example,) = add_services_with_vms(lab, count=1)
     service_ids = [str(uuid.uuid4()) for _ in range(count)]
@@ -82,7 +83,7 @@ def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
             service.id, service.agent_instance_id = service_id, f"{lab.ids.agent_id}/{vmid}"
             service.status = "Started"
             simulator_data.services[service.id] = service
-            simulator_data.service_id_by_instance_id[service.agent_instance_id] = service.id
+            simulator_data.service_id_by_agent_instance_id[service.agent_instance_id] = service.id
 
     def add_vm(vmid: int, service_id: str) -> None:
         config = {"memory": "2048", "description": f"smith-uid={service_id}", "tags": "smith"}
@@ -119,9 +120,9 @@ def _tables(figures: Json) -> list[Table]:
     headings = (
         "running VMs",
         "agent's share of a core",
-        "metrics per turn",
-        "turns for all VMs",
-        "MiB of the executor",
+        "metric entries per interval",
+        "intervals to send the metrics of all VMs",
+        "MiB of all executor processes",
     )
     return [Table(title="An agent without jobs, by the number of its VMs", headings=headings, rows=rows)]
 
@@ -131,12 +132,16 @@ def _goals(figures: Json) -> list[Goal]:
     if GOAL_VMS not in counts:
         return []
     share = counts[GOAL_VMS]["share_of_a_core"]
-    text = f"metrics of {GOAL_VMS:,} VMs: CPU of the whole agent"
+    text = f"metrics of {GOAL_VMS:,} VMs: CPU of the agent"
     if min(counts) < GOAL_VMS:
-        text = f"metrics of {GOAL_VMS:,} VMs: the agent's CPU above that with {min(counts)} VMs"
+        text = f"metrics of {GOAL_VMS:,} VMs: CPU of the agent, minus its CPU with {min(counts)} VMs"
         share -= counts[min(counts)]["share_of_a_core"]
     return [
-        Goal(text=f"metrics of {GOAL_VMS:,} VMs: turns for all", limit=2, measured=counts[GOAL_VMS]["turns_for_all"]),
+        Goal(
+            text=f"metrics of {GOAL_VMS:,} VMs: intervals to send all",
+            limit=2,
+            measured=counts[GOAL_VMS]["turns_for_all"],
+        ),
         Goal(text=text, limit=5, measured=100 * share, unit="% of a core"),
     ]
 

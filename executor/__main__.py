@@ -14,6 +14,7 @@ NO_PYDANTIC_PLUGINS = ("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 def main() -> NoReturn:
     """Run the command that the command-line arguments name, and end the process with its exit code."""
+    # The import below creates many objects and hardly any garbage, so the garbage collector would only cost time.
     pause_garbage_collection()
     os.environ.setdefault(*NO_PYDANTIC_PLUGINS)
     from executor.cli.app import main as run_command_line  # noqa: PLC0415 (only after garbage collection is paused)

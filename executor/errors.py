@@ -7,14 +7,14 @@ SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   │   └── DatabaseLocked       try again later; skip a critical job, because the other process may be executing it
-│   ├── DatabaseRefused      never send the same statement again
-│   └── SchemaTooNew         on PostgreSQL, the agent waits for its upgrade
+│   │   └── DatabaseLocked       try again later; do not start a critical job: the lock's holder may be starting it
+│   ├── StatementRefused      never send the same statement again
+│   └── SchemaTooNew         exit with code 6; on PostgreSQL, an agent that never ends by itself waits for an upgrade
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
-│   │   └── FulcrumAuthFailing  retry with a backoff, and never exit
+│   │   └── FulcrumAuthError  retry with a backoff, and never exit
 │   └── FulcrumRefused          never send the same request again
-│       └── FulcrumNotFound     never send it again: the requested object does not exist (any more)
+│       └── FulcrumNotFound     never send it again: the requested object does not exist
 ├── JobError(code, detail)      end this job as failed, with `code` as its error code
 └── StaleJob                    another owner or an operator changed the job first: skip it
 """
@@ -33,8 +33,8 @@ EXIT_PROXMOX = 5
 EXIT_DATABASE = 6
 #: A command worked on several VMs, and failed for some of them.
 EXIT_SOME_FAILED = 7
-#: The agent process has reached one of its limits, such as SMITH_MAX_JOBS, and its running jobs have ended. The
-#: supervisor must start a new agent process.
+#: The agent process has reached one of its limits, such as SMITH_MAX_JOBS, and its running jobs have ended. Its
+#: parent process (the supervisor) must start a new agent process.
 EXIT_RESTART = 10
 
 
@@ -58,7 +58,7 @@ class DatabaseLocked(DatabaseUnavailable):
     """Another process holds a lock of the PostgreSQL database for too long, for example a suspended process."""
 
 
-class DatabaseRefused(DatabaseError):
+class StatementRefused(DatabaseError):
     """The database refused a statement: the schema is wrong, a privilege is missing, or a constraint is violated."""
 
 
@@ -83,11 +83,12 @@ class FulcrumUnavailable(FulcrumError):
     """FulcrumCore did not answer, or may give another answer later: the caller tries again later."""
 
 
-class FulcrumAuthFailing(FulcrumUnavailable):
+class FulcrumAuthError(FulcrumUnavailable):
     """FulcrumCore answered 401 or 403: the caller retries with a backoff, and the agent never exits for this error.
 
     FulcrumCore gives these answers if the token was revoked. While FulcrumCore's database is down, it gives these
-    answers to every token.
+    answers to every token. It also answers 403 for a job or a service that does not exist or belongs to another agent.
+    `agent/refusals.py` decides whether a 403 has this reason.
     """
 
 
@@ -96,19 +97,20 @@ class FulcrumRefused(FulcrumError):
 
 
 class FulcrumNotFound(FulcrumRefused):
-    """FulcrumCore answered 404: the requested secret, or the type or the service of a reported metric, does not exist.
+    """FulcrumCore answered 404: the requested secret, or the type or service of a metric value, does not exist.
 
-    If a job or a service itself is requested and does not exist, FulcrumCore answers 403, not 404.
+    An invalid reference to a secret raises this error without a request. To a request that reads or changes a job or a
+    service that does not exist, FulcrumCore answers 403 (FulcrumAuthError).
     """
 
 
 class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
-    `detail` is sent to FulcrumCore, which shows it to tenants. It is short and contains no secret. It names a node or a
-    template only if the job names the same node or template, and does not say how much space is free. `operator_detail`
-    is the text for the log and for `smith jobs show`. It may contain all of these facts. If `operator_detail` is empty,
-    `detail` is used.
+    `detail` is sent to FulcrumCore, which shows it to tenants (the customers who use the services). It is short and
+    contains no secret. It names a node or a template only if the job names the same node or template, and does not say
+    how much space is free. `operator_detail` is the text for the log and for `smith jobs show`. It may contain all of
+    these facts. If `operator_detail` is empty, `detail` is used.
     """
 
     def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:

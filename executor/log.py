@@ -65,7 +65,7 @@ def configure(format: LogFormat = "auto", level: str = "info", *, stream: TextIO
     logging.getLogger().handlers = [handler]
     logging.getLogger().setLevel(logging.WARNING)
     # urllib3 logs a warning at each retry. During an outage, this would be about one warning per second.
-    # `agent.state.Link` logs each outage once instead.
+    # `agent/state.py` logs each outage of FulcrumCore and Proxmox once instead.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     logging.getLogger(PROGRAM_LOGGER_NAME).setLevel(level.upper())
 
@@ -135,9 +135,10 @@ def _renderers(format: LogFormat, stream: TextIO) -> list[Processor]:
 
 
 def _escape_event_name(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape control characters in the event's name, because text from other programs must not control the terminal.
+    """Escape control characters in the event's name, so that they cannot control the terminal.
 
-    The renderer's option `repr_native_str` escapes control characters in the values.
+    The message of a library is logged as the name of an event, and may contain text from other programs. The renderer's
+    option `repr_native_str` escapes control characters in the values.
     """
     if not str(event["event"]).isprintable():
         event["event"] = repr(event["event"])
@@ -171,7 +172,7 @@ def _log_uncaught_exception_of_thread(args: threading.ExceptHookArgs) -> None:
     )
 
 
-#: The processors that process every event. They run in the thread that logs the event.
+#: The processors that process every event.
 _COMMON_PROCESSORS: list[Processor] = [
     merge_contextvars,
     structlog.stdlib.add_logger_name,

@@ -46,7 +46,7 @@ class ActionEffect(StrEnum):
 
     READS = "reads"  #: changes nothing
     CHANGES = "changes"  #: changes the VM
-    DESTROYS = "destroys"  #: destroys data
+    DESTROYS = "destroys"  #: destroys the VM or data in it
 
 
 class ReportState(StrEnum):
@@ -55,17 +55,19 @@ class ReportState(StrEnum):
     NONE = "none"  #: the job has not ended
     DUE = "due"  #: the job has ended, but FulcrumCore has not acknowledged the result
     REPORTED = "reported"  #: FulcrumCore has acknowledged the result
-    #: FulcrumCore ended the job itself, so the agent's result is only in the agent's database. The stored value is an
-    #: older name of this state.
+    #: FulcrumCore refused the report, because FulcrumCore itself had ended the job, for example after the job timeout.
+    #: The agent's result is only in the agent's database. The stored value is an older name of this state.
     ENDED_BY_FULCRUM = "overtaken"
-    #: never reported: in FulcrumCore, the job was deleted, has ended, or belongs to another agent
+    #: not reported: in FulcrumCore, the job was deleted, was given to another agent, or ended before this agent's claim
     ABANDONED = "abandoned"
-    #: not reported: an agent process with the same token but another database has claimed the job, which is still open
+    #: not reported: an agent process with the same token but another database has claimed the job. In FulcrumCore, the
+    #: job may still be open.
     CLAIMED_ELSEWHERE = "claimed_elsewhere"
     LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
 
 
-#: The states after which the agent sends no further report, unless FulcrumCore lists the job as open again.
+#: The states in which a job of FulcrumCore needs no report any more. If FulcrumCore nevertheless lists the job as open,
+#: the agent continues the job (see JobEventKind.REOPENED).
 SETTLED_REPORT_STATES = (
     ReportState.REPORTED,
     ReportState.ENDED_BY_FULCRUM,
@@ -75,14 +77,14 @@ SETTLED_REPORT_STATES = (
 
 
 class JobEventKind(StrEnum):
-    """The kind of an unusual event of a job (`database/job_events.py`)."""
+    """The kind of an unusual event of a job. `database/job_events.py` stores these events."""
 
     REQUEUED = "requeued"  #: an attempt has ended, and the job gets another attempt
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
     #: the job was released, because its agent process stopped, or could not store the end of the attempt
     RELEASED = "released"
     REOPENED = "reopened"  #: FulcrumCore lists the job as open, although the job has ended in this database
-    REPORT_POSTPONED = "report_postponed"  #: FulcrumCore has not accepted the report
+    REPORT_POSTPONED = "report_postponed"  #: the report failed, and the agent retries it after a backoff
     RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the report of a success, so a failure is reported
 
 
@@ -99,16 +101,16 @@ class MappingState(StrEnum):
     RESERVED = "reserved"  #: the VMID is reserved; the VM does not exist yet, or is not completely configured
     ACTIVE = "active"  #: the VM exists
     PENDING_DELETION = "pending_deletion"  #: the service was deleted; its VM is stopped and marked for deletion
-    #: the mapping is not used any more, usually because its VM was deleted; no new VM gets the VMID of the mapping
-    #: before SMITH_VMID_QUARANTINE_S have passed
+    #: the mapping has ended, for example because its VM was deleted; its VMID is not given to a new VM for
+    #: SMITH_VMID_QUARANTINE_S
     DELETED = "deleted"
     VM_LOST = "vm_lost"  #: the VM does not exist any more, and no job of the agent deleted it
 
 
 class MoveDirection(StrEnum):
-    """Says whether a row of the table `moves` records a move of all rows to, or from, another database."""
+    """Says whether `smith db migrate` moved all rows to, or from, another database. Stored in the table `moves`."""
 
-    #: the rows were moved, or are being moved, to another database; this database refuses changes (is sealed)
+    #: the rows were moved, or are being moved, to another database; this database refuses changes
     TO = "to"
     FROM = "from"  #: the rows of this database came from another database
 
@@ -144,7 +146,8 @@ class RunArtifacts:
     rc: int  #: the exit code of the playbook process
     started_at: float  #: Unix time in seconds
     ended_at: float
-    #: the summary of what the run has done: its Ansible tasks, steps and Proxmox tasks (`executor.runs.story`)
+    #: a summary of the run for operators: its Ansible tasks, its Proxmox tasks, and the steps that the Ansible action
+    #: plugins reported, such as "cloning the template 9000"
     story: dict[str, Any] | None = None
 
 
@@ -155,9 +158,11 @@ class JobResult:
     succeeded: bool
     vm: dict[str, Any] = field(default_factory=dict)  #: the playbook's fact `vm_result`, validated; keys may be missing
     code: ErrorCode | None = None  #: None after a success
-    detail: str = ""  #: the error text that tenants may read, see `JobError`
+    detail: str = ""  #: the error text that tenants (customers) may read
     operator_detail: str = ""  #: the error text for operators; '' if it is the same as `detail`
-    was_killed: bool = False  #: another process or the kernel killed the run, so its effect is unknown
+    #: The effect of the run is unknown: it was killed, could not be started, or lost a part of its output. False if the
+    #: agent cancelled the run or the run timed out.
+    was_killed: bool = False
 
     @property
     def message(self) -> str:

@@ -15,7 +15,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 def proxy_url_for(host: str, port: int) -> str:
     """Return the URL of the proxy for TLS connections to a server, or '' if there is none."""
-    url = f"https://{host_in_url(host)}:{port}"
+    url = f"https://{format_host_for_url(host)}:{port}"
     proxy_url = str(select_proxy(url, get_environ_proxies(url)) or "")
     return proxy_url if not proxy_url or "://" in proxy_url else f"http://{proxy_url}"
 
@@ -31,7 +31,7 @@ def open_connection(host: str, port: int, timeout_s: float) -> socket.socket:
         return socket.create_connection((bare_host, port), timeout_s)
     connection_class = http.client.HTTPSConnection if proxy.scheme == "https" else http.client.HTTPConnection
     connection = connection_class(proxy.hostname, proxy.port or connection_class.default_port, timeout=timeout_s)
-    connection.set_tunnel(host_in_url(bare_host), port, proxy_headers(proxy.geturl()))
+    connection.set_tunnel(format_host_for_url(bare_host), port, proxy_headers(proxy.geturl()))
     connection.connect()
     return connection.sock
 
@@ -45,7 +45,7 @@ def proxy_headers(proxy_url: str) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(credentials.encode()).decode()}"}
 
 
-def host_in_url(host: str) -> str:
+def format_host_for_url(host: str) -> str:
     """Return the host in the form for a URL: with brackets around an IPv6 address."""
     bare_host = host.strip("[]")
     return f"[{bare_host}]" if ":" in bare_host else bare_host

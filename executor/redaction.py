@@ -22,11 +22,10 @@ MASK = "********"
 MIN_SECRET_LENGTH = 4
 #: Maximum length of a needle: a text for which the redactor searches. A needle is a whole form of a secret, or a piece
 #: of a longer form. The pieces of a form overlap. If a text contains only one piece of a secret, this piece is masked,
-#: too. Because of this limit, the time of a search grows linearly with the length of the text, even if text and secret
-#: consist of many equal lines.
+#: too. Because of this limit, the time of a search grows linearly with the length of the text.
 MAX_NEEDLE_LENGTH = 64
-#: Maximum number of needle prefixes for which `str.find` is called for each prefix. With more prefixes, a look-up at
-#: each position of the text is faster.
+#: The prefix of a needle is its first MIN_SECRET_LENGTH characters. Up to this number of prefixes, `str.find` searches
+#: the text for each prefix. With more prefixes, a look-up at each position of the text is faster.
 MAX_PREFIXES_FOR_STR_FIND = 100
 #: Maximum depth of nested values. A deeper value is replaced by TOO_DEEP. Otherwise a hostile or circular value could
 #: exhaust the stack.
@@ -138,9 +137,8 @@ class StreamRedactor:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
         self._withheld_text = ""
-        self._masked_length = (
-            0  # length of the part of a secret at the beginning of `_withheld_text`, whose mask was already returned
-        )
+        # How many characters at the start of `_withheld_text` belong to a secret whose mask was already returned.
+        self._masked_length = 0
 
     def feed(self, text: str) -> str:
         """Add the next piece. Return the redacted text up to the place where a secret may have started."""
@@ -149,13 +147,14 @@ class StreamRedactor:
         return self._redact_up_to(finder.length_before_unfinished_needle(text), text, finder)
 
     def flush(self) -> str:
-        """Return the withheld text, redacted. The caller may feed more pieces afterwards."""
+        """Return the withheld text, redacted."""
         return self._redact_up_to(len(self._withheld_text), self._withheld_text, self._redactor._finder)
 
     def _redact_up_to(self, length: int, text: str, finder: _NeedleFinder) -> str:
         """Return the first `length` characters redacted, and withhold the others.
 
-        If a secret extends into the withheld text, its mask is returned now, and `_masked_length` is set to its end.
+        If a secret extends into the withheld text, its mask is returned now. Then `_masked_length` is the length of the
+        secret's part in the withheld text.
         """
         spans = [(start, end) for start, end in finder.find_spans(text) if start < length]
         mask_end = self._masked_length  # an earlier call has returned the mask of the text before this position
@@ -173,8 +172,8 @@ class StreamRedactor:
 class _NeedleFinder:
     """Searches a text for many needles at once. A needle is one form of a secret, or a piece of a long form.
 
-    The needles are indexed by their first MIN_SECRET_LENGTH characters and by their lengths, of which there are few. So
-    the time of a search hardly depends on the number of needles.
+    The prefix of a needle is its first MIN_SECRET_LENGTH characters. For each prefix, an index gives the lengths of
+    the needles with this prefix. So the time of a search hardly depends on the number of needles.
     """
 
     def __init__(self, needles: Iterable[str]) -> None:
@@ -201,9 +200,9 @@ class _NeedleFinder:
         return spans
 
     def length_before_unfinished_needle(self, text: str) -> int:
-        """Return the number of characters before the first place at which an unfinished needle may start.
+        """Return the length of the text before an unfinished needle: a needle of which the text has only the beginning.
 
-        The text contains only the beginning of an unfinished needle, because the next piece of the text is missing.
+        The rest of the needle may follow in the next piece. Without such a needle, return the length of the text.
         """
         for start in range(max(0, len(text) - self._max_needle_length + 1), len(text)):
             if self._may_become_needle(text, start):
@@ -244,7 +243,7 @@ class _NeedleFinder:
 
 def _list_needles(secret: str) -> frozenset[str]:
     """Return the written forms of a secret; for a long form, its pieces."""
-    forms = list_written_forms(secret, MIN_SECRET_LENGTH)
+    forms = list_written_forms(secret, min_length=MIN_SECRET_LENGTH)
     return frozenset(piece for form in forms for piece in _split_into_pieces(form))
 
 

@@ -1,4 +1,4 @@
-"""Lists the forms in which a secret may be written: plain, JSON-escaped, URL-encoded, in base64, in hex, or quoted."""
+"""Lists the forms in which a text may contain a secret: plain, JSON-escaped, URL-encoded, in base64, in hex, quoted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
-#: Minimum length of a line that is also masked without the other lines, if a secret or its base64 text has several
-#: lines.
+#: Each line of a secret, and of its base64 text, is also a form if the line has at least this length.
 MIN_LINE_LENGTH = 8
 
 #: Each item contains the special characters that one kind of program leaves unescaped in a URL.
@@ -23,7 +22,7 @@ _UNESCAPED_IN_URLS = (
 
 
 def list_written_forms(secret: str, min_length: int) -> set[str]:
-    """Return the forms in which a secret may be written. Forms shorter than `min_length` characters are left out."""
+    """Return the forms in which a text may contain the secret, without forms shorter than `min_length` characters."""
     texts = {secret, secret.strip()}
     lines = [line.strip() for line in secret.splitlines()]
     if len(lines) > 1:
@@ -38,16 +37,17 @@ def _forms(text: str) -> Iterator[str]:
     yield from _escaped_forms(text)
     yield from _url_encoded_forms(text)
     json_data = {_escape_json_ascii(text).encode(), _escape_json_unicode(text).encode("utf-8", "surrogatepass")}
-    for plain_data in {data, *json_data}:  # base64 is often applied to a whole JSON document
-        yield from _base64_forms(plain_data)
+    for data_to_encode in {data, *json_data}:  # base64 is often applied to a whole JSON document
+        yield from _base64_forms(data_to_encode)
     yield from (data.hex(), data.hex().upper())
 
 
 def _escaped_forms(text: str) -> Iterator[str]:
-    """Yield the JSON forms and the quoted forms of the text, and each of these forms escaped a second time.
+    """Yield the JSON forms and the quoted forms of the text, and variants of each form.
 
-    The second escape is for JSON, for Python's `repr` or for HTML. A form that was escaped for JSON is also yielded
-    quoted for YAML, URL-encoded, and escaped for JSON three times in total, because Ansible prints JSON inside JSON.
+    The variants of every form: escaped once more, for JSON, for Python's `repr` or for HTML.
+    More variants of a JSON form: quoted for YAML; URL-encoded; escaped for JSON twice more, because Ansible prints JSON
+    inside JSON.
     """
     json_forms = {escape(text) for escape in _JSON_ESCAPE_FUNCTIONS}
     second_escapes = (
@@ -206,7 +206,8 @@ def _with_lower_case_hex(encoded: str) -> str:
 def _base64_forms(data: bytes) -> Iterator[str]:
     """Yield the data in base64: on its own, as a part of longer data, and in lines of 76 characters.
 
-    Each of these texts is also yielded in the URL-safe alphabet, with escaped slashes, URL-encoded and without padding.
+    Each of these texts has four forms: unchanged, in the URL-safe alphabet, with escaped slashes, and URL-encoded. Each
+    form is yielded with and without padding.
     """
     lines = base64.encodebytes(data).decode().split("\n")
     long_lines = [line for line in lines if len(line) >= MIN_LINE_LENGTH]
@@ -224,7 +225,7 @@ def _base64_forms_inside_longer_data(data: bytes) -> Iterator[str]:
     different texts. A character that also depends on the bytes before or after the data is left out.
     """
     # In the group in which the data starts, `bytes_before` bytes precede the data. These bytes influence the first
-    # `mixed_char_count` characters of the group.
+    # `mixed_char_count` characters of the group. The bytes after the data influence the characters from index `end`.
     for bytes_before, mixed_char_count in ((0, 0), (1, 2), (2, 3)):
-        complete_char_count = (bytes_before + len(data)) * 8 // 6  # one character encodes 6 bits
-        yield base64.b64encode(bytes(bytes_before) + data).decode()[mixed_char_count:complete_char_count]
+        end = (bytes_before + len(data)) * 8 // 6  # one character encodes 6 bits
+        yield base64.b64encode(bytes(bytes_before) + data).decode()[mixed_char_count:end]

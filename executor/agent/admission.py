@@ -16,10 +16,10 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: The free memory is checked only when this agent has at least this many running jobs per core. So with fewer running
-#: jobs, a further run is admitted without the check.
+#: The free memory is checked only when this agent has at least this many runs per core. Each running job counts
+#: as one run.
 MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK = 1.0
-#: The number of runnable processes is checked only when this agent has at least this many running jobs per core.
+#: The number of runnable processes is checked only when this agent has at least this many runs per core.
 MIN_RUNS_PER_CORE_FOR_LOAD_CHECK = 4.0
 #: If the machine has more runnable processes per core than this, no further run is admitted, because it would slow down
 #: all runs. The processes of a run that waits for Proxmox are not runnable.
@@ -59,6 +59,7 @@ class Admission:
     def _reason_against_run(self, runs_per_core: float) -> str:
         """Return the reason why no further run may start, or '' when a further run may start."""
         if runs_per_core >= MIN_RUNS_PER_CORE_FOR_MEMORY_CHECK:
+            # RUN_MEMORY_MIB has the keys True (a warm run) and False (a cold run).
             free_mib, required_mib = available_memory_mib(), RUN_MEMORY_MIB[self.uses_warm_runs]
             if free_mib < required_mib:
                 return f"{free_mib:.0f} MiB of memory are free, but a run needs {required_mib} MiB"

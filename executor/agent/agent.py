@@ -2,8 +2,10 @@
 
 Each critical job (a periodic task of the agent), each running job, the dispatcher, the reporter and the lease keeper
 has its own thread. The main thread checks limits (for example of memory, see `monitor.Limit`) and signals, and only
-the main thread decides that the agent stops. Signal handlers only record that a signal was received. An agent that
-drains claims no more jobs and waits for the end of its running jobs.
+the main thread decides that the agent stops. Signal handlers only record that a signal was received. A draining
+agent claims no more jobs and waits for the end of its running jobs. A stop signal (`StopSignal`) is an object with
+which the dispatcher asks one running job to end. The supervisor is the agent's parent process, which starts and
+restarts the agent.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from executor.agent.dispatcher import Dispatcher
 from executor.agent.fence import is_fencing
 from executor.agent.installation import installation_id
 from executor.agent.leases import LeaseKeeper
-from executor.agent.mode import Mode, WorkCheck
+from executor.agent.mode import AgentEndCheck, Mode
 from executor.agent.monitor import Monitor
 from executor.agent.registration import register_agent
 from executor.agent.reloadable_secrets import ReloadableSecrets
@@ -55,8 +57,8 @@ log = get_logger(__name__)
 #: Interval of the main loop, which is also the interval of the messages to the supervisor. A signal ends the wait
 #: between two iterations at once.
 MAIN_LOOP_INTERVAL_S = 1.0
-#: Interval of the main loop while the agent waits for the end of its jobs, and in every mode other than `Mode.SERVE`
-#: (mode.py).
+#: Interval of the main loop while the agent waits for the end of its jobs, and in every mode other than `Mode.SERVE`.
+#: In `Mode.SERVE`, the agent works until a signal or a limit stops it.
 SHORT_MAIN_LOOP_INTERVAL_S = 0.2
 #: Before the agent exits, it asks the running jobs to end, and waits at most this time until they have ended.
 STOP_JOBS_TIMEOUT_S = 20.0
@@ -65,7 +67,7 @@ STOP_JOBS_TIMEOUT_S = 20.0
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: Before the agent exits, it tries for at most this time to send the due reports (job results that are not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
-#: How long the loop `listen` waits for a notification of PostgreSQL before its next iteration starts.
+#: How long one call waits for a notification of PostgreSQL that jobs can be claimed.
 LISTEN_TIMEOUT_S = 5.0
 #: How long a loop waits after a database error or an unexpected exception.
 LOOP_RETRY_S = 5.0
@@ -99,7 +101,7 @@ class Agent:
     lease_keeper: LeaseKeeper
     scheduler: Scheduler
     monitor: Monitor
-    work_check: WorkCheck  #: checks whether the agent must end, because it has done what `mode` requires
+    agent_end_check: AgentEndCheck  #: checks whether the agent must end, because it has done what `mode` requires
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
@@ -113,10 +115,10 @@ class Agent:
     def run(self) -> int:
         """Work until a limit is reached, a signal arrives, or the agent has done what `mode` requires.
 
-        Returns the exit code. In `Mode.SERVE`, the agent does not end by itself. It waits while the database cannot be
-        used, and while the schema of PostgreSQL is newer than this version of the agent. Raises DatabaseError when the
-        database is damaged or in use by another agent, or when the schema of SQLite is newer. In the other modes, the
-        agent does not wait, and this method raises DatabaseError.
+        Returns the exit code. In `Mode.SERVE`, the agent waits while the database is unavailable, and while the schema
+        of PostgreSQL is newer than this version of the agent. In the other modes, this method raises DatabaseError
+        instead. In every mode, it raises DatabaseError when the database is damaged or in use by another agent, or when
+        the schema of SQLite is newer.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
@@ -148,6 +150,8 @@ class Agent:
 
     def _start_warm_server(self) -> None:
         """Start the warm server: a process that has already imported Ansible, and from which runs are forked."""
+        # If warm runs are not possible on this machine, SMITH_WARM=on raises SettingsError. With SMITH_WARM=auto, each
+        # run is then a new ansible-playbook process.
         if self.settings.smith_warm != "off":
             self.runner.start_warm_server(are_warm_runs_required=self.settings.smith_warm == "on")
 
@@ -165,8 +169,8 @@ class Agent:
             pid=os.getpid(),
             version=VERSION,
             concurrency=self.settings.smith_concurrency,
-            # The fence ends an agent's runs if the agent cannot renew its leases and other agents use the database.
-            # Until the first renewal, the fence assumes that other agents use the database.
+            # Whether this process ends its runs before its leases expire; other agents read it in the table `nodes`.
+            # This process does not know yet whether there are other agents, so it assumes that there are.
             fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
             cluster=self.settings.smith_cluster,
             installation_id=installation_id(self.settings.smith_data_dir),
@@ -174,7 +178,9 @@ class Agent:
         register_agent(self.engine, agent_process, self.state)
 
     def _start_loops(self) -> None:
-        self.lease_keeper.fence.set_first_deadline()
+        # The fence ends the runs if the leases were not renewed for too long. If this process is suspended or blocked,
+        # the guard process of each run ends the run at the deadline that the fence has stored.
+        self.lease_keeper.fence.set_first_deadline_of_runs()
         self.scheduler.start()
         loops = {
             "dispatch": self.dispatcher.dispatch,
@@ -236,12 +242,12 @@ class Agent:
                 # EXIT_RESTART makes the supervisor start a new agent process.
                 exit_code = EXIT_RESTART if self.mode is Mode.SERVE else EXIT_OK
                 return f"limit {limit}", exit_code
-            if self.work_check.is_done():
+            if self.agent_end_check.is_done():
                 return "done", EXIT_OK
             self._signal_waiter.wait(interval_s)
 
     def _run_main_iteration(self, progress: ProgressSender) -> None:
-        """Report progress and status to the supervisor. After the signal HUP, start a reload of the secrets."""
+        """Report progress and a status line to the supervisor. After the signal HUP, start a reload of the secrets."""
         progress.report_progress()
         self.state.record_iteration_start("main")
         if self.state.is_ready:
@@ -269,7 +275,7 @@ class Agent:
         Returns `exit_code`, or EXIT_FAILURE when a job has not ended although it was asked to end.
         """
         self.state.draining.set()
-        self.dispatcher.close()
+        self.dispatcher.close()  # the dispatcher starts no more jobs
         log.info("drain_started", reason=reason, running_job_count=self.dispatcher.running_job_count)
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             nodes.store_agent_draining(session, self.boot_id)
@@ -286,10 +292,12 @@ class Agent:
         self.state.report_requested.set()  # wakes the reporter
         self.scheduler.stop()
         call_in_background(self.runner.stop_warm_server, ProgressSender().report_progress)
-        running_job_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
+        # `stop_signals` has an entry for each running job, even if the job was not asked to end.
+        running_job_ids = self.dispatcher.stop_signals().keys()
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
+            # Running jobs are not released: they keep their leases.
             if reaping.release_jobs_of_owner(session, owner=self.boot_id, running_job_ids=running_job_ids):
-                notifications.announce_jobs(session)
+                notifications.notify_agents_of_jobs(session)
             # `nodes` has a row for each agent process. While jobs still run, this process is not stored as stopped:
             # other agents must count the resources of these jobs as used, and must wait until the jobs' leases expire.
             if not running_job_ids:

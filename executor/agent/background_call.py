@@ -1,7 +1,7 @@
 """Calls a function in a new thread while the main thread reports progress to the supervisor.
 
-The supervisor kills an agent whose main thread reports no progress for too long. So the main thread calls functions
-that may take long, such as a migration of the database, through this module.
+The supervisor, the agent's parent process, kills an agent whose main thread reports no progress for too long. So the
+main thread calls functions that may take long, such as a migration of the database, through this module.
 """
 
 from __future__ import annotations

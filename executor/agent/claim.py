@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
 from executor.agent.job_fields import is_created_by_agent
-from executor.agent.refusals import RefusalCounter
-from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.refusals import Http403Counter
+from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
 from executor.database import job_queue
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
 from executor.database.tables.jobs import Job
-from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
 from executor.log import get_logger
 from executor.shared.error_codes import ErrorCode
 
@@ -28,15 +27,16 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The error text of a job that counts as gone. `RefusalCounter` (refusals.py) decides whether a job is gone.
+#: The error text of a job that is gone. FulcrumCore answers 403 (FulcrumAuthError) for such a job, but also while its
+#: database is down. So a job counts as gone only after several refusals, which `Http403Counter` counts.
 JOB_GONE_TEXT = "the job was deleted in FulcrumCore, or belongs to another agent"
 
 
 class JobNotClaimable(Exception):
     """The job can never be claimed.
 
-    FulcrumCore has ended or deleted the job, or has given it to another agent. Or another installation may have claimed
-    the job. An executor is a running instance of this program.
+    FulcrumCore has ended or deleted the job, or has given it to another agent. Or an installation with the same token
+    and another database may have claimed the job.
     """
 
     def __init__(self, code: ErrorCode, text: str) -> None:
@@ -59,31 +59,32 @@ def first_request(*, is_claim_sent: bool, is_claim_accepted: bool) -> FirstReque
     return FirstRequest.READ_JOB if is_claim_sent else FirstRequest.SEND_CLAIM
 
 
-def require_job_open(status_at_core: str | None) -> None:
+def require_job_open(status_at_fulcrum: str | None) -> None:
     """Check that the job is pending or processing at FulcrumCore. Raises JobNotClaimable if it is not."""
-    if status_at_core not in ("Pending", "Processing"):
+    if status_at_fulcrum not in ("Pending", "Processing"):
         # The usual cause is that FulcrumCore has failed the job after the job timeout.
-        raise JobNotClaimable(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_core}")
+        raise JobNotClaimable(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_fulcrum}")
 
 
-def require_claim_by_this_agent(status_at_core: str | None, *, was_claim_sent_before: bool, refusal: str) -> None:
-    """Check that FulcrumCore has refused a claim because FulcrumCore had accepted an earlier claim of this agent.
+def require_claim_by_this_agent(status_at_fulcrum: str | None, *, was_claim_sent_before: bool, refusal: str) -> None:
+    """Return normally if FulcrumCore refused a claim because it had accepted an earlier claim of this agent.
 
-    FulcrumCore accepts only one claim of a job and does not store who has sent it. If the answer to an earlier claim of
-    this agent did not arrive, FulcrumCore may have accepted the earlier claim just after this attempt had read the
-    status Pending. `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises
+    FulcrumCore accepts only one claim of a job and does not store who has sent it. An earlier claim of this agent may
+    arrive late, after this attempt has read the status Pending. FulcrumCore then accepts the earlier claim and refuses
+    the new claim. `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises
     JobNotClaimable if the job has ended, or if another installation with the same token may have claimed the job.
 
-    Suppose that the network delivers the first claim of a job twice, and the agent gets only the second answer. Then
-    the job looks like a job that was claimed by another installation with the same token and another database.
-    FulcrumCore stores nothing that distinguishes the two cases. The time of the claim does not distinguish them either,
-    because executors that poll the same list send their claims at almost the same time. If the agent ran such a job,
-    the job might run twice. So the job is abandoned: it ends in this database without a report. If FulcrumCore still
-    lists the job as claimed after its deadline, `reopening.reopen` lets the agent report the job as failed.
+    The network may deliver the first claim twice. FulcrumCore then accepts the first copy, and the agent may get only
+    the refusal of the second copy. FulcrumCore stores nothing that distinguishes this case from the claim of another
+    installation. The time of the claim does not help, because installations that poll the same list send their claims
+    at almost the same time. So JobNotClaimable is raised; otherwise the job might run twice. The job ends in this
+    database, and the agent sends no report until FulcrumCore's job timeout is over. If FulcrumCore lists the job as
+    claimed after the timeout, the agent reports the job as failed.
     """
-    require_job_open(status_at_core)
-    if status_at_core == "Pending":
-        raise FulcrumUnavailable(refusal, status=STATUS_OF_ONE_FAILED_REQUEST)
+    require_job_open(status_at_fulcrum)
+    if status_at_fulcrum == "Pending":
+        # With this HTTP status, the agent retries only this job, and does not record an outage of FulcrumCore.
+        raise FulcrumUnavailable(refusal, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST)
     if not was_claim_sent_before:
         raise JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE_TEXT)
 
@@ -94,7 +95,7 @@ class Claimer:
 
     engine: Engine
     fulcrum: FulcrumClient
-    refusal_counter: RefusalCounter
+    http_403_counter: Http403Counter
 
     def claim(self, job: Job, lease: Lease) -> None:
         """Claim the job at FulcrumCore, unless FulcrumCore has accepted a claim of an earlier attempt.
@@ -106,20 +107,22 @@ class Claimer:
         try:
             self._claim_once(job, lease)
         except FulcrumRefused as refusal:
-            # FulcrumCore itself never refuses a request that reads a job or the agent. So a proxy or a fault has caused
-            # this refusal, and the job is retried.
-            raise FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST) from None
+            # `_send_claim` handles a refused claim. So the refused request is a GET: of the job, or of the agent's own
+            # entry, which `http_403_counter` reads after a 403. Only a proxy refuses a GET in this way, so the job is
+            # retried.
+            raise FulcrumUnavailable(str(refusal), status=HTTP_STATUS_OF_ONE_FAILED_REQUEST) from None
 
     def _claim_once(self, job: Job, lease: Lease) -> None:
         """Claim the job if no claim was accepted. Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused."""
         request = first_request(
             is_claim_sent=job.claim_sent_at is not None, is_claim_accepted=job.claimed_at is not None
         )
+        # FulcrumCore does not know a job that the agent itself has created, to delete a VM.
         if request is FirstRequest.NONE or is_created_by_agent(job):
             return
         # If a claim was sent before and the job is not pending, FulcrumCore has accepted that claim.
         was_claim_sent_before = request is FirstRequest.READ_JOB
-        if not was_claim_sent_before or self._status_at_core(job.fulcrum_id) == "Pending":
+        if not was_claim_sent_before or self._status_at_fulcrum(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
                 job_queue.store_fulcrum_claim_sent(session, lease)
             crash_points.crash_if_requested("claim_noted", job.service_id)
@@ -134,26 +137,30 @@ class Claimer:
         try:
             self.fulcrum.claim_job(job.fulcrum_id)
         except FulcrumRefused as refusal:
-            status_at_core = self._status_at_core(job.fulcrum_id)
+            status_at_fulcrum = self._status_at_fulcrum(job.fulcrum_id)
             require_claim_by_this_agent(
-                status_at_core, was_claim_sent_before=was_claim_sent_before, refusal=str(refusal)
+                status_at_fulcrum, was_claim_sent_before=was_claim_sent_before, refusal=str(refusal)
             )
-        except FulcrumAuthFailing:
+        except FulcrumAuthError:
+            # `refused_request` completes the error text "FulcrumCore refused to …".
             raise self._error_for_gone_job(job.fulcrum_id, refused_request="accept the claim") from None
 
-    def _status_at_core(self, fulcrum_id: str) -> str | None:
-        """Return the job's status at FulcrumCore: Pending, or Processing if this agent has claimed the job.
+    def _status_at_fulcrum(self, fulcrum_id: str) -> str | None:
+        """Return the job's status at FulcrumCore: Pending, or Processing if the job has been claimed.
 
         Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused.
         """
         try:
-            core_job: CoreJob = self.fulcrum.get_job(fulcrum_id)
-        except FulcrumAuthFailing:
+            job_at_fulcrum = self.fulcrum.get_job(fulcrum_id)
+        except FulcrumAuthError:
             raise self._error_for_gone_job(fulcrum_id, refused_request="return the job") from None
-        require_job_open(core_job.status)
-        return core_job.status
+        require_job_open(job_at_fulcrum.status)
+        return job_at_fulcrum.status
 
     def _error_for_gone_job(self, fulcrum_id: str, *, refused_request: str) -> JobNotClaimable:
-        """Return the exception for a job that is gone. Raises FulcrumUnavailable if the job may still exist."""
-        self.refusal_counter.require_job_gone(fulcrum_id, refused_request=refused_request)
+        """Return the exception for a job that is gone. Called after a request about the job was answered with 403.
+
+        Raises FulcrumUnavailable if the job may still exist.
+        """
+        self.http_403_counter.require_job_gone(fulcrum_id, refused_request=refused_request)
         return JobNotClaimable(ErrorCode.JOB_GONE, JOB_GONE_TEXT)

@@ -38,7 +38,7 @@ POINTS = (
 MOVE_POINTS = (
     "source_sealed",  # the seal of the source is stored; the target is empty
     "rows_copied",  # the target's open transaction contains a batch of rows of the table
-    "target_committed",  # the target contains all rows; the source does not know this
+    "target_committed",  # the target contains all rows; the source does not store this yet
 )
 
 _lock = threading.Lock()
@@ -55,12 +55,12 @@ def crash_if_requested(point: str, subject: str | None = None) -> None:
     file = os.environ.get(CRASH_FILE_VARIABLE)
     if file:
         with _lock:  # two threads must not read the same value of `times`
-            hold_file = _crash_once_if_requested(Path(file), point, subject)
+            hold_file = _apply_first_matching_entry(Path(file), point, subject)
         while hold_file and hold_file.exists():
             time.sleep(HOLD_CHECK_INTERVAL_S)
 
 
-def _crash_once_if_requested(file: Path, point: str, subject: str | None) -> Path | None:
+def _apply_first_matching_entry(file: Path, point: str, subject: str | None) -> Path | None:
     """If an entry applies, decrement its `times` in the file. Then kill this process, or create the entry's hold file.
 
     Return the hold file, if one was created.

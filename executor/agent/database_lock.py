@@ -50,10 +50,9 @@ def open_lock_file(lock_path: Path) -> TextIO:
     A missing file is created. A file that root creates belongs to the owner of the file's folder.
     """
     try:
-        return os.fdopen(
-            file_ownership.open_with_folder_owner(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8"
-        )
+        return os.fdopen(file_ownership.open_or_create_file(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
     except OSError as error:
+        # If this user may not use the lock file, the reason contains the remedy.
         reason = file_ownership.why_database_unusable(lock_path) or f"{lock_path}: {error.strerror}"
         raise DatabaseError(f"cannot lock the database: {reason}") from error
 

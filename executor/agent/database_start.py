@@ -1,8 +1,8 @@
 """Waits at the start of an agent until the database can be used.
 
 A database that is unreachable, locked or failing over may be usable a minute later. If the agent ended instead of
-waiting, nothing would start it again, because the supervisor, systemd and podman treat the exit code of a database
-error as final.
+waiting, nothing would start it again, because the supervisor (the parent process of the agent), systemd and podman
+treat the exit code of a database error as final.
 
 During a rolling upgrade of several agents on PostgreSQL, the first agent of the newer version migrates the schema. If
 an agent of the earlier version is restarted after the migration, the agent waits until an operator upgrades the agent
@@ -43,7 +43,7 @@ def prepare_database_when_available(
     awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
     while True:
         try:
-            call_in_background(prepare, PreparationProgress(progress).report)
+            call_in_background(prepare, report_progress=PreparationProgress(progress).report)
         except awaited_errors as error:
             first_failed_at = first_failed_at or time.monotonic()
             awaited_text = (
@@ -54,7 +54,7 @@ def prepare_database_when_available(
             if awaited_text != previous_awaited_text:
                 previous_awaited_text = awaited_text
                 _log_wait(error)
-                progress.report_ready()  # see MAX_START_WITHOUT_READY_S
+                progress.report_ready()  # otherwise systemd or podman would end the agent during a long wait
                 progress.report_status(f"waiting for {awaited_text}")
             if not _wait_unless_stopped(wait_s, progress, is_stop_requested):
                 return False

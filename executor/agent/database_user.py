@@ -1,12 +1,14 @@
 """Refuses a PostgreSQL database that another agent of FulcrumCore uses, and takes it over when that agent has ended.
 
-An agent of FulcrumCore is an agent with its own id and token in FulcrumCore; several processes may have the token. In
-this text, the user is the agent of FulcrumCore that uses the database. Each process of the user stores a
-confirmation in the database at each renewal of its leases, while FulcrumCore accepts the user's token. A process of
-another agent claims, polls and reports nothing. Such a process takes the database over under two conditions:
-FulcrumCore accepts the token of the process, and the user has stored no new confirmation for a time. A user stores no
-more confirmations if all its processes have ended, or if the agent was deleted in FulcrumCore and created again with
-another token. After the takeover, processes with the old token claim no more jobs, and their running jobs end.
+Each agent of FulcrumCore has its own id and token. Several processes may have the token of one agent. Only one agent at
+a time uses a database, for one Proxmox cluster. The database stores the agent's id and the cluster's name. This stored
+pair (`AgentAndCluster`) is called the use of the database. While FulcrumCore accepts the agent's token, each process of
+the agent confirms the use whenever it renews its leases: it stores the current time in the database.
+
+A process of another agent, or with another cluster, neither polls nor claims jobs nor reports. It takes the database
+over when FulcrumCore accepts its token and the stored use was not confirmed for a time. The confirmations stop if all
+processes of the agent have ended, or if the agent was deleted in FulcrumCore and created again with another token.
+After the takeover, processes with the old token claim no more jobs. Their running jobs are not stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import database_use
-from executor.database.database_use import AgentAndCluster, OtherUse
+from executor.database.database_use import AgentAndCluster, UseByOtherAgent
 from executor.database.engine import transaction
 from executor.errors import DatabaseError
 from executor.log import get_logger
@@ -42,11 +44,13 @@ class DatabaseUseConfirmer:
     state: AgentState
     boot_id: str  #: id of this agent process
     cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
-    lease_s: float  #: length of a lease; another agent stores several confirmations in this time
+    lease_s: float  #: length of a lease; a takeover needs at least this time without a confirmation
     clock: Callable[[], float] = time.monotonic
-    _is_agent_id_stored: bool = False  #: the row of this process in the table `nodes` contains the id of its agent
-    _other_use: OtherUse | None = None  #: the last confirmation of another agent that this process has read
-    _other_use_since: float = 0.0  #: when `_other_use` was first read, by `clock`
+    #: The row of this process in the table `nodes` (of agent processes, not of Proxmox nodes) contains the agent's id.
+    _is_agent_id_stored: bool = False
+    #: The stored use, with the time of its last confirmation, if another agent uses the database.
+    _use_by_other_agent: UseByOtherAgent | None = None
+    _use_by_other_agent_read_at: float = 0.0  #: when `_use_by_other_agent` was first read, by `clock`
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
@@ -54,36 +58,49 @@ class DatabaseUseConfirmer:
 
         If the other agent has ended, take the database over. Record in `state` which agent uses the database. A
         confirmation is stored only while FulcrumCore accepts this agent's token. Do nothing before the first heartbeat,
-        and on SQLite, which only one process uses. After a database error, store and record nothing.
+        in which FulcrumCore sends this agent's id. Do nothing on SQLite either, which only one process uses. After a
+        database error, store and record nothing.
         """
         if self.engine.dialect.name == "sqlite" or not self.state.agent_id:
             return
-        our_use = AgentAndCluster(agent_id=self.state.agent_id, cluster=self.cluster)
+        use_by_this_agent = AgentAndCluster(agent_id=self.state.agent_id, cluster=self.cluster)
         try:
             with self._lock, transaction(self.engine) as session:
-                previous_other_use = self._other_use
-                other_use = self._confirm_or_take_over(session, our_use)
+                previous_use_by_other_agent = self._use_by_other_agent
+                use_by_other_agent = self._confirm_or_take_over(session, use_by_this_agent)
         except DatabaseError:
             self._is_agent_id_stored = False
             return
-        if other_use is None and previous_other_use is not None and not self.state.may_use_database:
-            log.warning("database_taken_over", agent_id=our_use.agent_id, earlier_agent_id=previous_other_use.agent_id)
-        other_agent_id, other_cluster = (other_use.agent_id, other_use.cluster) if other_use else ("", "")
-        self.state.record_database_user(other_agent_id, cluster=other_cluster)
+        if use_by_other_agent is not None:
+            self.state.record_other_agent_on_database(use_by_other_agent.agent_id, cluster=use_by_other_agent.cluster)
+            return
+        # Log a takeover only if this agent was not allowed to use the database until now.
+        if previous_use_by_other_agent is not None and not self.state.may_use_database:
+            log.warning(
+                "database_taken_over",
+                agent_id=use_by_this_agent.agent_id,
+                earlier_agent_id=previous_use_by_other_agent.agent_id,
+            )
+        self.state.record_other_agent_on_database("", cluster="")  # no other agent uses the database
 
-    def _confirm_or_take_over(self, session: Session, our_use: AgentAndCluster) -> OtherUse | None:
-        if not self.state.fulcrum_link.is_up:  # FulcrumCore may no longer accept this agent's token
-            self._other_use = None
-            return database_use.find_other_use(session, our_use)
+    def _confirm_or_take_over(self, session: Session, use_by_this_agent: AgentAndCluster) -> UseByOtherAgent | None:
+        if not self.state.fulcrum_link.is_up:  # the last call failed: FulcrumCore may no longer accept the token
+            self._use_by_other_agent = None  # restarts the measurement of the time without a confirmation
+            return database_use.find_use_by_other_agent(session, use_by_this_agent)
         if not self._is_agent_id_stored:
-            database_use.store_agent_id_of_process(session, self.boot_id, our_use.agent_id)
+            database_use.store_agent_id_of_process(session, self.boot_id, use_by_this_agent.agent_id)
             self._is_agent_id_stored = True
-        other_use = database_use.confirm_use(session, our_use)
-        # Each new confirmation of the other agent changes `other_use`. If `other_use` has not changed for long enough,
-        # the other agent has ended.
-        if other_use != self._other_use:
-            self._other_use, self._other_use_since = other_use, self.clock()
-        has_other_agent_ended = self.clock() - self._other_use_since >= max(MIN_UNCONFIRMED_S, self.lease_s)
-        if other_use is not None and has_other_agent_ended and database_use.take_over(session, our_use, other_use):
+        use_by_other_agent = database_use.confirm_use(session, use_by_this_agent)
+        # Each new confirmation by the other agent changes `use_by_other_agent`. If `use_by_other_agent` has not changed
+        # for long enough, the other agent has ended.
+        if use_by_other_agent != self._use_by_other_agent:
+            self._use_by_other_agent, self._use_by_other_agent_read_at = use_by_other_agent, self.clock()
+        unconfirmed_s = self.clock() - self._use_by_other_agent_read_at
+        has_other_agent_ended = unconfirmed_s >= max(MIN_UNCONFIRMED_S, self.lease_s)
+        if (
+            use_by_other_agent is not None
+            and has_other_agent_ended
+            and database_use.take_over(session, use_by_this_agent, use_by_other_agent)
+        ):
             return None
-        return other_use
+        return use_by_other_agent

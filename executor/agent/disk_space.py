@@ -1,6 +1,7 @@
 """Checks whether the data folder and the run folder have enough free disk space to start a job.
 
-The folders are the settings SMITH_DATA_DIR and SMITH_RUN_DIR.
+The data folder (SMITH_DATA_DIR) contains the SQLite database and the artifacts of all runs. The run folder
+(SMITH_RUN_DIR) contains the files of the running playbooks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def free_bytes(folder: Path) -> int:
 def describe_shortages(folders: Mapping[str, Path]) -> dict[str, str]:
     """Return a message for each folder with too little free space. Raises OSError.
 
-    `folders`, the result and MIN_FREE_MIB have the same keys.
+    The keys of `folders` and of the result are keys of MIN_FREE_MIB.
     """
     messages = {}
     for name, folder in folders.items():

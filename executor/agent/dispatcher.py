@@ -1,6 +1,7 @@
 """Step 2 of a job's processing (ARCHITECTURE.md): claims jobs from the queue and processes each on its own thread.
 
-The queue is the agent's own table of jobs. The worker claims the jobs at FulcrumCore later, in step 3.
+The queue is the agent's own table of jobs. The worker claims the jobs at FulcrumCore later, in step 3. An attempt is
+the processing of a job from one claim in the queue until the job ends or is requeued.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.admission import Admission
 from executor.agent.disk_space import DiskSpaceChecker
-from executor.agent.meters import Meters
+from executor.agent.meters import PrometheusMetrics
 from executor.agent.state import AgentState
 from executor.agent.stop_signal import StopSignal
 from executor.agent.worker import Worker
@@ -64,7 +65,7 @@ class Dispatcher:
         worker: Worker,
         clone_limit: CloneLimit,
         state: AgentState,
-        meters: Meters,
+        meters: PrometheusMetrics,
         settings: Settings,
         boot_id: str,
         admission: Admission,
@@ -100,13 +101,14 @@ class Dispatcher:
         for stop_signal in self.stop_signals().values():
             stop_signal.send(reason)
 
-    def store_unstored_allocation_ends(self) -> None:
-        """Store the ends of clones and allocations (memory and cores of Proxmox nodes) that are not stored yet.
+    def retry_storing_allocation_ends(self) -> None:
+        """Store that clones and allocations have ended, if a database error prevented this when they ended.
 
-        They could not be stored earlier because of a database error.
+        An allocation is the memory and cores of a Proxmox node that a run needs for its VM. On PostgreSQL
+        (`shared_allocations`), a clone or an allocation counts as in use until the database contains its end.
         """
         if self._clone_limit.shared_allocations is not None:
-            self._clone_limit.shared_allocations.store_unstored_allocation_ends()
+            self._clone_limit.shared_allocations.retry_storing_allocation_ends()
 
     def close(self) -> None:
         """Start no more jobs from now on. A job that is claimed after this call is requeued."""
@@ -117,7 +119,8 @@ class Dispatcher:
         """Wait until a thread requests a dispatch or the interval has passed, then start jobs.
 
         Starts jobs until all slots are used, the machine has no resources for another run, no job can be claimed, or a
-        job cannot be started.
+        job cannot be started. Starts none while the agent is paused or disabled, or FulcrumCore does not answer
+        (`state.may_claim`).
         """
         max_wait_s = ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S
         self._state.dispatch_requested.wait(max_wait_s)
@@ -145,10 +148,10 @@ class Dispatcher:
         settings = self._settings
         if settings.smith_max_jobs and self._state.claimed_job_count >= settings.smith_max_jobs:
             return True
-        max_parallel_jobs = settings.smith_concurrency
-        if self._state.max_parallel_jobs is not None:
-            max_parallel_jobs = min(max_parallel_jobs, self._state.max_parallel_jobs)
-        return self.running_job_count >= max_parallel_jobs
+        max_running_jobs = settings.smith_concurrency
+        if self._state.max_parallel_jobs is not None:  # an operator may have set a lower limit (`smith nodes limit`)
+            max_running_jobs = min(max_running_jobs, self._state.max_parallel_jobs)
+        return self.running_job_count >= max_running_jobs
 
     def _start_job(self, job: Job) -> bool:
         """Start a claimed job on a thread of the pool, or requeue it. Return True if it has started."""
@@ -165,7 +168,8 @@ class Dispatcher:
         try:
             self._pool.submit(self._process_job, slot)
         except RuntimeError as error:  # the limit of threads, or of memory, is reached
-            self._remove_slot(slot)  # the pool may still call `_process_job`, which then does nothing
+            # `submit` may have queued the call in spite of the error. Then `_process_job` finds no slot and returns.
+            self._remove_slot(slot)
             self._requeue_job(job, str(error))
             return False
         return True
@@ -182,7 +186,7 @@ class Dispatcher:
             if slot.job.id == job.id or (job.service_id is not None and slot.job.service_id == job.service_id):
                 # The slot's job must have lost its lease: otherwise `job` could not have been claimed.
                 slot.stop_signal.send(StopSignal.LEASE_LOST)
-                return "an earlier run of the service has not ended yet"
+                return "an earlier playbook run for the same service has not ended yet"
         return ""
 
     def _requeue_job(self, job: Job, reason: str) -> None:
@@ -206,7 +210,7 @@ class Dispatcher:
         except StaleJob as error:  # another owner or an operator has changed the job meanwhile
             log.warning("job_lost", job_id=job.fulcrum_id, reason=str(error))
         except DatabaseError:
-            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # LeaseKeeper releases the job later
+            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # leases.py releases the job later
         except Exception as error:
             log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_with_internal_error(job, error)

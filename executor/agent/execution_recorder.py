@@ -1,14 +1,15 @@
 """Stores the executions of each critical job (last start, number, last error) in one row of the database.
 
-A critical job is a periodic task of the agent. In this module, `job` always means a critical job.
+A critical job is a periodic task of the agent. In this module, `job` always means a critical job, and an agent is one
+agent process.
 
 A database that hangs must not delay a heartbeat. So the executions of a job that every agent executes, such as
 Heartbeat, are stored after the execution, by a separate thread. Successful executions are stored together, every
 MAX_UNSTORED_S seconds, because GetPendingJobs runs every 2 s. A failure, and the first success after a failure, are
 stored at once. Executions that could not be stored, because the database failed, are stored with the next execution.
 
-The start of a job that only one agent executes is stored before the execution, because the stored start decides which
-agent executes the job.
+The start of a job that only one agent executes is stored before the execution. The stored start begins a period, in
+which only the agent that stored the start executes the job.
 """
 
 from __future__ import annotations
@@ -90,21 +91,25 @@ class ExecutionRecorder:
     def try_start_period(self, job: CriticalJob, *, is_requested: bool = False) -> bool:
         """Try to start a period of the job. Return whether this agent executes the job now.
 
-        A period is a time, a little shorter than the job's interval, in which only one agent executes the job. While
-        FulcrumCore does not answer this agent (`job.fulcrum_link` is down), this agent starts a due period only after a
-        delay, so that another agent can start the period first. If another agent holds the lock of the job's row for
-        too long, this agent starts no period.
+        A period is a little shorter than the job's interval. A new period can start when the last one is over. If
+        another part of the agent has requested an execution (`is_requested`) and the job has `starts_early_on_request`,
+        a new period starts before the last one is over. While FulcrumCore does not answer this agent
+        (`job.fulcrum_link` is down), this agent starts a period only some time after the last one is over, so that
+        another agent can start it first. If another agent holds the lock of the job's row for too long, this agent
+        starts no period.
         """
         if job.runs_on_each_agent:
             return True
-        if not job.may_start():
+        if not job.may_start():  # for example, an agent with another FulcrumCore id uses the database
             return False
         try:
             with transaction(self._engine) as session:
                 is_started = periods.try_start_period(
                     session,
                     job.name,
-                    job.current_interval_s,
+                    job.delay_until_next_execution_s,  # the interval, or the delay that the last execution requested
+                    # True until a call for the job has succeeded in this process. If True, the period also starts if
+                    # the job's interval has changed in the settings.
                     is_first=job.name not in self._names_of_tried_jobs,
                     is_requested=is_requested and job.starts_early_on_request,
                     waits_for_other_agents=job.fulcrum_link is not None and not job.fulcrum_link.is_up,

@@ -1,12 +1,12 @@
 """Ends the runs of an agent that cannot renew its leases, before another agent may reap the jobs of these runs.
 
-An agent that cannot reach PostgreSQL cannot renew its leases. After a lease has expired, another agent may reap the job
-(take it from this agent) and run its playbook. So this agent's run must have ended before the lease expires. If no
-other agent uses the database, the runs continue.
+In this module, an agent is one agent process. An agent that cannot reach PostgreSQL cannot renew its leases. After a
+lease has expired, another agent may reap the job (take it from this agent) and run its playbook. So this agent's run
+must have ended before the lease expires. If no other agent uses the database, the runs continue.
 
 A suspended or blocked agent cannot end its runs. So the agent also writes a deadline, the time at which its runs must
-end, into a file (`shared/run_until.py`). Two other processes read this file. The guard, which watches a run, ends the
-run at the deadline. The Ansible action plugin in the run changes nothing after the deadline.
+end, into a file (`shared/run_until.py`). Two other processes read this file. The guard, a process that watches a run,
+ends the run at the deadline. The playbook process of the run sends no change to Proxmox after the deadline.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ log = get_logger(__name__)
 #: to end the processes of the runs.
 FENCE_SHARE_OF_LEASE = 2 / 3
 #: The time from the last renewal to the deadline, as a share of a lease. It is larger than FENCE_SHARE_OF_LEASE, so
-#: that an agent that can end its runs ends them before the deadline. Such an agent also records that the jobs did not
-#: cause the end of their runs.
+#: that an agent that can end its runs ends them before the deadline.
 GUARD_SHARE_OF_LEASE = 3 / 4
-#: The maximum duration of a renewal, as a share of a lease. It applies to a renewal that finds another agent, if the
-#: previous renewal found none. After a longer renewal, the runs would have to end at once.
+#: The maximum duration of a renewal that sets the first deadline of the runs because it has found another agent, as a
+#: share of a lease. The deadline is measured from the start of the renewal. After a longer renewal, the runs would have
+#: too little time until the deadline.
 MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 #: Interval at which the fence checks whether the agent must end its runs.
 CHECK_INTERVAL_S = 0.5
@@ -66,8 +66,8 @@ class Fence:
     state: AgentState
     lease_s: float
     fence_mode: str  #: SMITH_FENCE: always, never, or auto (only while another agent uses the database)
-    set_runs_deadline: Callable[[float], None]  #: stores the deadline of the runs, a time of the clock `boottime_s`
-    clock: Callable[[], float] = boottime_s  #: counts the time while this process or its machine is suspended, too
+    set_runs_deadline: Callable[[float], None]  #: stores the deadline of the runs, in seconds of CLOCK_BOOTTIME
+    clock: Callable[[], float] = boottime_s  #: CLOCK_BOOTTIME, which continues while the machine is suspended
     _renewed_at: float = field(init=False)  #: time of the last renewal, by `clock`
     #: At the last renewal, another agent used the database. Before the first renewal, this is assumed.
     _has_other_agents: bool = True
@@ -78,21 +78,20 @@ class Fence:
     def __post_init__(self) -> None:
         self._renewed_at = self.clock()
 
-    def set_first_deadline(self) -> None:
+    def set_first_deadline_of_runs(self) -> None:
         """Set the deadline of the runs as if the leases were renewed now. Call this before the first run."""
         self.record_renewal(self.clock(), has_other_agents=True)
 
     def try_set_runs_deadline(self, started_at: float) -> bool:
-        """Set the deadline of the runs if the previous renewal of the leases found no other agent. Return True.
+        """Set the deadline of the runs, unless they have one. Return False if the current renewal takes too long.
 
-        Called when the present renewal, which began at `started_at`, has found another agent. The caller commits the
-        renewal after this call. After the commit, the other agent may rely on the deadline, even if this process is
-        suspended immediately afterwards.
+        Call this in a renewal that finds another agent, before its commit. After the commit, the other agent may reap
+        this agent's jobs when their leases have expired. With the `fence_mode` "never", the runs get no deadline.
 
-        Return False, and set no deadline, if the renewal began too long ago. Then the caller rolls the renewal back,
-        and starts a new renewal.
+        `started_at` is the time at which the renewal began. If the renewal takes longer than
+        MAX_RENEWAL_SHARE_OF_LEASE, the caller rolls it back, and starts a new renewal.
         """
-        if not self._has_other_agents:
+        if not self._has_other_agents:  # otherwise, an earlier renewal has set the deadline
             if self.clock() - started_at > self.lease_s * MAX_RENEWAL_SHARE_OF_LEASE:
                 return False
             self.record_renewal(started_at, has_other_agents=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from executor.agent.state import AgentState
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreAgent
+from executor.fulcrum.types import FulcrumAgent
 from executor.log import get_logger
 
 log = get_logger(__name__)
@@ -19,11 +19,15 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class Heartbeat:
-    """Sends heartbeats: calls `GET /agents/me` and, unless the agent is disabled, `PUT /agents/me/status`."""
+    """Sends heartbeats: calls `GET /agents/me` and, unless the agent is disabled, `PUT /agents/me/status`.
+
+    A FulcrumAgent is this agent as FulcrumCore describes it.
+    """
 
     fulcrum: FulcrumClient
     state: AgentState
-    on_agent_identified: Callable[[CoreAgent], object] = lambda _agent: None  #: called once, before the first heartbeat
+    #: Called once, when FulcrumCore has sent this agent's id for the first time.
+    on_agent_identified: Callable[[FulcrumAgent], object] = lambda _agent: None
     on_first_heartbeat_sent: Callable[[], object] = lambda: None  #: called once, after the first heartbeat
 
     def send(self) -> None:
@@ -31,29 +35,29 @@ class Heartbeat:
 
         A disabled agent does not send its status, because FulcrumCore would then enable the agent again.
         """
-        core_agent = self.fulcrum.get_self()
+        fulcrum_agent = self.fulcrum.get_own_agent()
         self.state.fulcrum_link.record_answer()
         is_first = not self.state.agent_id
         if is_first:
-            self.state.agent_id = core_agent.id
-            log.info("agent_identified", agent_id=core_agent.id, name=core_agent.name)
-            self.on_agent_identified(core_agent)
+            self.state.agent_id = fulcrum_agent.id
+            log.info("agent_identified", agent_id=fulcrum_agent.id, name=fulcrum_agent.name)
+            self.on_agent_identified(fulcrum_agent)
             self.state.poll_requested.set()  # the poller needs the agent's id, and waits for it
-        elif core_agent.id != self.state.agent_id and not self.state.has_identity_changed:
-            self.state.has_identity_changed = True
-            log.error("agent_identity_changed", old_agent_id=self.state.agent_id, agent_id=core_agent.id)
-        self._record_whether_disabled(core_agent)
+        elif fulcrum_agent.id != self.state.agent_id and not self.state.is_token_of_other_agent:
+            self.state.is_token_of_other_agent = True  # the token now belongs to another agent of FulcrumCore
+            log.error("agent_identity_changed", old_agent_id=self.state.agent_id, agent_id=fulcrum_agent.id)
+        self._record_whether_disabled(fulcrum_agent)
         if not self.state.is_disabled:
             self.fulcrum.put_status("Connected")
         self.state.heartbeat_at = time.time()
         if is_first:
             self.on_first_heartbeat_sent()
 
-    def _record_whether_disabled(self, core_agent: CoreAgent) -> None:
+    def _record_whether_disabled(self, fulcrum_agent: FulcrumAgent) -> None:
         """Record in `state` whether an operator has disabled this agent in FulcrumCore, and log each change."""
-        if core_agent.is_disabled != self.state.is_disabled:
-            if core_agent.is_disabled:
-                log.warning("agent_disabled", status=core_agent.status)
+        if fulcrum_agent.is_disabled != self.state.is_disabled:
+            if fulcrum_agent.is_disabled:
+                log.warning("agent_disabled", status=fulcrum_agent.status)
             else:
-                log.warning("agent_enabled", status=core_agent.status)
-        self.state.is_disabled = core_agent.is_disabled
+                log.warning("agent_enabled", status=fulcrum_agent.status)
+        self.state.is_disabled = fulcrum_agent.is_disabled

@@ -1,8 +1,9 @@
 """Reads the id of an installation from the agent's data folder, or creates it at the first start.
 
 An installation is a data folder on one host, with the agent processes that use it one after the other. The row of each
-agent process in the table `nodes` contains the installation's id. The data folder is locked (`runs/run_folder.py`), so
-at most one process uses it at a time. So another row with the same host and id belongs to a process that has ended.
+agent process in the table `nodes` contains the installation's id. The data folder is locked, so at most one process
+uses it at a time. When a new process starts, each earlier row with its host and installation id belongs to a process
+that has ended. The new process reaps the jobs of the ended processes.
 
 Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
 A copied file has other device and inode numbers than the numbers that it contains. So the agent replaces a copied file

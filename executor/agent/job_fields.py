@@ -7,13 +7,17 @@ from typing import Any
 from executor.database import vm_names
 from executor.database.tables.jobs import Job
 from executor.errors import JobError
-from executor.fulcrum.vault import JobWithReferences
+from executor.fulcrum.vault import JobForSecretResolver
 from executor.model import ReportState
 from executor.shared.error_codes import ErrorCode
 
 
 def is_created_by_agent(job: Job) -> bool:
-    """True for a local job: the agent created the job, to delete a VM. FulcrumCore does not know the job."""
+    """True for a local job, which FulcrumCore does not know.
+
+    After the deletion of a service, the VM is kept for a grace period. Then the agent creates a local job that deletes
+    the VM.
+    """
     return job.report_state == ReportState.LOCAL
 
 
@@ -26,10 +30,11 @@ def require_service_id(job: Job) -> str:
     return job.service_id
 
 
-def unresolved_properties(job: Job) -> dict[str, Any]:
-    """Return the properties that FulcrumCore sent. They contain references to the vault, which are not resolved yet.
+def properties_with_vault_references(job: Job) -> dict[str, Any]:
+    """Return the properties that FulcrumCore sent. They contain references to secrets, which are not resolved yet.
 
-    The properties of a job are its params. If the job has no params, the properties of its service are used.
+    The secrets are in FulcrumCore's vault. The properties of a job are its params. If the job has no params, the
+    properties of its service are used.
     """
     properties: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
     return properties
@@ -37,10 +42,10 @@ def unresolved_properties(job: Job) -> dict[str, Any]:
 
 def new_vm_name(job: Job) -> str:
     """Return the name that a new VM of the job's service gets."""
-    hostname = unresolved_properties(job).get("hostname") or (job.service or {}).get("name") or "vm"
+    hostname = properties_with_vault_references(job).get("hostname") or (job.service or {}).get("name") or "vm"
     return vm_names.vm_name(str(hostname), require_service_id(job))
 
 
-def secret_resolver_input(job: Job) -> JobWithReferences:
-    """Return the input of SecretResolver: the values of the job that are needed to resolve references to the vault."""
-    return JobWithReferences(action=job.action, service=job.service, params=job.params, attempt=job.attempt)
+def job_for_secret_resolver(job: Job) -> JobForSecretResolver:
+    """Return the values of the job that SecretResolver needs to replace the references with secrets from the vault."""
+    return JobForSecretResolver(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

@@ -1,8 +1,8 @@
 """Renews the leases of running jobs, and releases jobs that no thread processes. Then calls the reaper.
 
 A lease is the time-limited ownership of a job by one agent process. The reaper takes jobs whose leases have expired
-from other agents (`reaper.py`). If this agent cannot renew its leases, the fence ends its runs before the leases expire
-(`fence.py`).
+from other agent processes (`reaper.py`). If this process cannot renew its leases, the fence ends its runs before the
+leases expire (`fence.py`).
 """
 
 from __future__ import annotations
@@ -45,49 +45,50 @@ class LeaseKeeper:
     boot_id: str  #: id of this agent process, stored as the owner of the jobs
     lease_s: float  #: duration of a lease
     confirm_database_use: Callable[[], None]  #: `DatabaseUseConfirmer.confirm`, which raises no DatabaseError
-    #: Stores the stories of the current runs. A story is the summary of what a run has done. Raises no DatabaseError.
+    #: Stores a summary of what each current run has done so far, called its story. Raises no DatabaseError.
     store_stories: Callable[[], None]
     #: The ids of the jobs that had a lease but were not running when `maintain_leases` last ran.
     _leased_ids_not_running: set[int] = field(default_factory=set)
     _known_revisions: frozenset[str] = frozenset()  #: the schema revisions that this version knows; read once
 
     def maintain_leases(self) -> None:
-        """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait.
-
-        If a renewal takes too long and finds another agent, although the previous renewal found none, the renewal is
-        rolled back. The next renewal then follows at once.
-        """
+        """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait."""
         # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
         # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
         stop_signals, started_at = self.dispatcher.stop_signals(), self.fence.clock()
         with transaction(self.engine) as session:
             # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
-            cancel_flags = job_queue.renew_leases(session, self.boot_id, lease_s=self.lease_s)
-            # The rows of the table `nodes` are agent processes, not Proxmox nodes.
+            is_cancelled_by_job_id = job_queue.renew_leases(session, self.boot_id, lease_s=self.lease_s)
+            # The rows of the table `nodes` are agent processes, not Proxmox nodes. `has_other_agents` is True if
+            # another agent process was running within the last two lease durations.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
             if has_other_agents and not self.fence.try_set_runs_deadline(started_at):
-                session.rollback()
+                session.rollback()  # this renewal took too long to set the deadline; the next one follows at once
                 return
-            fences = is_fencing(self.fence.fence_mode, has_other_agents=has_other_agents)
-            nodes.store_lease_renewal(session, self.boot_id, fences=fences)
+            ends_runs_before_expiry = is_fencing(self.fence.fence_mode, has_other_agents=has_other_agents)
+            # If `fences` is True, another agent process may reap a job of this process once its lease has expired.
+            nodes.store_lease_renewal(session, self.boot_id, fences=ends_runs_before_expiry)
+            # An operator can pause this process, and limit its number of parallel jobs.
             operator_limits = nodes.operator_limits(session, self.boot_id)
             self._record_newer_schema(session)
+        leased_job_ids = is_cancelled_by_job_id.keys()
         self.state.record_operator_limits(is_paused=operator_limits.is_paused, max_jobs=operator_limits.max_jobs)
         for job_id, stop_signal in stop_signals.items():
-            if job_id not in cancel_flags:  # the lease was not renewed
+            if job_id not in leased_job_ids:  # the lease was not renewed
                 stop_signal.send(StopSignal.LEASE_LOST)
-            elif cancel_flags[job_id]:
+            elif is_cancelled_by_job_id[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
         # If a lease was lost, for example while this process was suspended, another agent may already execute the job.
         # So the deadline of all runs is not extended until the runs of such jobs have ended.
-        if self._wait_until_ended(stop_signals.keys() - cancel_flags.keys()):
-            # `record_renewal` may extend the deadline, so it is called after the commit. Until the commit, other agents
-            # may read that this process ends its runs (`fences`), and may rely on the earlier deadline.
+        if self._wait_until_ended(stop_signals.keys() - leased_job_ids):
+            # `record_renewal` may extend the deadline, so it is called after the commit. Until the commit, another
+            # agent reads the leases as they were before the renewal, and may reap a job as soon as its lease expires.
             self.fence.record_renewal(started_at, has_other_agents=has_other_agents)
-        self._release_jobs_not_running(cancel_flags.keys())
-        if cancel_flags:
+        self._release_jobs_not_running(leased_job_ids)
+        if leased_job_ids:
             self.store_stories()
-        self.dispatcher.store_unstored_allocation_ends()
+        # An allocation (memory and cores of a Proxmox node for a run's VM) counts as in use until its end is stored.
+        self.dispatcher.retry_storing_allocation_ends()
         self.confirm_database_use()
         if self.reaper is not None:
             self.reaper.reap()
@@ -96,8 +97,8 @@ class LeaseKeeper:
         self.state.stopping.wait(max(0.0, self.lease_s / RENEWALS_PER_LEASE - elapsed_s))
 
     def _record_newer_schema(self, session: Session) -> None:
-        """Record whether a newer version has migrated the schema of a shared database."""
-        if self.reaper is None or self.state.is_schema_too_new:
+        """Record whether a newer version of Agent Smith has migrated the schema of a PostgreSQL database."""
+        if self.reaper is None or self.state.is_schema_too_new:  # `reaper` is None on SQLite
             return
         self._known_revisions = self._known_revisions or revisions.revisions_of_this_program()
         revision = schema.stored_revision(session)
@@ -106,9 +107,9 @@ class LeaseKeeper:
             log.warning("schema_is_newer", schema=revision, newest_known=max(self._known_revisions))
 
     def _wait_until_ended(self, job_ids: Collection[int]) -> bool:
-        """Wait until these jobs have ended; return True.
+        """Wait until the jobs with these ids have ended; return True.
 
-        Return False when a job still runs after the time between two renewals, or when the agent stops.
+        Return False when a job still runs after `lease_s` / RENEWALS_PER_LEASE, or when the agent stops.
         """
         deadline = time.monotonic() + self.lease_s / RENEWALS_PER_LEASE
         while not self.dispatcher.stop_signals().keys().isdisjoint(job_ids):
@@ -123,18 +124,19 @@ class LeaseKeeper:
         the lease keeper would renew the job's lease for ever. A job is released only when it is not running in two
         checks in a row, because the dispatcher stores a claim a moment before it starts the job.
         """
-        running_ids = self.dispatcher.stop_signals().keys()  # each running job has a stop signal
+        # `stop_signals` has an entry for each running job, even if the job was not asked to end.
+        running_ids = self.dispatcher.stop_signals().keys()
         ids_not_running = set(leased_job_ids) - running_ids
         ids_to_release = ids_not_running & self._leased_ids_not_running
         self._leased_ids_not_running = ids_not_running
         fenced_job_ids = self.fence.take_fenced_job_ids(ids_to_release)
         for job_row_id in ids_to_release:
-            # The fence has ended the runs of the jobs in `fenced_job_ids`. These jobs did not cause the end of their
-            # runs.
+            # A release counts as a crash; after too many crashes, the job fails. The jobs in `fenced_job_ids` did not
+            # cause the end of their runs: the fence has ended these runs.
             counts_as_crash = job_row_id not in fenced_job_ids
             with transaction(self.engine) as session:
-                status = reaping.release_job(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
-            if status is not None:
-                log.warning("job_released", job_row_id=job_row_id, status=status)
+                new_status = reaping.release_job(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
+            if new_status is not None:  # None: this process no longer owns the job
+                log.warning("job_released", job_row_id=job_row_id, status=new_status)
                 self.state.dispatch_requested.set()
                 self.state.report_requested.set()

@@ -12,7 +12,7 @@ LOG_INTERVAL_S = 3600.0
 
 @dataclass(kw_only=True)
 class LogLimiter:
-    """Limits the log lines about a number. The number is logged at once only if it exceeds the last logged number."""
+    """Limits the log lines about a number. A number that has not grown is logged once per LOG_INTERVAL_S."""
 
     clock: Callable[[], float] = time.monotonic
     _logged_count: int = 0  #: the number in the last log line

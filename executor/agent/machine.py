@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 BYTES_PER_MIB = 1024 * 1024
-#: The two values of `uses_warm_runs`. They are the keys of the next three dictionaries.
+#: The two values of the parameter `uses_warm_runs`, and the keys of the next three dictionaries.
 WARM, COLD = True, False
 #: Memory of one run. docs/performance.md describes the measurement.
 RUN_MEMORY_MIB = {WARM: 40, COLD: 110}
@@ -26,9 +26,9 @@ AGENT_MEMORY_MIB = {WARM: 190, COLD: 160}
 MAX_RUNS_PER_CORE = {WARM: 32, COLD: 4}
 #: The lowest and the highest result of `default_concurrency`.
 MIN_CONCURRENCY, MAX_CONCURRENCY = 2, 128
-#: The share of the usable memory that the agent and its runs may use. The rest is for the operating system and for
-#: peaks.
-USABLE_MEMORY_SHARE = 0.8
+#: The share of the result of `usable_memory_mib` that the agent and its runs may use. The rest is for the operating
+#: system and for peaks.
+MAX_MEMORY_SHARE = 0.8
 #: The lowest result of `usable_cores`, even when a cgroup allows less.
 MIN_CORES = 0.5
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -38,7 +38,7 @@ LOADAVG_FILE = Path("/proc/loadavg")
 def default_concurrency(*, uses_warm_runs: bool) -> int:
     """Return how many jobs this machine can run at once."""
     max_runs_for_cores = usable_cores() * MAX_RUNS_PER_CORE[uses_warm_runs]
-    memory_for_runs_mib = usable_memory_mib() * USABLE_MEMORY_SHARE - AGENT_MEMORY_MIB[uses_warm_runs]
+    memory_for_runs_mib = usable_memory_mib() * MAX_MEMORY_SHARE - AGENT_MEMORY_MIB[uses_warm_runs]
     max_runs_for_memory = memory_for_runs_mib / RUN_MEMORY_MIB[uses_warm_runs]
     return int(max(min(max_runs_for_cores, max_runs_for_memory, MAX_CONCURRENCY), MIN_CONCURRENCY))
 

@@ -37,7 +37,7 @@ DURATION_BUCKETS_S = (1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 WAIT_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 
 
-class Meters:
+class PrometheusMetrics:
     """Holds the Prometheus counters and histograms of one agent process."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Meters:
         self._ended_attempts = Counter(
             "smith_jobs",
             "Ended attempts to process a job, by outcome: completed, failed, put_back (the job was requeued), "
-            "abandoned (FulcrumCore had ended or deleted the job, or another installation had claimed it), "
+            "abandoned (FulcrumCore had ended or deleted the job, or an agent with another database had claimed it), "
             "lost (the lease of the job was lost, or the end of the attempt could not be stored)",
             ["action", "outcome"],
             registry=self.registry,
@@ -70,8 +70,9 @@ class Meters:
 
     def record_queue_wait(self, job: Job) -> None:
         """Record how long a job has waited. Called at the start of each attempt; has an effect only at the first."""
-        # An attempt that ended because FulcrumCore did not answer is not counted, so the attempt after it has the
-        # number 1, too. But if the job's claim was sent, this is not the first attempt.
+        # An attempt that ended because FulcrumCore did not answer does not count, so the next attempt has the same
+        # number (`job.attempt`). `claim_sent_at` is set if an earlier attempt has tried to claim the job at
+        # FulcrumCore.
         is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
@@ -94,8 +95,8 @@ class Meters:
     def _action_label(self, action: str, stored_job: Job | None) -> str:
         """Return the label value for an action: its name, or OTHER_ACTIONS.
 
-        OTHER_ACTIONS stands for all actions without a playbook. When MAX_LABELLED_ACTIONS actions have a label value of
-        their own, OTHER_ACTIONS also stands for every further action.
+        OTHER_ACTIONS stands for all actions without a playbook or with an invalid name (ACTION_PATTERN), and for every
+        further action when MAX_LABELLED_ACTIONS actions have a label value of their own.
         """
         has_no_playbook = stored_job is not None and stored_job.error_code == ErrorCode.UNSUPPORTED_ACTION
         if has_no_playbook or not ACTION_PATTERN.match(action):

@@ -41,14 +41,15 @@ MAX_ENTRIES_PER_S = 110.0
 SENDING_SHARE_OF_A_CORE = 0.04
 #: The CPU time of an entry is averaged over about this many entries.
 CPU_TIME_WINDOW_ENTRIES = 20
-#: Minimum number of entries that are sent per second. A round with few entries ends early at this rate, and no entry is
-#: sent until the next round. The rate is lower only if SENDING_SHARE_OF_A_CORE requires it.
+#: Minimum number of entries that are sent per second. So a round with few entries ends before its deadline. The rate is
+#: lower only if SENDING_SHARE_OF_A_CORE requires it.
 MIN_ENTRIES_PER_S = 20.0
 #: Share of the interval in which entries are sent.
 SENDING_SHARE_OF_INTERVAL = 0.8
 #: Time in which no samples of a VM are sent after FulcrumCore has answered 404 to all samples of the VM.
 UNKNOWN_VM_BACKOFF_S = 600.0
-#: Metrics in bytes per second: metric type, resource id, and the counter of VmRow from which the rate is computed.
+#: Metrics in bytes per second: metric type, `resource_id` of the sample, and the counter of VmRow from which the rate
+#: is computed.
 RATE_METRICS = (
     ("vm.network.in", "network", "net_in_bytes"),
     ("vm.network.out", "network", "net_out_bytes"),
@@ -63,8 +64,8 @@ class _SampleOutcome(StrEnum):
     SENT = "sent"
     #: Not sent: the planned time was after the deadline, an earlier sample got no answer, or the agent stops.
     DROPPED = "dropped"
-    #: Refused with 404: FulcrumCore knows no service with the VM's `agent_instance_id`, or does not know the metric
-    #: type.
+    #: Refused with 404: FulcrumCore knows no service with the VM's `agent_instance_id` ("<agent id>/<VMID>"), or does
+    #: not know the metric type.
     UNKNOWN = "unknown"
     REFUSED = "refused"  #: FulcrumCore refused the entry for another reason
     UNANSWERED = "unanswered"  #: sent, but FulcrumCore did not answer, or cannot process the entry now
@@ -104,7 +105,7 @@ class VmMetrics:
     def report(self) -> None:
         """Send the samples of each VM of this cluster that is running and is mapped to a service.
 
-        Raises FulcrumUnavailable, JobError (Proxmox).
+        Raises FulcrumUnavailable, or JobError after a failed request to Proxmox.
         """
         if not self.state.agent_id:
             return
@@ -145,7 +146,7 @@ class VmMetrics:
         if row.max_memory_bytes:
             used_share = min(row.memory_bytes / row.max_memory_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used_share)
-        if row.disk_bytes and row.max_disk_bytes:  # `disk_bytes` is always 0 for qemu: Proxmox does not know the usage
+        if row.disk_bytes and row.max_disk_bytes:  # not true so far: Proxmox reports `disk_bytes` 0 for each VM
             used_share = min(row.disk_bytes / row.max_disk_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used_share)
         previous_read_at, previous_row = self._previous_rows.get(row.vmid, (read_at, row))
@@ -209,7 +210,7 @@ class VmMetrics:
 
         Drop the sample if the deadline has passed, the agent stops, or an earlier sample got no answer.
         """
-        is_stopping = self.state.stopping.wait(pace.plan_next_wait_s())
+        is_stopping = self.state.stopping.wait(pace.plan_next_entry())
         if is_stopping or pace.is_deadline_passed():
             return _SampleOutcome.DROPPED
         cpu_time_before_s = time.thread_time()
@@ -250,7 +251,7 @@ class _Pace:
         self._average_cpu_s = 0.0  #: CPU time of one entry
         self._lock = threading.Lock()
 
-    def plan_next_wait_s(self) -> float:
+    def plan_next_entry(self) -> float:
         """Plan the time of the next entry; return the seconds until that time.
 
         Return 0 when the entry's planned time is after the deadline, because the caller then drops the entry at once.
@@ -273,7 +274,10 @@ class _Pace:
             self._deadline = float("-inf")
 
     def is_deadline_passed(self) -> bool:
-        """True when the deadline has passed, or when the latest planned time of an entry is after the deadline."""
+        """True when the deadline has passed, or when the newest planned time is after the deadline.
+
+        `plan_next_entry` returns 0 for an entry that is planned after the deadline. The caller must drop this entry.
+        """
         with self._lock:
             latest_planned_at = self._next_entry_at - self._gap_s
             return max(time.monotonic(), latest_planned_at) > self._deadline

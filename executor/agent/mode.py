@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Mode(StrEnum):
-    """Says when the agent ends by itself. In each mode, a signal or a limit may end it earlier."""
+    """Says when the agent ends by itself. A signal, or a limit such as SMITH_MAX_JOBS, may end it earlier."""
 
     SERVE = "serve"  #: the agent never ends by itself
     ONCE = "once"  #: the agent polls once, and ends when the jobs of that poll are processed and reported
@@ -24,21 +24,21 @@ class Mode(StrEnum):
 
 
 @dataclass(kw_only=True)
-class WorkCheck:
+class AgentEndCheck:
     """Checks whether the agent has done what its mode requires. The main loop calls `is_done` in each iteration."""
 
     mode: Mode
     engine: Engine
     state: AgentState
     dispatcher: Dispatcher
-    #: In `Mode.UNTIL_IDLE`: how many polls had finished when `is_done` first found no open job. None while a job is
-    #: open.
+    #: In `Mode.UNTIL_IDLE`: how many polls had finished when `is_done` first found no job that is pending or in
+    #: process, and no report that is due. None while there is such a job or report.
     _poll_count_when_idle: int | None = None
 
     def is_done(self) -> bool:
         """Return whether the agent must end, because it has done what its mode requires, or because it is disabled.
 
-        Sends no request to FulcrumCore.
+        Always False in Mode.SERVE. Sends no request to FulcrumCore.
         """
         if self.mode is Mode.SERVE or self.dispatcher.running_job_count:
             return False
@@ -50,7 +50,10 @@ class WorkCheck:
         return self.mode is Mode.ONCE or self._has_polled_twice_since_idle()
 
     def _has_open_jobs(self) -> bool:
-        """True when a job is open or its report is due. While the agents are paused, pending jobs do not count."""
+        """True when a job is pending or in process, or its report is due.
+
+        While an operator has paused all agents or this process, pending jobs do not count.
+        """
         with reading(self.engine) as session:
             counts = queries.count_jobs(session)
             is_paused = agent_queries.find_pause(session) is not None or self.state.is_agent_process_paused
@@ -60,12 +63,13 @@ class WorkCheck:
     def _has_polled_twice_since_idle(self) -> bool:
         """True when two polls have finished since the first call that found no open job.
 
-        FulcrumCore lists the next job of a group only after it has received the report of the group's previous job. The
-        first of the two polls may have begun before FulcrumCore received the last report. The second began afterwards.
+        A service group is a set of services of one customer. FulcrumCore lists the next job of a service group only
+        after it has received the report of the group's previous job. The first of the two polls may have begun before
+        FulcrumCore received the last report. The second began afterwards.
         """
         poll_count = self.state.finished_poll_count
         if self._poll_count_when_idle is None:
             self._poll_count_when_idle = poll_count
-        if self.state.fulcrum_link.is_up:  # otherwise, the next poll follows after its interval
+        if self.state.fulcrum_link.is_up:  # FulcrumCore answered the last call: poll now, not only after the interval
             self.state.poll_requested.set()
         return poll_count >= self._poll_count_when_idle + 2

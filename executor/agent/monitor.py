@@ -26,18 +26,18 @@ MAX_MEMORY_AGE_S = 5.0
 
 
 class Limit(StrEnum):
-    """The reasons for which an agent process claims no more jobs, waits for its running jobs, and ends.
+    """The conditions under which an agent process claims no more jobs, waits for its running jobs, and ends.
 
-    In `Mode.SERVE` (see mode.py), the supervisor then starts a new agent process.
+    If the agent runs until it is stopped (`Mode.SERVE`), the supervisor, its parent process, then starts a new process.
     """
 
     JOBS = "jobs"  #: this process has claimed SMITH_MAX_JOBS jobs
     MEMORY = "memory"  #: this process and all its descendants use SMITH_MAX_MEMORY_MIB of memory
     RUNTIME = "runtime"  #: this process has run for SMITH_MAX_RUNTIME_S
     #: A newer version of Agent Smith has migrated the schema. The next process waits until an operator has installed
-    #: the newer version on this machine, too.
+    #: the newer version on this machine.
     SCHEMA = "schema"
-    #: Since the start of this process, the token for FulcrumCore has become another agent's token.
+    #: In FulcrumCore, the token of this process now belongs to another agent than at the start of this process.
     IDENTITY = "identity"
 
 
@@ -56,7 +56,7 @@ class Monitor:
     def find_reached_limit(self) -> Limit | None:
         """Return a limit that this process has reached, or None."""
         settings = self.settings
-        if self.state.has_identity_changed:
+        if self.state.is_token_of_other_agent:
             return Limit.IDENTITY
         if self.state.is_schema_too_new:
             return Limit.SCHEMA

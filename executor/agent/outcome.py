@@ -10,15 +10,15 @@ from enum import StrEnum
 
 from executor.agent import retry
 from executor.agent.claim import JobNotClaimable
-from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables.jobs import Job
 from executor.errors import DatabaseUnavailable, FulcrumUnavailable
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
 
-#: The reason that tenants read if a job is requeued because of the database. Tenants do not read the text of the
-#: database error, because that text may name the database's host.
+#: The reason that tenants (the customers that use the services) read if a job is requeued because of the database.
+#: Tenants do not read the text of the database error, because that text may name the database's host.
 DATABASE_OUTAGE_REASON = "the run could not start, because the agent's database did not answer"
 
 
@@ -28,7 +28,7 @@ class Ending(StrEnum):
     FINISH = "finish"  #: the job ends with a result, which is reported
     ABANDON = "abandon"  #: the job ends with a result that is not reported
     REQUEUE = "requeue"  #: the job gets another attempt
-    DISCARD = "discard"  #: another agent process may own the job, so this process must not change the job's row
+    LEAVE_ROW = "leave_row"  #: the row does not change, because another agent process may own the job
 
 
 class MappingChange(StrEnum):
@@ -48,7 +48,8 @@ class Outcome:
     reason: str = ""  #: the reason for this outcome, in a text that may be shown to tenants
     operator_reason: str = ""  #: the reason in more detail, for operators; '' if there is no more detail
     backoff_s: float = 0.0  #: wait before the next attempt, if the job is requeued
-    counts_as_attempt: bool = True  #: False: the job did not cause the failure, so the attempt does not count
+    #: False if the job did not cause the failure. The number of counted attempts of a job is limited.
+    counts_as_attempt: bool = True
     mapping_change: MappingChange = MappingChange.NONE
 
 
@@ -69,13 +70,14 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 ) -> Outcome:
     """Return how the attempt ends. `result_or_error` is the result or the error of the attempt.
 
-    `stop_reason` is the reason of the stop signal, None without a signal. `is_mapping_reserved` is True if the mapping
-    is a reservation. `has_unused_reservation` is True if this attempt has made the reservation, and no run has started.
+    `stop_reason` is the reason of the stop signal, None without a signal. `clock_offset_s` is how far FulcrumCore's
+    clock is ahead of this machine's clock. `is_mapping_reserved` is True if the mapping is a reservation.
+    `has_unused_reservation` is True if this attempt has made the reservation, and no run has started.
     `has_database_refused_result` is True if the database has refused to store the result and would refuse it again, for
     example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
-        return Outcome(ending=Ending.DISCARD, reason="the lease was lost")
+        return Outcome(ending=Ending.LEAVE_ROW, reason="the lease was lost")
     if isinstance(result_or_error, JobNotClaimable):
         result = JobResult(succeeded=False, code=result_or_error.code, detail=str(result_or_error))
         return Outcome(ending=Ending.ABANDON, result=result, reason=str(result_or_error))
@@ -96,29 +98,30 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
     """Return the outcome of an attempt that could not start a run, because FulcrumCore or the database did not answer.
 
-    The attempt counts only if one request to FulcrumCore failed although FulcrumCore answers other requests. For
-    example, if a secret of the job can never be read, `fulcrum/vault.py` fails the job after MAX_VAULT_ATTEMPTS counted
-    attempts.
+    The attempt counts only after HTTP_STATUS_OF_ONE_FAILED_REQUEST (500). After this status, FulcrumCore may still
+    answer other requests, so the job may have caused the failure.
     """
     is_database_error = isinstance(error, DatabaseUnavailable)
     return Outcome(
         ending=Ending.REQUEUE,
         reason=DATABASE_OUTAGE_REASON if is_database_error else str(error),
         operator_reason=str(error) if is_database_error else "",
-        backoff_s=retry.backoff_after_unavailability_s(getattr(error, "retry_after_s", None)),
-        counts_as_attempt=getattr(error, "status", None) == STATUS_OF_ONE_FAILED_REQUEST,
+        backoff_s=retry.backoff_after_unavailability_s(requested_s=getattr(error, "retry_after_s", None)),
+        counts_as_attempt=getattr(error, "status", None) == HTTP_STATUS_OF_ONE_FAILED_REQUEST,
     )
 
 
 def _outcome_of_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
-    if result.code is ErrorCode.LEASE_LOST:  # the agent was suspended or blocked; the job did not cause this
+    # The run was ended at its deadline (fence.py), because the agent was suspended or blocked. The agent may still have
+    # the lease. The job did not cause the end of the run.
+    if result.code is ErrorCode.LEASE_LOST:
         return Outcome(
             ending=Ending.REQUEUE,
             reason=result.message,
             operator_reason=result.operator_message,
-            backoff_s=retry.backoff_after_unavailability_s(None),
+            backoff_s=retry.backoff_after_unavailability_s(requested_s=None),
             counts_as_attempt=False,
         )
     backoff_s = retry.backoff_if_retried_s(job, result, clock_offset_s=clock_offset_s, gets_new_vmid=is_vmid_taken)

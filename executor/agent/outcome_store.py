@@ -15,7 +15,7 @@ from executor.database.job_queue import Lease
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
-from executor.errors import DatabaseRefused, DatabaseUnavailable, StaleJob
+from executor.errors import DatabaseUnavailable, StaleJob, StatementRefused
 from executor.log import get_logger
 from executor.model import JobResult, MappingState, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -61,7 +61,7 @@ def store_outcome(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, m
     outcome = decide_outcome(False)
     try:
         _write_outcome(engine, outcome, lease, mapping)
-    except DatabaseRefused:
+    except StatementRefused:
         log.exception("job_result_refused_by_database")
         outcome = decide_outcome(True)
         _write_outcome(engine, outcome, lease, mapping)
@@ -69,7 +69,7 @@ def store_outcome(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, m
 
 
 def _write_outcome(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | None) -> None:
-    if outcome.ending is Ending.DISCARD:
+    if outcome.ending is Ending.LEAVE_ROW:
         raise StaleJob(f"{outcome.reason} (job {lease.job_id})")
 
     def write(session: Session) -> None:
@@ -95,7 +95,10 @@ def _log_wait(error: DatabaseUnavailable) -> None:
 
 
 def report_state_after(outcome: Outcome) -> ReportState:
-    """Return the report state of a job that ends with this outcome. Pure function."""
+    """Return the report state of a job that ends with this outcome. Pure function.
+
+    JOB_CLAIMED_ELSEWHERE is the error of a job that an agent with another database has claimed.
+    """
     if outcome.ending is not Ending.ABANDON:
         return ReportState.DUE
     is_claimed_elsewhere = outcome.result is not None and outcome.result.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
@@ -103,9 +106,12 @@ def report_state_after(outcome: Outcome) -> ReportState:
 
 
 def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id: int) -> None:
-    """Change the mapping as the outcome requires. Add the amounts that the job has reserved to the VM's usage.
+    """Change the mapping as the outcome requires.
 
-    The amounts are cores, memory, disk space, and numbers of snapshots and backups.
+    The mapping stores how many cores, snapshots and backups and how much memory and disk space its VM uses. Before a
+    run, a job reserves what it will add to these amounts. The reserved amounts are added to the mapping after a
+    success, and after a failed create that may have made a VM. After a success, the result says how many cores and how
+    much memory the VM actually has.
     """
     result = outcome.result
     if outcome.mapping_change is MappingChange.DELETE:
@@ -124,7 +130,8 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
 def _is_vm_absent(result: JobResult) -> bool:
     """Return whether a failed create has certainly made no VM.
 
-    If this is not certain, a partial clone may exist: a clone whose configuration was not finished.
+    If this is not certain, for example because the run's processes were killed (`was_killed`), a partial clone may
+    exist: a clone whose configuration was not finished.
     """
     return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
 

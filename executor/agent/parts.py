@@ -1,7 +1,6 @@
 """Builds the parts of an agent process (dispatcher, worker, lease keeper, critical jobs) from its settings.
 
 Also decides for each critical job whether every agent executes it, or only one of the agents that share a database.
-Each part is explained in the module that defines it. For example, `fence.py` explains the fence.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from executor.agent.dispatcher import Dispatcher
 from executor.agent.fence import Fence
 from executor.agent.heartbeat import Heartbeat
 from executor.agent.leases import LeaseKeeper
-from executor.agent.meters import Meters
+from executor.agent.meters import PrometheusMetrics
 from executor.agent.metrics import VmMetrics
 from executor.agent.mode import Mode
 from executor.agent.poller import Poller
@@ -26,7 +25,7 @@ from executor.agent.pruner import Pruner
 from executor.agent.purger import VmPurger
 from executor.agent.reaper import Reaper
 from executor.agent.reconciler import Reconciler
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.reservation import MappingFinder
 from executor.agent.resources import ResourceAllocator
 from executor.agent.state import AgentState
@@ -35,7 +34,7 @@ from executor.agent.tenant_usage import TenantUsage
 from executor.agent.token_use import TokenUseChecker
 from executor.agent.worker import Worker
 from executor.database.allocations import AllocationOwner
-from executor.drift.inspector import Inspector
+from executor.drift.inspector import DriftInspector
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.vault import SecretResolver
 from executor.placement.clone_limit import CloneLimit
@@ -43,7 +42,7 @@ from executor.placement.placer import Placer
 from executor.placement.shared_allocations import SharedAllocations
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.actions import collection_folder
-from executor.runs.request import PlanSettings
+from executor.runs.request import PlaybookSettings
 from executor.runs.runner import Runner
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.settings.settings import Settings
@@ -53,12 +52,12 @@ if TYPE_CHECKING:
 
 
 #: Number of lease durations without a renewal after which the allocations of another agent process no longer count.
-#: An allocation is memory and cores of a Proxmox node that a run uses.
+#: An allocation is the memory and cores of a Proxmox node that a run needs for its VM.
 VANISHED_AFTER_LEASES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedParts:
+class SharedDependencies:
     """The objects that most parts of the agent use."""
 
     settings: Settings
@@ -67,11 +66,14 @@ class SharedParts:
     engine: Engine
     fulcrum: FulcrumClient
     proxmox: ProxmoxReader
-    refusal_counter: RefusalCounter
+    http_403_counter: Http403Counter  #: counts FulcrumCore's answers 403 for each job and service
 
     @cached_property
     def database_use_confirmer(self) -> DatabaseUseConfirmer:
-        """Confirms that the agent uses the database. The heartbeat and the lease keeper use the same object."""
+        """Stores repeatedly that this agent of FulcrumCore uses the database, so that no other agent uses it.
+
+        The heartbeat and the lease keeper use the same object.
+        """
         return DatabaseUseConfirmer(
             engine=self.engine,
             state=self.state,
@@ -81,32 +83,34 @@ class SharedParts:
         )
 
 
-def _build_worker(shared: SharedParts, runner: Runner, clone_limit: CloneLimit) -> Worker:
+def _build_worker(shared: SharedDependencies, runner: Runner, clone_limit: CloneLimit) -> Worker:
+    """Return the worker. `playbook_settings` are the settings that determine a run's playbook and variables."""
     settings = shared.settings
-    plan_settings = PlanSettings.from_settings(settings, collection_folder())
+    playbook_settings = PlaybookSettings.from_settings(settings, collection_folder())
     return Worker(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
-        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum, refusal_counter=shared.refusal_counter),
+        claimer=Claimer(engine=shared.engine, fulcrum=shared.fulcrum, http_403_counter=shared.http_403_counter),
         mapping_finder=MappingFinder(
             engine=shared.engine,
             proxmox=shared.proxmox,
             settings=settings,
-            cluster=plan_settings.cluster,
+            cluster=playbook_settings.cluster,
+            # Reserves what a job adds to its tenant's usage (VMs, cores, memory, disks), within the tenant's limits.
             tenant_usage=TenantUsage(engine=shared.engine, proxmox=shared.proxmox, settings=settings),
         ),
         resource_allocator=ResourceAllocator(
             placer=Placer(shared.proxmox, settings, shared_allocations=clone_limit.shared_allocations),
             clone_limit=clone_limit,
-            plan_settings=plan_settings,
+            playbook_settings=playbook_settings,
         ),
         runner=runner,
-        plan_settings=plan_settings,
+        playbook_settings=playbook_settings,
         secret_resolver=SecretResolver(shared.fulcrum),
     )
 
 
-def _build_shared_allocations(shared: SharedParts) -> SharedAllocations | None:
+def _build_shared_allocations(shared: SharedDependencies) -> SharedAllocations | None:
     if shared.engine.dialect.name == "sqlite":
         return None
     settings = shared.settings
@@ -115,10 +119,15 @@ def _build_shared_allocations(shared: SharedParts) -> SharedAllocations | None:
     return SharedAllocations(engine=shared.engine, owner=owner)
 
 
-def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dispatcher:
-    """Return the dispatcher with its worker."""
+def build_dispatcher(shared: SharedDependencies, runner: Runner, meters: PrometheusMetrics) -> Dispatcher:
+    """Return the dispatcher with its worker. `meters` are the Prometheus counters of processed jobs.
+
+    Admission decides before each claim whether this machine has the memory and CPU for one more run.
+    """
     clone_limit = CloneLimit(
-        max_limit=shared.settings.smith_clones_per_storage, shared_allocations=_build_shared_allocations(shared)
+        # A target of clones is a shared storage, or the local storage of one Proxmox node.
+        max_clones_per_target=shared.settings.smith_clones_per_storage,
+        shared_allocations=_build_shared_allocations(shared),
     )
     return Dispatcher(
         engine=shared.engine,
@@ -132,8 +141,13 @@ def build_dispatcher(shared: SharedParts, runner: Runner, meters: Meters) -> Dis
     )
 
 
-def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runner) -> LeaseKeeper:
-    """Return the lease keeper of the dispatcher's jobs, with its fence."""
+def build_lease_keeper(shared: SharedDependencies, dispatcher: Dispatcher, runner: Runner) -> LeaseKeeper:
+    """Return the lease keeper, which renews the leases of the dispatcher's jobs, with its fence.
+
+    If the leases cannot be renewed, the fence (SMITH_FENCE) ends all runs before the leases expire. It also sets the
+    deadline of all runs, at which they end even if this process is suspended. After each renewal, the lease keeper
+    stores the story of each run: the summary of what the run has done.
+    """
     settings = shared.settings
     fence = Fence(
         dispatcher=dispatcher,
@@ -155,29 +169,33 @@ def build_lease_keeper(shared: SharedParts, dispatcher: Dispatcher, runner: Runn
     )
 
 
-def _build_reaper(shared: SharedParts) -> Reaper:
+def _build_reaper(shared: SharedDependencies) -> Reaper:
     return Reaper(
         engine=shared.engine,
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
-        get_clock_offset_s=lambda: shared.fulcrum.clock_offset_s,
+        get_fulcrum_clock_offset_s=lambda: shared.fulcrum.clock_offset_s,
     )
 
 
-def build_reconciler(shared: SharedParts) -> Reconciler:
-    """Return the reconciler with its inspector. The critical job Reconcile calls the reconciler."""
-    inspector = Inspector(
+def build_reconciler(shared: SharedDependencies) -> Reconciler:
+    """Return the reconciler with its inspector, which finds drift. The critical job Reconcile calls the reconciler.
+
+    Drift is a difference between the mappings in the database, Proxmox and FulcrumCore.
+    """
+    inspector = DriftInspector(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         proxmox=shared.proxmox,
         cluster=shared.settings.smith_cluster,
+        # If a search does not find a VM, the inspector waits, then searches again. The wait ends if the agent stops.
         wait=shared.state.stopping.wait,
     )
     return Reconciler(inspector=inspector, state=shared.state, interval_s=shared.settings.smith_reconcile_interval_s)
 
 
-def _build_poller(shared: SharedParts, mode: Mode) -> Poller:
+def _build_poller(shared: SharedDependencies, mode: Mode) -> Poller:
     return Poller(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -189,20 +207,21 @@ def _build_poller(shared: SharedParts, mode: Mode) -> Poller:
     )
 
 
-def _build_purger(shared: SharedParts) -> VmPurger:
+def _build_purger(shared: SharedDependencies) -> VmPurger:
     return VmPurger(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
         state=shared.state,
-        refusal_counter=shared.refusal_counter,
+        http_403_counter=shared.http_403_counter,
         cluster=shared.settings.smith_cluster,
         job_timeout_s=shared.settings.fulcrum_job_timeout_s,
         interval_s=shared.settings.smith_prune_interval_s,
+        # The wait between two reads of a service for which FulcrumCore answers 403; ends early if the agent stops.
         wait=shared.state.stopping.wait,
     )
 
 
-def _build_vm_metrics(shared: SharedParts) -> VmMetrics:
+def _build_vm_metrics(shared: SharedDependencies) -> VmMetrics:
     return VmMetrics(
         engine=shared.engine,
         fulcrum=shared.fulcrum,
@@ -213,16 +232,22 @@ def _build_vm_metrics(shared: SharedParts) -> VmMetrics:
     )
 
 
-def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler, runner: Runner) -> list[CriticalJob]:
-    """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0."""
+def build_critical_jobs(
+    shared: SharedDependencies, mode: Mode, reconciler: Reconciler, runner: Runner
+) -> list[CriticalJob]:
+    """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0.
+
+    `fulcrum_link` records whether FulcrumCore answers. A failed request of a critical job with `fulcrum_link` is
+    recorded as an outage. `may_use_database` is False while an agent with another id uses the database.
+    """
     settings, state = shared.settings, shared.state
     fulcrum_link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
     poller = _build_poller(shared, mode)
-    token_use = TokenUseChecker(engine=shared.engine, fulcrum=shared.fulcrum)
+    token_use_checker = TokenUseChecker(engine=shared.engine, fulcrum=shared.fulcrum)
     heartbeat = Heartbeat(
         fulcrum=shared.fulcrum,
         state=state,
-        on_agent_identified=token_use.warn_if_token_used_elsewhere,
+        on_agent_identified=token_use_checker.warn_if_other_installation_uses_token,
         on_first_heartbeat_sent=shared.database_use_confirmer.confirm,
     )
 
@@ -232,7 +257,8 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
     pruner = Pruner(
         engine=shared.engine,
         settings=settings,
-        retry_failed_artifact_moves=runner.artifact_store.retry_failed_artifact_moves,
+        # Moves the artifacts that could not be moved from the run folder to the data folder when their run ended.
+        retry_artifact_moves_to_data_folder=runner.artifact_store.retry_artifact_moves_to_data_folder,
     )
     jobs = [
         CriticalJob(
@@ -248,9 +274,9 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             run=poller.poll_if_allowed,
             wake_requested=state.poll_requested,
             fulcrum_link=fulcrum_link,
-            # Another agent may poll for this agent only in Mode.SERVE, because the other modes count the polls of this
-            # agent. On SQLite, no other agent exists, and a row that says which agent polls would cost a write per
-            # poll.
+            # In Mode.SERVE, one agent process polls for all processes that share the database. In the other modes, this
+            # process ends after its own polls. On SQLite, there is only one process, and storing which process polls
+            # would cost a write per poll.
             runs_on_each_agent=mode is not Mode.SERVE or shared.engine.dialect.name == "sqlite",
             may_start=lambda: poller.may_poll,
             starts_early_on_request=True,
@@ -259,7 +285,7 @@ def build_critical_jobs(shared: SharedParts, mode: Mode, reconciler: Reconciler,
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
             run=pruner.prune,
-            run_on_this_machine=pruner.prune_artifacts_of_this_machine,
+            run_if_other_agent_executes=pruner.prune_artifacts_of_this_machine,
             runs_on_each_agent=False,
             may_start=may_use_database,
         ),

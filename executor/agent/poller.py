@@ -1,10 +1,11 @@
 """Step 1 of a job's processing (ARCHITECTURE.md): polls FulcrumCore and stores each pending job as one row.
 
 The table of jobs is the agent's queue. A job may be open in FulcrumCore although its row says that it has ended, for
-example because the job was abandoned too early. Such a job is reopened: its row is changed, so that the agent
-processes or reports the job again.
+example because FulcrumCore's database was restored from a backup. Such a job is reopened: its row is changed, so that
+the agent processes or reports the job again.
 
-An executor is a running instance of this program. Several executors may use the token of one agent.
+FulcrumCore identifies an agent by its token. If another installation, which has another database, uses the same token,
+FulcrumCore lists the jobs of both installations as claimed by this agent.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob, PendingJobs
+from executor.fulcrum.types import FulcrumJob, PendingJobs
 from executor.fulcrum.vault import SecretResolver
 from executor.log import get_logger
 
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Number of jobs requested per poll. FulcrumCore sorts jobs by the group of their service, so a smaller page would
-#: contain the jobs of few groups only.
+#: Number of jobs requested per poll. In FulcrumCore, each service belongs to a group. FulcrumCore sorts jobs by group,
+#: so a smaller page would contain the jobs of few groups only.
 PAGE_SIZE = 100
 #: Maximum number of reasons in the log line about jobs that were ignored.
 MAX_LOGGED_REASONS = 3
@@ -47,8 +48,7 @@ MAX_DEPTH = 32
 CHARS_PER_OTHER_VALUE = 8
 #: After this many polls in a row without a new job, the interval between two polls grows.
 IDLE_POLLS_BEFORE_GROWTH = 30
-#: The interval then grows linearly: after each further IDLE_POLLS_PER_ADDED_INTERVAL polls without a new job, it is
-#: longer by the configured interval.
+#: The interval then grows linearly: this number of further polls without a new job adds the configured interval once.
 IDLE_POLLS_PER_ADDED_INTERVAL = 10
 #: The interval never grows above MAX_INTERVAL_S, nor above MAX_INTERVAL_SHARE_OF_TIMEOUT of the job timeout, so that
 #: enough time is left for a job.
@@ -87,7 +87,12 @@ class Poller:
 
     @property
     def may_poll(self) -> bool:
-        """True while the agent accepts new jobs."""
+        """True while the agent accepts new jobs.
+
+        It accepts no job while it is shutting down (`draining`), while an operator has disabled it in FulcrumCore
+        (`is_disabled`), and while another agent of FulcrumCore, with another id and token, uses the database (not
+        `may_use_database`). Processes with the same token may share a database.
+        """
         has_polled = self.state.finished_poll_count > 0
         may_accept_jobs = (
             not self.state.draining.is_set() and not self.state.is_disabled and self.state.may_use_database
@@ -97,7 +102,7 @@ class Poller:
     def poll_if_allowed(self) -> float | None:
         """Poll if the agent accepts new jobs. Return the seconds until the next call.
 
-        Return None if the next call follows after the interval of the critical job. Raises FulcrumUnavailable.
+        None means the interval of the critical job. Raises FulcrumUnavailable.
         """
         if not self.may_poll:
             return None
@@ -116,7 +121,7 @@ class Poller:
         if not self.state.agent_id:
             return self.interval_s  # the agent's id is not known before the first heartbeat
         page = self.fulcrum.pending_jobs(limit=self._page_size)
-        self.state.fulcrum_link.record_answer()
+        self.state.fulcrum_link.record_answer()  # ends a recorded outage of FulcrumCore
         self._log_unusable_jobs(page)
         is_page_full = len(page.jobs) >= self._page_size
         self._page_size = MAX_PAGE_SIZE if is_page_full else PAGE_SIZE
@@ -126,6 +131,7 @@ class Poller:
         return self._next_interval_s()
 
     def _log_unusable_jobs(self, page: PendingJobs) -> None:
+        """Log the number of jobs without a valid id, and of jobs beyond the requested number (`unread_count`)."""
         count = len(page.unusable_item_descriptions) + page.unread_count
         if self._unusable_jobs_log_limiter.should_log(count):
             reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
@@ -140,18 +146,17 @@ class Poller:
         recovered_count = self._store_new_jobs(jobs, is_claimed_at_fulcrum=True)
         if recovered_count:
             log.warning("claimed_jobs_recovered", count=recovered_count)
-        self._store_claims_of_other_executors(jobs)
+        self._update_and_log_jobs_open_only_at_fulcrum(jobs)
         return recovered_count
 
     def reopen_or_store_claimed_jobs(self) -> None:
         """Reopen or store each job that is claimed by this agent at FulcrumCore, but is not open in this database.
 
-        A job that has ended in this database is reopened. A job without a row was claimed by another installation with
-        this agent's token, because this agent stores each job before it claims the job. Such a job is stored only to
-        show it to operators.
+        A job that has ended in this database is reopened. A job without a row was claimed by another installation,
+        because this agent stores each job before it claims the job. Such a job is stored only to show it to operators.
         """
         jobs = self._jobs_for_this_agent(self.fulcrum.processing_jobs_of_agent(self.state.agent_id))
-        self._reopen_jobs(jobs, are_claimed_by_agent=True)
+        self._reopen_jobs(jobs, are_claimed_at_fulcrum=True)
         with reading(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
         unknown_jobs = [job for job in jobs if job.id not in stored_ids]
@@ -160,18 +165,18 @@ class Poller:
                 replace(self._new_row(job, is_claimed_at_fulcrum=True), is_claimed_elsewhere=True)
                 for job in unknown_jobs
             ]
-            secret_owners.store_jobs_and_bind_secrets(self.engine, self.secret_resolver, rows)
-        self._store_claims_of_other_executors(jobs)
+            secret_owners.store_jobs_and_secret_owners(self.engine, self.secret_resolver, rows)
+        self._update_and_log_jobs_open_only_at_fulcrum(jobs)
 
-    def _store_claims_of_other_executors(self, processing_jobs: list[CoreJob]) -> None:
-        """Store which jobs another installation has claimed. Log how many ended jobs are still open in FulcrumCore.
+    def _update_and_log_jobs_open_only_at_fulcrum(self, processing_jobs: list[FulcrumJob]) -> None:
+        """Store which jobs of another installation FulcrumCore lists; log how many jobs are open only at FulcrumCore.
 
-        `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore does not distinguish
-        executors that use the same token.
+        A job is open only at FulcrumCore if another installation has claimed the job, or if FulcrumCore has not
+        accepted the job's report. `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent.
         """
         with transaction(self.engine) as session:
             outbox.update_jobs_claimed_elsewhere(session, [job.id for job in processing_jobs])
-            counts = queries.count_jobs_open_only_at_fulcrum(session)
+            counts = queries.count_jobs_open_only_at_fulcrum(session)  # one count for each of the two causes
         if self._open_only_at_fulcrum_log_limiter.should_log(sum(counts.values())):
             log.warning("unaccepted_jobs", **counts)
 
@@ -181,10 +186,10 @@ class Poller:
         max_interval_s = min(MAX_INTERVAL_S, self.job_timeout_s * MAX_INTERVAL_SHARE_OF_TIMEOUT)
         return min(grown_interval_s, max(max_interval_s, self.interval_s))
 
-    def _jobs_for_this_agent(self, jobs: list[CoreJob]) -> list[CoreJob]:
+    def _jobs_for_this_agent(self, jobs: list[FulcrumJob]) -> list[FulcrumJob]:
         """Return the jobs of this agent, and log the number of jobs of other agents.
 
-        FulcrumCore lists jobs of another agent if this agent's token has become that agent's token.
+        FulcrumCore lists the jobs of another agent if the token in the settings now belongs to that agent.
         """
         jobs_of_this_agent = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
         other_agents_job_count = len(jobs) - len(jobs_of_this_agent)
@@ -192,69 +197,74 @@ class Poller:
             log.warning("jobs_of_other_agents_ignored", count=other_agents_job_count)
         return jobs_of_this_agent
 
-    def _store_new_jobs(self, jobs: list[CoreJob], *, is_claimed_at_fulcrum: bool = False) -> int:
+    def _store_new_jobs(self, jobs: list[FulcrumJob], *, is_claimed_at_fulcrum: bool = False) -> int:
         """Add a row for each job that has none; return the number of new rows."""
         if not jobs:
             return 0
         with reading(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
-        self._reopen_jobs([job for job in jobs if job.id in stored_ids], are_claimed_by_agent=is_claimed_at_fulcrum)
+        self._reopen_jobs([job for job in jobs if job.id in stored_ids], are_claimed_at_fulcrum=is_claimed_at_fulcrum)
         new_jobs = [job for job in jobs if job.id not in stored_ids]
         if not new_jobs:
             return 0
         rows = [self._new_row(job, is_claimed_at_fulcrum=is_claimed_at_fulcrum) for job in new_jobs]
-        count = secret_owners.store_jobs_and_bind_secrets(self.engine, self.secret_resolver, rows)
-        crash_points.crash_if_requested("rows_written")
+        count = secret_owners.store_jobs_and_secret_owners(self.engine, self.secret_resolver, rows)
+        crash_points.crash_if_requested("rows_written")  # only tests request a crash
         log.info("jobs_received", count=count)
         self.state.dispatch_requested.set()
         return count
 
-    def _reopen_jobs(self, jobs: list[CoreJob], *, are_claimed_by_agent: bool) -> None:
-        """Reopen each job whose row says that it has ended. FulcrumCore lists all `jobs` as open."""
+    def _reopen_jobs(self, jobs: list[FulcrumJob], *, are_claimed_at_fulcrum: bool) -> None:
+        """Reopen each settled job: a job whose row says that it has ended and needs no report.
+
+        FulcrumCore lists all `jobs` as open.
+        """
         if not jobs:
             return
-        with reading(self.engine) as session:  # a settled job has ended, and needs no report any more
+        with reading(self.engine) as session:
             settled_ids = queries.settled_fulcrum_ids(session, [job.id for job in jobs])
         if not settled_ids:
             return
         with transaction(self.engine) as session:
             now_at_fulcrum = utc_now() + timedelta(seconds=self.fulcrum.clock_offset_s)
             count = reopening.reopen(
-                session, settled_ids, are_claimed_by_agent=are_claimed_by_agent, now_at_fulcrum=now_at_fulcrum
+                session, settled_ids, are_claimed_at_fulcrum=are_claimed_at_fulcrum, now_at_fulcrum=now_at_fulcrum
             )
-            notifications.announce_jobs(session)
+            notifications.notify_agents_of_jobs(session)
         if count:
             log.warning("jobs_reopened", count=count)
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 
-    def _new_row(self, job: CoreJob, is_claimed_at_fulcrum: bool) -> NewJob:
+    def _new_row(self, job: FulcrumJob, is_claimed_at_fulcrum: bool) -> NewJob:
         """Return a job's new row. The row's `defect` says what is invalid; the worker fails a job with a defect."""
         defects = list(job.defects)
         params, problem = check_json_object(job.params)
         if problem:
             defects.append(f"params {problem}")
-        core_service = job.service
-        raw_service = core_service.model_dump(mode="json", by_alias=True, exclude_none=True) if core_service else None
-        service, problem = check_json_object(raw_service)
+        fulcrum_service = job.service
+        dumped_service = (
+            fulcrum_service.model_dump(mode="json", by_alias=True, exclude_none=True) if fulcrum_service else None
+        )
+        service, problem = check_json_object(dumped_service)
         if problem:
             defects.append(f"service {problem}")
-        service_id = _uuid_or_none(core_service.id if core_service else None)
+        service_id = _uuid_or_none(fulcrum_service.id if fulcrum_service else None)
         if service_id is None:
             defects.append("the service is missing or has no valid id")
         created_at = _plausible_creation_time(job.created_at)
         return NewJob(
             fulcrum_id=job.id,
             service_id=service_id,
-            group_id=_uuid_or_none(core_service.group_id if core_service else None),
+            group_id=_uuid_or_none(fulcrum_service.group_id if fulcrum_service else None),
             # FulcrumCore calls the tenant a consumer.
-            tenant_id=_uuid_or_none(job.consumer_id or (core_service.consumer_id if core_service else None)),
+            tenant_id=_uuid_or_none(job.consumer_id or (fulcrum_service.consumer_id if fulcrum_service else None)),
             action=_printable_action(job.action),
             params=params,
             service=service,
             defect="; ".join(defects)[:MAX_DEFECT_CHARS] or None,
             priority=max(-MAX_PRIORITY, min(job.priority, MAX_PRIORITY)),
-            core_created_at=created_at,
+            core_created_at=created_at,  # the time at which FulcrumCore created the job
             deadline_at=created_at + timedelta(seconds=self.job_timeout_s),
             is_claimed_at_fulcrum=is_claimed_at_fulcrum,
         )

@@ -40,9 +40,9 @@ class Pruner:
 
     engine: Engine
     settings: Settings
-    #: Moves artifacts from the run folder (SMITH_RUN_DIR) to the data folder, if an earlier attempt to move them has
-    #: failed for lack of space.
-    retry_failed_artifact_moves: Callable[[], object] = lambda: None
+    #: A run writes its artifacts into the run folder (SMITH_RUN_DIR). After the run, they are moved to the data folder.
+    #: This function retries the moves that have failed, for example for lack of space.
+    retry_artifact_moves_to_data_folder: Callable[[], object] = lambda: None
 
     @property
     def artifacts_dir(self) -> Path:
@@ -52,8 +52,10 @@ class Pruner:
     def prune(self) -> None:
         """Delete old jobs, old rows of deleted mappings, old artifacts, and the oldest artifacts above the size limit.
 
-        Also delete the rows of vault references that no job and no mapping needs, and the rows of old runs that
-        operators started. Then call `retry_failed_artifact_moves`, because there may be enough space now.
+        A deleted mapping keeps its row, in the state deleted, until this function deletes the row.
+        Also delete unused rows of vault references, and the rows of old runs that operators started. A vault reference
+        is the text by which a job names a secret in FulcrumCore's vault.
+        Then call `retry_artifact_moves_to_data_folder`, because there may be enough space now.
         """
         deleted_job_count = self._delete_old_jobs()
         deleted_mapping_count = self._delete_rows_of_deleted_mappings()
@@ -69,7 +71,7 @@ class Pruner:
         """Delete old artifacts, and the oldest artifacts above the size limit; log the counts unless all are 0."""
         old_folder_count = self._delete_old_artifacts()
         folder_count_over_limit = self._limit_artifacts_size()
-        self.retry_failed_artifact_moves()
+        self.retry_artifact_moves_to_data_folder()
         if deleted_job_count or deleted_mapping_count or old_folder_count or folder_count_over_limit:
             log.info(
                 "pruned",
@@ -110,9 +112,10 @@ class Pruner:
         )
 
     def _delete_unused_secret_references(self) -> int:
-        """Delete the rows that bind vault references to a service that has neither a job nor a current mapping.
+        """Delete the rows of vault references whose service has neither a job nor a mapping.
 
-        Returns the number of deleted rows.
+        A deleted mapping does not count. Each row says which service owns a reference. Returns how many rows were
+        deleted.
         """
         return self._delete_in_batches(lambda session: secret_references.prune(session, limit=BATCH_SIZE))
 

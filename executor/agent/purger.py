@@ -1,11 +1,12 @@
 """Runs the critical job PurgeDeletedVms: adds a delete job for each VM whose grace period has ended.
 
 A critical job is a periodic task of the agent. A mapping says which VM serves which service. When SMITH_DELETE_GRACE_S
-is set, a delete job of FulcrumCore only stops and marks the VM, and the state of the VM's mapping is then "pending
-deletion". When the grace period has ended, this critical job reads from FulcrumCore whether the service has ended. If
-the service has ended, the critical job adds a local delete job to the agent's queue. The worker processes a local
-delete job with the same playbook, identity check and retries as a delete job of FulcrumCore, but the result is not
-reported to FulcrumCore. If the deletion fails, the next execution of the critical job adds another local delete job.
+is set, a delete job of FulcrumCore only stops the VM, and adds a tag with the time at which the grace period ends. The
+state of the VM's mapping is then "pending deletion". When the grace period has ended, this critical job reads from
+FulcrumCore whether the service has ended. If the service has ended, the critical job adds a local delete job to the
+agent's queue. The worker processes a local delete job with the same playbook, identity check and retries as a delete
+job of FulcrumCore, but the result is not reported to FulcrumCore. If the deletion fails, the next execution of the
+critical job adds another local delete job.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from executor.agent.refusals import MIN_REFUSAL_DURATION_S, MIN_REFUSALS, NotCertainlyGone, RefusalCounter
+from executor.agent.refusals import MIN_REFUSAL_DURATION_S, MIN_REFUSALS, Http403Counter, NotCertainlyGone
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
 from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
-from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import DELETED_SERVICE_STATUS, CoreService
+from executor.fulcrum.types import DELETED_SERVICE_STATUS, FulcrumService
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The wait between two reads of a service for which FulcrumCore answers 403. If the interval of the critical job is
-#: shorter, the wait is that interval, because the execution would otherwise count as overdue.
+#: The wait between two reads of a service for which FulcrumCore answers 403 (a refusal). After MIN_REFUSALS refusals in
+#: at least MIN_REFUSAL_DURATION_S, the service counts as gone (deleted). The wait is at most the interval of the
+#: critical job, because the agent restarts a critical job whose execution lasts much longer than the interval.
 REPEATED_READ_INTERVAL_S = MIN_REFUSAL_DURATION_S / (MIN_REFUSALS - 1)
-#: Maximum number of reads of a service in one execution, if FulcrumCore answers 403 for the service.
-#: RefusalCounter needs MIN_REFUSALS reads to decide.
+#: Maximum number of reads of a service in one execution, if FulcrumCore answers 403 for the service: one more than the
+#: minimum after which the service counts as gone.
 MAX_READS_PER_SERVICE = MIN_REFUSALS + 1
 
 
@@ -48,7 +50,7 @@ class VmPurger:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    refusal_counter: RefusalCounter
+    http_403_counter: Http403Counter
     cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     job_timeout_s: float
     interval_s: float  #: the interval of this critical job
@@ -103,7 +105,7 @@ class VmPurger:
             with reading(self.engine) as session:
                 page = mappings.mappings_due_for_deletion(session, self.cluster, after=last_mapping)
             yield from page
-            if len(page) < mappings.MAX_DUE_MAPPINGS:
+            if len(page) < mappings.MAX_DUE_MAPPINGS:  # the page size
                 return
             last_mapping = page[-1]
 
@@ -123,8 +125,7 @@ class VmPurger:
             raise
         except (FulcrumRefused, FulcrumUnavailable) as error:
             if isinstance(error, FulcrumUnavailable):
-                # If this call fails, too, FulcrumCore answers no request. Otherwise only this service cannot be read.
-                self.fulcrum.get_self()
+                self.fulcrum.get_own_agent()  # raises FulcrumUnavailable if FulcrumCore answers no request
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(error))
             return False
         if mapping.id not in self._logged_mapping_ids:
@@ -132,19 +133,19 @@ class VmPurger:
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, status=service.status)
         return False
 
-    def _read_service(self, service_id: str) -> CoreService | None:
+    def _read_service(self, service_id: str) -> FulcrumService | None:
         """Return the service, or None when FulcrumCore has deleted the service.
 
-        FulcrumCore answers 403 for a deleted service, but also while its database is down. `RefusalCounter` decides
+        FulcrumCore answers 403 for a deleted service, but also while its database is down. `Http403Counter` decides
         whether the service counts as deleted. Raises NotCertainlyGone when the service does not count as deleted yet.
         """
         try:
             return self.fulcrum.get_service(service_id)
-        except FulcrumAuthFailing:
-            self.refusal_counter.require_service_gone(service_id)
+        except FulcrumAuthError:  # FulcrumCore has answered 401 or 403
+            self.http_403_counter.require_service_gone(service_id)
             return None
 
-    def _has_terminal_status(self, service: CoreService) -> bool:
+    def _has_terminal_status(self, service: FulcrumService) -> bool:
         """True when the service is deleted, or has a terminal status of its service type and no instance id.
 
         The instance id identifies the service's VM. FulcrumCore removes the instance id when a completed job gives the

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from executor.agent.state import AgentState
 from executor.database import notifications, other_leases, reaping
 from executor.database.engine import reading, transaction
-from executor.database.other_leases import OtherLease
+from executor.database.other_leases import LeaseOfOtherProcess
 from executor.database.times import utc_now
 from executor.log import get_logger
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The maximum time between two reads of the leases, as a share of a lease. After a longer time, the measurement of all
-#: leases starts again.
+#: The maximum time between two reads of the leases, as a share of the duration of a lease. After a longer time, the
+#: measurement of all leases starts again.
 MAX_GAP_SHARE_OF_LEASE = 0.5
 #: The maximum of SMITH_LEASE_S, and so of another agent's lease. A lease that has not changed for this time has
 #: expired, even if its stored end is in the future because the database's clock was set back.
 MAX_LEASE_S = 3600.0
-#: How long the processes of a run may exist after the run's timeout, which ends before the job's deadline.
+#: How long the processes of a run may exist after the run has timed out. A run times out before the job's deadline.
 KILL_TIME_S = 15.0
 
 #: Job id, epoch (fencing token) and end of a lease. A claim changes the epoch, and a renewal changes the end.
@@ -63,7 +63,7 @@ class LeaseObservation:
     unchanged_since: Mapping[LeaseState, float] = field(default_factory=dict)  #: when each lease state was first read
 
 
-def lease_state(lease: OtherLease) -> LeaseState:
+def lease_state(lease: LeaseOfOtherProcess) -> LeaseState:
     """Return the state of a lease. A renewal of the lease, or a claim of the job, changes the state."""
     return lease.job_id, lease.epoch, lease.lease_until
 
@@ -91,9 +91,10 @@ def decide_reaping(  # noqa: PLR0913 (each parameter is one fact about the lease
 ) -> ReapDecision:
     """Decide whether a job is reaped. The job's lease has not changed for `unchanged_s`. Pure function.
 
-    `lease_s` is the length of this agent's leases. The owner's leases may be longer, so the job's lease must also have
-    expired. `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_stored_run` is False
-    when the owner's attempt has not started a run, for example because it waited for a clone slot.
+    A job is kept until its lease has expired and has not changed for `lease_s`, the length of this agent's leases.
+    `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_stored_run` is False
+    when the owner's attempt has not started a run, for example because the attempt waits for the permission to run a
+    clone.
     """
     if unchanged_s < lease_s or not (is_expired or unchanged_s >= MAX_LEASE_S):
         return ReapDecision.KEEP
@@ -112,7 +113,7 @@ class Reaper:
     state: AgentState
     boot_id: str  #: id of this agent process, whose own leases are not observed
     lease_s: float  #: length of a lease
-    get_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
+    get_fulcrum_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
     clock: Callable[[], float] = time.monotonic
     _observation: LeaseObservation = field(default_factory=LeaseObservation)
     #: The leases for which a log line says that the job is reaped only after its deadline.
@@ -122,8 +123,8 @@ class Reaper:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
         with reading(self.engine) as session:
             leases = other_leases.leases_of_other_processes(session, self.boot_id)
-        # The clock is read after the leases, so that no measurement starts too early. `reaping.reap` checks again that
-        # a lease has not changed.
+        # The clock is read after the leases: a measurement must not start before the lease was read. `reaping.reap`
+        # checks again that a lease has not changed.
         now = self.clock()
         self._observation = observe_leases(self._observation, map(lease_state, leases), now, lease_s=self.lease_s)
         decisions = [(lease, self._decide_reaping(lease, now)) for lease in leases]
@@ -135,14 +136,14 @@ class Reaper:
             return
         with transaction(self.engine) as session:
             reaped_jobs = reaping.reap(session, leases_to_reap)
-            notifications.announce_jobs(session)
+            notifications.notify_agents_of_jobs(session)
         for job_row_id, status in reaped_jobs:
             log.warning("job_reaped", job_row_id=job_row_id, status=status)
             self.state.dispatch_requested.set()
             self.state.report_requested.set()
 
-    def _decide_reaping(self, lease: OtherLease, now: float) -> ReapDecision:
-        now_at_fulcrum = utc_now().timestamp() + self.get_clock_offset_s()
+    def _decide_reaping(self, lease: LeaseOfOtherProcess, now: float) -> ReapDecision:
+        now_at_fulcrum = utc_now().timestamp() + self.get_fulcrum_clock_offset_s()
         return decide_reaping(
             now - self._observation.unchanged_since[lease_state(lease)],
             lease_s=self.lease_s,
@@ -152,7 +153,7 @@ class Reaper:
             is_past_deadline=now_at_fulcrum >= lease.deadline_at.timestamp() + KILL_TIME_S,
         )
 
-    def _log_leases_waiting_for_deadline(self, leases: list[OtherLease]) -> None:
+    def _log_leases_waiting_for_deadline(self, leases: list[LeaseOfOtherProcess]) -> None:
         """Log once for each of these leases that its job is reaped only after the job's deadline."""
         for lease in leases:
             if lease_state(lease) not in self._leases_waiting_for_deadline:

@@ -17,7 +17,7 @@ from executor.agent.state import AgentState
 from executor.database import audit, drift_checks
 from executor.database.engine import reading, transaction
 from executor.drift.facts import AUTOMATIC_REPAIRS, DriftKind, Finding
-from executor.drift.inspector import Inspector
+from executor.drift.inspector import DriftInspector
 from executor.drift.repair import apply_repair
 from executor.drift.stored_findings import decode_findings, encode_finding
 from executor.errors import DatabaseError
@@ -28,7 +28,8 @@ log = get_logger(__name__)
 #: How long a check waits for the first heartbeat, because the response to the heartbeat contains the agent's id.
 AGENT_ID_TIMEOUT_S = 20.0
 AGENT_ID_CHECK_INTERVAL_S = 0.2
-#: Maximum age of shown findings, as a number of intervals. Older findings are probably out of date.
+#: Maximum age of the findings in web pages and metrics, as a number of intervals of the critical job. Older findings
+#: are probably out of date.
 MAX_FINDINGS_AGE_INTERVALS = 3.0
 
 
@@ -39,7 +40,7 @@ class Reconciler:
     The findings are in the database. So all agents show the same findings, and each finding is logged only once.
     """
 
-    inspector: Inspector
+    inspector: DriftInspector
     state: AgentState
     interval_s: float
     #: Why the last check was inconclusive; '' if it was conclusive.
@@ -90,15 +91,17 @@ class Reconciler:
     def _repair_if_automatic(self, finding: Finding) -> bool:
         """Apply the repair of a finding if it is one of AUTOMATIC_REPAIRS. Return whether it is one of them.
 
-        Return True even when the repair is impossible now, because the next check will try again.
+        Return True even when the repair is impossible now, because the next check will try again. The audit entry of
+        the repair names the agent as its author.
         """
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False
         inspector = self.inspector
         if not apply_repair(inspector.engine, inspector.cluster, finding, who=audit.AGENT):
             return True  # nothing was repaired: the mapping has changed meanwhile, or a job of the service runs
-        log_repair = log.warning if finding.needs_attention else log.info
-        log_repair("drift_corrected", **finding.shown_values)
+        # A repair changes only a mapping. If, for example, the VM was lost, an operator must still act.
+        log_repair = log.warning if finding.needs_operator else log.info
+        log_repair("drift_corrected", **finding.shown_values)  # the keys and values in `smith drift --json`
         return True
 
     def _store_and_log_changes(self, findings: Sequence[Finding]) -> None:

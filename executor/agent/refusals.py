@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST
-from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumUnavailable
+from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
+from executor.errors import FulcrumAuthError, FulcrumError, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 
 #: Minimum number of refusals of an object that counts as gone.
 MIN_REFUSALS = 4
 #: Minimum time between the first and the last refusal of an object that counts as gone.
 MIN_REFUSAL_DURATION_S = 120.0
-#: Minimum time between two counted refusals of an object. An earlier refusal is not counted.
+#: Minimum time between two counted refusals of an object. A refusal that follows sooner is not counted.
 MIN_INTERVAL_S = 10.0
 #: How long the caller waits before its next request about a refused object.
 RETRY_AFTER_S = 30.0
@@ -60,28 +60,27 @@ def is_gone(refusals: Refusals) -> bool:
 
 def refusals_after_check(
     earlier_refusals: Mapping[str, Refusals],
-    fulcrum_id: str,
+    object_id: str,
     now: float,
     *,
     is_agent_accepted: bool,
     is_object_readable: bool,
 ) -> dict[str, Refusals]:
-    """Return the refusals of all objects after the check of a refused request. The keys are ids. Pure function.
+    """Return the refusals of all objects, updated after FulcrumCore refused a request about the object `object_id`.
 
-    The refused request was about the object `fulcrum_id`. The check consists of two requests. The first shows whether
-    FulcrumCore accepts the agent's token (`is_agent_accepted`). The second shows whether FulcrumCore returns the object
-    (`is_object_readable`).
+    The keys are ids. Two further requests have shown whether FulcrumCore accepts the agent's token
+    (`is_agent_accepted`), and whether FulcrumCore returns the object (`is_object_readable`). Pure function.
     """
     if not is_agent_accepted:
         return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
     refusals = {key: value for key, value in earlier_refusals.items() if now - value.last_at <= MAX_REFUSAL_AGE_S}
-    previous_refusals = refusals.pop(fulcrum_id, None)
-    return refusals if is_object_readable else refusals | {fulcrum_id: add_refusal(previous_refusals, now)}
+    previous_refusals = refusals.pop(object_id, None)
+    return refusals if is_object_readable else refusals | {object_id: add_refusal(previous_refusals, now)}
 
 
 @dataclass(kw_only=True)
-class RefusalCounter:
-    """Counts FulcrumCore's refusals of jobs and services with 403. All threads of an agent use the same object."""
+class Http403Counter:
+    """Counts FulcrumCore's refusals of jobs and services with 403. All threads of an agent share one counter."""
 
     fulcrum: FulcrumClient
     clock: Callable[[], float] = time.monotonic
@@ -101,42 +100,46 @@ class RefusalCounter:
         """Check that the service is gone. Raises the same exceptions as `require_job_gone`."""
         self._require_gone(service_id, self.fulcrum.get_service, "return the service")
 
-    def _require_gone(self, fulcrum_id: str, read: Callable[[str], object], refused_request: str) -> None:
+    def _require_gone(self, object_id: str, read: Callable[[str], object], refused_request: str) -> None:
         try:
-            self.fulcrum.get_self()
+            self.fulcrum.get_own_agent()
         except FulcrumError:
-            self._store_check(fulcrum_id, is_agent_accepted=False, is_object_readable=False)
+            self._update_refusals(object_id, is_agent_accepted=False, is_object_readable=False)
             raise
         try:
-            read(fulcrum_id)
-        except FulcrumAuthFailing:
-            self._require_enough_refusals(fulcrum_id, refused_request)
+            read(object_id)
+        except FulcrumAuthError:
+            self._require_enough_refusals(object_id, refused_request)
             return
-        self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=True)
-        text = f"FulcrumCore refused to {refused_request}, although the agent can read this job or service"
-        raise FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST)
+        self._update_refusals(object_id, is_agent_accepted=True, is_object_readable=True)
+        text = (
+            f"FulcrumCore refused to {refused_request}, although the agent can read this job or service; "
+            "the agent retries"
+        )
+        # With this status, the caller knows that only one request failed, and records no outage of FulcrumCore.
+        raise FulcrumUnavailable(text, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST)
 
-    def _require_enough_refusals(self, fulcrum_id: str, refused_request: str) -> None:
+    def _require_enough_refusals(self, object_id: str, refused_request: str) -> None:
         """Count a refusal. Raises NotCertainlyGone if the object does not count as gone yet."""
-        refusals = self._store_check(fulcrum_id, is_agent_accepted=True, is_object_readable=False)[fulcrum_id]
+        refusals = self._update_refusals(object_id, is_agent_accepted=True, is_object_readable=False)[object_id]
         if is_gone(refusals):
             with self._lock:
-                self._refusals.pop(fulcrum_id, None)
+                self._refusals.pop(object_id, None)
             return
         text = (
             f"FulcrumCore refused to {refused_request} "
-            f"({refusals.count} refusals in {self.clock() - refusals.first_at:.0f} s)"
+            f"({refusals.count} refusals in {self.clock() - refusals.first_at:.0f} s); the agent retries"
         )
-        raise NotCertainlyGone(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
+        raise NotCertainlyGone(text, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
 
-    def _store_check(
-        self, fulcrum_id: str, *, is_agent_accepted: bool, is_object_readable: bool
+    def _update_refusals(
+        self, object_id: str, *, is_agent_accepted: bool, is_object_readable: bool
     ) -> dict[str, Refusals]:
-        """Store and return the refusals of all objects after the check of a refused request."""
+        """Store and return the refusals of all objects, updated as in `refusals_after_check`."""
         with self._lock:
             self._refusals = refusals_after_check(
                 self._refusals,
-                fulcrum_id,
+                object_id,
                 self.clock(),
                 is_agent_accepted=is_agent_accepted,
                 is_object_readable=is_object_readable,

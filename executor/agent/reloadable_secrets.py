@@ -1,8 +1,9 @@
 """Holds the secrets for FulcrumCore and Proxmox, and reloads them without a restart of the agent.
 
 A reload happens on the signal HUP, before a run when the file of a secret has changed, and when a server refuses a
-secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env`, the configuration from
-FulcrumCore), but replaces only FULCRUM_SECRETS and PROXMOX_SECRETS. A change of any other setting needs a restart.
+secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env` and, if
+SMITH_REMOTE_CONFIG is true, the settings that FulcrumCore holds for the agent), but replaces only FULCRUM_SECRETS and
+PROXMOX_SECRETS. A change of any other setting needs a restart.
 When a new value is invalid, the reload logs a warning and keeps the old values. Old values are still redacted after a
 reload, because later output may contain them.
 """
@@ -21,7 +22,7 @@ from executor.fulcrum import remote_config
 from executor.log import get_logger
 from executor.proxmox.connection import ProxmoxConnection
 from executor.redaction import redactor
-from executor.runs.private_folder import module_credentials
+from executor.runs.private_folder import ansible_credentials
 from executor.settings.display import setting_rows
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings
@@ -55,10 +56,10 @@ class ReloadableSecrets:
         self._connection = ProxmoxConnection.from_settings(settings) if settings.proxmox_host else None
 
     def use_remote_settings(self, settings: Settings, add_remote_settings: Callable[[Settings], Settings]) -> None:
-        """Use `settings`, which include the configuration from FulcrumCore. Read it again at each reload.
+        """Use `settings`, which include the settings from FulcrumCore. Each reload calls `add_remote_settings`.
 
-        `add_remote_settings` returns its argument with the configuration from FulcrumCore added. It raises
-        FulcrumError or SettingsError when the configuration cannot be read.
+        `add_remote_settings` reads the settings from FulcrumCore, and returns its argument with these settings added.
+        It raises FulcrumError or SettingsError when they cannot be read.
         """
         self._settings, self._add_remote_settings = settings, add_remote_settings
         self._connection = ProxmoxConnection.from_settings(settings)
@@ -71,21 +72,21 @@ class ReloadableSecrets:
         """Return the Proxmox credentials for a run's Ansible modules. Reload first if a secret's file has changed."""
         if _read_versions(self._secret_files) != self._file_versions:
             self.reload()
-        return module_credentials(self._settings)
+        return ansible_credentials(self._settings)
 
     def proxmox_connection(self) -> ProxmoxConnection:
         """Return the settings of the Proxmox connection: the same object until a secret of Proxmox changes."""
         if self._connection is None:
-            self._settings.require_proxmox()
+            self._settings.require_proxmox_settings()
             self._connection = ProxmoxConnection.from_settings(self._settings)
         return self._connection
 
-    def proxmox_connection_after_refusal(self) -> ProxmoxConnection:
+    def reload_proxmox_connection(self) -> ProxmoxConnection:
         """Reload because Proxmox refused the credentials; return the connection with the reloaded credentials."""
-        self.reload_after_refusal()
+        self.reload_after_refused_secret()
         return self.proxmox_connection()
 
-    def reload_after_refusal(self) -> None:
+    def reload_after_refused_secret(self) -> None:
         """Reload because a secret was refused, unless the last such reload was less than MIN_RELOAD_INTERVAL_S ago."""
         now = time.monotonic()
         with self._lock:
@@ -102,7 +103,7 @@ class ReloadableSecrets:
         failure_reason = ""
         try:
             new_settings = self._load_settings()
-            # The token for FulcrumCore is replaced first, because the configuration from FulcrumCore is read with it.
+            # The token for FulcrumCore is replaced first, because the settings from FulcrumCore are read with it.
             changed_names = self._replace_secrets(FULCRUM_SECRETS, new_settings)
             if self._add_remote_settings:
                 new_settings = self._add_remote_settings(new_settings)
@@ -136,9 +137,9 @@ class ReloadableSecrets:
                 return ()
             _raise_if_server_differs(old_settings, new_settings, names)
             if names == PROXMOX_SECRETS:
-                merged_settings.require_proxmox()
+                merged_settings.require_proxmox_settings()
             else:
-                merged_settings.require_fulcrum()
+                merged_settings.require_fulcrum_settings()
             self._settings = merged_settings
             if names == PROXMOX_SECRETS:
                 self._connection = ProxmoxConnection.from_settings(merged_settings)
@@ -150,7 +151,7 @@ def _raise_if_server_differs(old_settings: Settings, new_settings: Settings, nam
 
     The agent uses the server of `old_settings` until its restart.
     """
-    server_settings = remote_config.SERVER_SETTINGS if names == PROXMOX_SECRETS else FULCRUM_SERVER_SETTINGS
+    server_settings = remote_config.PROXMOX_SERVER_SETTINGS if names == PROXMOX_SECRETS else FULCRUM_SERVER_SETTINGS
     changed_setting_names = [
         name.upper() for name in server_settings if getattr(old_settings, name) != getattr(new_settings, name)
     ]

@@ -24,14 +24,14 @@ INSTANCE_DATA_KEYS = (
     "reboot_required",
     "snapshot",
     "backup",
-    "left_out_properties",
+    "left_out_properties",  # the names of the properties that the run did not get
 )
 
 
 def add_left_out_property_names(result: JobResult, names: Iterable[str]) -> JobResult:
     """Return the result with the names of left-out properties added.
 
-    The run did not get these properties, because the vault no longer has their secrets.
+    The run did not get these properties, because FulcrumCore's vault no longer has their secrets.
     """
     unique_names = sorted(set(names))
     return replace(result, vm=result.vm | {"left_out_properties": unique_names}) if unique_names else result
@@ -41,14 +41,16 @@ class RefusalReaction(StrEnum):
     """Says what the reporter does after FulcrumCore has refused a report."""
 
     CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim: claim the job again, then send the report
-    SEND_OTHER_CONTENTS = "send_other_contents"  #: FulcrumCore refuses the report's contents: send other contents
+    #: FulcrumCore refuses the report's contents. Send a completion again at once, without properties. Send a failure
+    #: again after a backoff.
+    SEND_WITHOUT_PROPERTIES = "send_without_properties"
     SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
     #: FulcrumCore itself has ended the job, and never accepts the result.
     SETTLE_AS_ENDED_BY_FULCRUM = "settle_as_ended_by_fulcrum"
 
 
 def reaction_to_refusal(
-    *, is_completion: bool, error_message: str | None, status_at_core: str | None, error_at_core: str | None
+    *, is_completion: bool, error_message: str | None, status_at_fulcrum: str | None, error_at_fulcrum: str | None
 ) -> RefusalReaction:
     """Return how the reporter reacts to a refused report. The job's status at FulcrumCore determines the reaction.
 
@@ -56,14 +58,14 @@ def reaction_to_refusal(
     the job timeout, FulcrumCore itself fails a job, with an error message other than the agent's. FulcrumCore completes
     a job only when this agent reports the job as completed.
     """
-    if status_at_core == "Pending":
+    if status_at_fulcrum == "Pending":
         return RefusalReaction.CLAIM_AND_SEND
-    if status_at_core == "Processing":
-        return RefusalReaction.SEND_OTHER_CONTENTS
+    if status_at_fulcrum == "Processing":
+        return RefusalReaction.SEND_WITHOUT_PROPERTIES
     if is_completion:
-        is_same_result = status_at_core == "Completed"
+        is_same_result = status_at_fulcrum == "Completed"
     else:
-        is_same_result = status_at_core == "Failed" and error_at_core == error_message
+        is_same_result = status_at_fulcrum == "Failed" and error_at_fulcrum == error_message
     return RefusalReaction.SETTLE_AS_REPORTED if is_same_result else RefusalReaction.SETTLE_AS_ENDED_BY_FULCRUM
 
 
@@ -75,7 +77,7 @@ def completion_arguments(job: Job, agent_id: str) -> dict[str, Any]:
     unique in FulcrumCore's whole database.
     """
     vm = job.result or {}
-    if vm.get("status") == "absent" or "vmid" not in vm:
+    if vm.get("status") == "absent" or "vmid" not in vm:  # no VM exists, for example after a delete
         return {}
     if job.action == "delete":  # the VM may stay for a grace period, but the ended service must get no instance id
         data = {key: vm[key] for key in ("vmid", "node", "name", "delete_at") if vm.get(key)}

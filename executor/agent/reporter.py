@@ -1,7 +1,8 @@
 """Step 7 of a job's processing (ARCHITECTURE.md): sends each job's result until FulcrumCore acknowledges the result.
 
 A report is the request that sends the result of a job. The outbox contains the ended jobs whose result FulcrumCore has
-not acknowledged.
+not acknowledged. A report of the outbox is due if it is neither in backoff nor claimed by another agent process. A
+claim of a report reserves the report for a short time.
 
 FulcrumCore never accepts a second result of a job: it refuses the report of a job whose status is Completed or Failed.
 Then the reporter reads the job with `GET /jobs/{id}`, to find out whether FulcrumCore had accepted an earlier report of
@@ -22,13 +23,13 @@ from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points
 from executor.agent.claim import JOB_GONE_TEXT
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.report import RefusalReaction, completion_arguments, reaction_to_refusal
-from executor.agent.state import STATUS_OF_ONE_FAILED_REQUEST, AgentState
+from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST, AgentState
 from executor.database import outbox
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job
-from executor.errors import DatabaseError, FulcrumAuthFailing, FulcrumError, FulcrumRefused, FulcrumUnavailable
+from executor.errors import DatabaseError, FulcrumAuthError, FulcrumError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.log import get_logger
 from executor.model import JobResult, JobStatus, ReportState
@@ -44,8 +45,8 @@ log = get_logger(__name__)
 BATCH_SIZE = 50
 #: Maximum number of reports per round when several agents use the database, so that each agent sends some reports.
 SHARED_BATCH_SIZE = 12
-#: How long an agent reserves the reports of a round on a shared database, so that no other agent sends them. If the
-#: agent is killed, other agents send these reports after this time.
+#: How long an agent claims the reports of a round on a shared database, so that no other agent sends them. If the agent
+#: is killed, other agents send these reports after this time.
 REPORT_CLAIM_S = 60.0
 #: The share of REPORT_CLAIM_S after which no further report of the round starts, so that each report ends within
 #: REPORT_CLAIM_S.
@@ -59,12 +60,12 @@ REFUSED_REPORT_BACKOFF_S = 600.0
 HTTP_TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
-#: How long the reporter waits when every due report is in backoff. A new result ends this wait; the end of a backoff
-#: does not.
+#: How long the reporter waits when no report of the outbox is due. A new result ends the wait early. If a backoff ends
+#: during the wait, its report is sent after the wait.
 BACKOFF_WAIT_S = 2.0
-#: How long the reporter waits when no report is due. A new result ends the wait early. Without a new result, a
-#: report becomes due when an operator requests it with `smith jobs retry`, or when another agent of this database has
-#: ended.
+#: How long the reporter waits when the outbox is empty. A new result of this agent ends the wait early. The outbox also
+#: gets a report when an operator requests it with `smith jobs retry`, or when another agent of this database stores a
+#: result.
 IDLE_WAIT_S = 5.0
 #: Maximum wait between two rounds of `Reporter.flush`, which sends the remaining reports before the agent exits.
 MAX_FLUSH_WAIT_S = 1.0
@@ -80,7 +81,7 @@ class Reporter:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
-    refusal_counter: RefusalCounter
+    http_403_counter: Http403Counter
     clock: Callable[[], float] = boottime_s  #: counts the time while this process or its machine is suspended, too
     _unanswered_round_count: int = 0  #: number of rounds in a row in which FulcrumCore answered no report
     #: For each `job.id`: how many times in a row FulcrumCore has answered HTTP 500 to the completion. The numbers are
@@ -88,13 +89,14 @@ class Reporter:
     _failed_completion_counts: dict[int, int] = field(default_factory=dict)
     #: Threads are reused, because each thread keeps its connection to FulcrumCore open.
     _senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(SENDER_THREADS, "report"))
-    #: Held during each round: the flush at shutdown must not send a report that the loop is sending.
+    #: Held during each round: `flush`, called at shutdown, must not send a report that the report thread is sending.
     _round_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_due_reports(self) -> float:
         """Send at most BATCH_SIZE due reports, each once. Return the seconds to wait before the next call.
 
-        While another agent of FulcrumCore uses the database, send no report: FulcrumCore would refuse the reports.
+        While an agent with another id in FulcrumCore uses the database, send no report: FulcrumCore would refuse
+        reports of the other agent's jobs.
         """
         if not self.state.may_use_database:
             return IDLE_WAIT_S
@@ -108,7 +110,7 @@ class Reporter:
         due_jobs = self._take_due_reports()
         if not due_jobs:
             with reading(self.engine) as session:
-                return BACKOFF_WAIT_S if outbox.has_due_reports(session) else IDLE_WAIT_S
+                return BACKOFF_WAIT_S if outbox.has_unacknowledged_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
         # No report starts after this time, because another agent may send the reports when REPORT_CLAIM_S has passed.
         latest_start = started_at + REPORT_CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
@@ -122,7 +124,7 @@ class Reporter:
                 outbox.release_reports(session, due_jobs)
         if any(answered_flags):
             self._unanswered_round_count = 0
-            self.state.fulcrum_link.record_answer()
+            self.state.fulcrum_link.record_answer()  # ends a recorded outage of FulcrumCore
             # FulcrumCore lists the next job of a group of services only after the report of the group's previous job.
             self.state.poll_requested.set()
             return 0.0
@@ -190,8 +192,11 @@ class Reporter:
                 return self._postpone_report(job, error)
             except FulcrumRefused as refusal:
                 # FulcrumCore has changed the job's status between two requests of the agent, so the report is retried.
-                return self._postpone_report(job, FulcrumUnavailable(str(refusal), status=STATUS_OF_ONE_FAILED_REQUEST))
-            crash_points.crash_if_requested("report_accepted", job.service_id)
+                # HTTP_STATUS_OF_ONE_FAILED_REQUEST (HTTP 500) means that only this request failed: there is no outage.
+                return self._postpone_report(
+                    job, FulcrumUnavailable(str(refusal), status=HTTP_STATUS_OF_ONE_FAILED_REQUEST)
+                )
+            crash_points.crash_if_requested("report_accepted", job.service_id)  # only tests request a crash
             with transaction(self.engine) as session:
                 outbox.set_report_state(session, job.id, report_state, note, epoch=job.epoch)
             log_report = log.info if report_state is ReportState.REPORTED else log.error
@@ -203,12 +208,12 @@ class Reporter:
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
-        # HTTP 429 is an answer, so it is not recorded as an outage. Otherwise, the next successful request would end
-        # the outage, and also the wait that FulcrumCore has requested.
-        concerns_only_this_report = error.status in (STATUS_OF_ONE_FAILED_REQUEST, HTTP_TOO_MANY_REQUESTS)
+        # HTTP 429 is not recorded as an outage, because the end of an outage ends all backoffs, also the backoff that
+        # FulcrumCore requests with HTTP 429.
+        concerns_only_this_report = error.status in (HTTP_STATUS_OF_ONE_FAILED_REQUEST, HTTP_TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
-            is_login_refused = isinstance(error, FulcrumAuthFailing)
-            self.state.fulcrum_link.record_failed_call(str(error), is_login_refused=is_login_refused)
+            has_refused_credentials = isinstance(error, FulcrumAuthError)
+            self.state.fulcrum_link.record_failed_call(str(error), has_refused_credentials=has_refused_credentials)
         elif job.report_attempts == 0:
             log.warning("report_postponed", reason=str(error))
         return concerns_only_this_report
@@ -222,15 +227,17 @@ class Reporter:
             outcome = self._send_or_handle_refusal(job)
             self._failed_completion_counts.pop(job.id, None)
             return outcome
-        except FulcrumAuthFailing:
+        except FulcrumAuthError:
             # If it is not certain that the job is gone, `require_job_gone` raises, and the report is postponed.
-            self.refusal_counter.require_job_gone(job.fulcrum_id, refused_request="accept the report")
-            return ReportState.ABANDONED, JOB_GONE_TEXT
+            self.http_403_counter.require_job_gone(job.fulcrum_id, refused_request="accept the report")
+            return ReportState.ABANDONED, JOB_GONE_TEXT  # the report is not sent again
         except FulcrumUnavailable as error:
-            has_completion_failed = error.status == STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
+            has_completion_failed = (
+                error.status == HTTP_STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
+            )
             earlier_failure_count = self._failed_completion_counts.pop(job.id, 0)
             if has_completion_failed and earlier_failure_count >= MAX_FAILED_COMPLETIONS:
-                self._failed_completion_counts[job.id] = earlier_failure_count  # kept if the next request fails
+                self._failed_completion_counts[job.id] = earlier_failure_count  # kept if the next call raises
                 outcome = self._report_failure_instead(job, error)
                 del self._failed_completion_counts[job.id]
                 return outcome
@@ -258,22 +265,22 @@ class Reporter:
 
     def _handle_refusal(self, job: Job, refusal: str) -> tuple[ReportState, str]:
         """React to a refused report: the job's status at FulcrumCore determines the reaction."""
-        core_job = self.fulcrum.get_job(job.fulcrum_id)
+        fulcrum_job = self.fulcrum.get_job(job.fulcrum_id)
         reaction = reaction_to_refusal(
             is_completion=job.status == JobStatus.COMPLETED,
             error_message=job.error_message,
-            status_at_core=core_job.status,
-            error_at_core=core_job.error_message,
+            status_at_fulcrum=fulcrum_job.status,
+            error_at_fulcrum=fulcrum_job.error_message,
         )
         if reaction is RefusalReaction.CLAIM_AND_SEND:
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send_result(job)
             return ReportState.REPORTED, ""
-        if reaction is RefusalReaction.SEND_OTHER_CONTENTS:
+        if reaction is RefusalReaction.SEND_WITHOUT_PROPERTIES:
             return self._send_without_properties(job, refusal)
         if reaction is RefusalReaction.SETTLE_AS_REPORTED:
             return ReportState.REPORTED, "FulcrumCore had accepted an earlier report"
-        end_text = f"FulcrumCore has ended the job itself ({core_job.status})"
+        end_text = f"FulcrumCore has ended the job itself ({fulcrum_job.status})"
         return ReportState.ENDED_BY_FULCRUM, f"{end_text}; the agent's result is only in the agent's database"
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
@@ -310,7 +317,7 @@ def _error_for_refused_report(refused_report: str, refusal: str) -> FulcrumUnava
     still processing in FulcrumCore, and blocks its service and its group.
     """
     text = f"FulcrumCore refused {refused_report}: {refusal}"
-    return FulcrumUnavailable(text, status=STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
+    return FulcrumUnavailable(text, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
 
 
 def _backoff_s(failure_count: int) -> float:

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from executor.agent import crash_points
-from executor.agent.job_fields import is_created_by_agent, new_vm_name, require_service_id, unresolved_properties
+from executor.agent.job_fields import (
+    is_created_by_agent,
+    new_vm_name,
+    properties_with_vault_references,
+    require_service_id,
+)
 from executor.agent.tenant_usage import TenantUsage
 from executor.database import free_vmids, mappings, vm_names
 from executor.database.engine import reading, transaction
@@ -56,8 +61,8 @@ class MappingFinder:
     def find_or_reserve_mapping(self, job: Job) -> FoundMapping:
         """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError.
 
-        Also reserve what the job adds to the usage of its tenant (tenant_usage.py). Raises TenantLimitReached if the
-        usage would exceed a limit.
+        Also reserve what the job adds to the usage of its tenant (VMs and their sizes, snapshots, backups). Raises
+        TenantLimitReached if the usage would exceed a limit.
         """
         with reading(self.engine) as session:
             mapping = mappings.find_current_mapping(session, require_service_id(job))
@@ -87,6 +92,7 @@ class MappingFinder:
         service_id, vm_rows = require_service_id(job), self._vms_with_names()
         # The suffix of a VM's name depends only on the service, so the hostname may be empty here.
         name_suffix = vm_names.vm_name("", service_id)[-NAME_SUFFIX_CHARS:]
+        # Only the configurations of VMs whose name has this suffix are searched for the marker.
         vm = self.proxmox.find_vm_by_marker(vm_rows, service_id, name_suffix=name_suffix)
         if vm is None:
             return self._map_partial_clone(job, vm_rows) if job.action in ("create", "delete") else None
@@ -109,12 +115,11 @@ class MappingFinder:
         return mapping
 
     def _vms_with_names(self) -> list[VmRow]:
-        """Return Proxmox's list of VMs, with the names of all VMs that may be an unmapped VM of the agent.
+        """Return Proxmox's list of VMs. Names that the list lacks are read from the VMs' configurations.
 
         Proxmox's list lacks the name of a VM that is being created, and of each VM on a node that sends no statistics.
-        If no mapping has the VMID of such a VM, and the VM has the agent's tag or a VMID of the configured range, the
-        VM's name is read from the VM's configuration. All other VMs without a name are left out. Raises JobError
-        VM_LOCKED if a VM whose configuration was read has no name yet.
+        A VM without a name is left out if it has a mapping, or if it cannot be a VM of the agent. Raises JobError
+        VM_LOCKED, which causes a retry, if a VM has no name in its configuration yet.
         """
         rows = self.proxmox.vms()
         nameless_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
@@ -122,15 +127,20 @@ class MappingFinder:
             return rows
         with reading(self.engine) as session:
             mapped_vmids = mappings.mapped_vmids(session, self.cluster)
-        rows_to_complete = [row for row in nameless_rows if row.vmid not in mapped_vmids and self._may_be_ours(row)]
-        completed_rows = self.proxmox.add_missing_facts(rows_to_complete)
+        rows_to_complete = [
+            row for row in nameless_rows if row.vmid not in mapped_vmids and self._may_be_vm_of_agent(row)
+        ]
+        completed_rows = self.proxmox.add_missing_facts(rows_to_complete)  # reads the names from the configurations
         for row in completed_rows:
             if row.is_being_created and not row.name:
-                raise JobError(ErrorCode.VM_LOCKED, f"VM {row.vmid} is being created and has no name yet")
+                raise JobError(
+                    ErrorCode.VM_LOCKED,
+                    f"VM {row.vmid} is being created and has no name yet; retry when Proxmox has created the VM",
+                )
         return [row for row in rows if row not in nameless_rows] + completed_rows
 
-    def _may_be_ours(self, row: VmRow) -> bool:
-        """Return whether a VM whose name is unknown may be one of the agent's VMs."""
+    def _may_be_vm_of_agent(self, row: VmRow) -> bool:
+        """Return whether a VM has the agent's tag or a VMID of the configured range."""
         is_vmid_in_range = self.settings.proxmox_vmid_min <= row.vmid <= self.settings.proxmox_vmid_max
         return is_vmid_in_range or SMITH_TAG in row.tags
 
@@ -173,7 +183,7 @@ class MappingFinder:
 
         If another thread has added a mapping of the service meanwhile, return that mapping.
         """
-        guest_kind = read_properties(unresolved_properties(job)).kind
+        guest_kind = read_properties(properties_with_vault_references(job)).kind  # a VM or a container
         used_vmids: set[int] = set()
         while True:
             vmid = self._pick_vmid(used_vmids)
@@ -197,7 +207,7 @@ class MappingFinder:
                     mapping = mappings.find_current_mapping(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
-                crash_points.crash_if_requested("vmid_reserved", job.service_id)
+                crash_points.crash_if_requested("vmid_reserved", job.service_id)  # only tests request a crash
                 return FoundMapping(mapping=mapping, is_new_reservation=is_new_reservation)
 
     def _pick_vmid(self, used_vmids: set[int]) -> int:

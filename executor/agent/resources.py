@@ -1,8 +1,9 @@
 """Allocates resources to a run until the run ends: a node, a clone slot, memory and cores of the node.
 
 This is the first part of step 5 of a job's processing (ARCHITECTURE.md). A placement is the chosen node of a new
-or migrated VM. CloneLimit limits how many clones run at the same time. A clone slot (a CloneSlot object) is the
-permission to run one clone.
+or migrated VM. The placement of a new VM also contains the template to clone, and the storage that gets the clone
+(`clone_target`). CloneLimit limits how many clones run at the same time on a storage. A clone slot (a CloneSlot object)
+is the permission to run one clone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from executor.placement.clone_limit import CloneLimit, CloneSlot
 from executor.placement.decide import Placement
 from executor.placement.placer import Placer
 from executor.runs import extra_vars
-from executor.runs.request import PlanSettings
+from executor.runs.request import PlaybookSettings
 from executor.runs.vm_properties import read_properties
 from executor.shared.progress_texts import VERIFYING_PREFIX
 
@@ -29,17 +30,20 @@ from executor.shared.progress_texts import VERIFYING_PREFIX
 class AllocatedResources:
     """The resources that are allocated to one run."""
 
-    placement: Placement | None = None  #: the chosen node and template; None when the run needs no placement
+    placement: Placement | None = None  #: None when the run needs no placement
     clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: unused when the run needs no clone slot
 
-    def pass_result_to_clone_limit(self, result: JobResult) -> None:
+    def store_result_in_clone_slot(self, result: JobResult) -> None:
         """Store the run's result in the clone slot. CloneLimit reads it from the slot to adapt the number of clones."""
         self.clone_slot.result = result
 
-    def end_clone_at_verification(self, step_text: str) -> None:
-        """Free the clone slot when the run starts to verify the clone, because Proxmox has then finished the clone."""
-        if step_text.startswith(VERIFYING_PREFIX):
-            self.clone_slot.end_clone()
+    def free_clone_slot_if_clone_ended(self, progress_text: str) -> None:
+        """Free the clone slot when the run starts to verify the clone, because Proxmox has then finished the clone.
+
+        `progress_text` is the text with which the run's playbook reports its present step.
+        """
+        if progress_text.startswith(VERIFYING_PREFIX):
+            self.clone_slot.mark_clone_ended()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class ResourceAllocator:
 
     placer: Placer
     clone_limit: CloneLimit
-    plan_settings: PlanSettings
+    playbook_settings: PlaybookSettings  #: the settings that determine a run's playbook and variables
 
     @contextmanager
     def allocate(
@@ -74,17 +78,17 @@ class ResourceAllocator:
     def _allocate_placement(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], may_wait: Callable[[], bool]
     ) -> Iterator[Placement | None]:
-        """Yield the placement of a create or a migration. For an update, check the VM's node and yield None.
+        """Yield the placement of a create or a migration. For an update, allocate the VM's new size and yield None.
 
-        The allocated resources count as used while the block runs.
+        The allocated memory and cores count as used while the block runs.
         """
         if job.action == "migrate":
-            with self.placer.allocate_migration(mapping.vmid, mapping.node or "", may_wait=may_wait) as placement:
+            with self.placer.allocate_for_migration(mapping.vmid, mapping.node or "", may_wait=may_wait) as placement:
                 yield placement
             return
         if job.action == "update":
             new_size = read_properties(properties)
-            with self.placer.allocate_growth(
+            with self.placer.allocate_for_growth(
                 mapping.vmid, new_size.memory_mib, new_size.total_cores, may_wait=may_wait
             ):
                 yield None
@@ -95,15 +99,15 @@ class ResourceAllocator:
             return
         os_template_volume = ""
         if vm.os_template:
-            os_template_volume = extra_vars.find_os_template(vm.os_template, self.plan_settings)
+            os_template_volume = extra_vars.find_os_template(vm.os_template, self.playbook_settings)
         request = PlacementRequest(
             vmid=mapping.vmid,
             image=vm.image or "",
-            volume=os_template_volume or vm.iso or "",
+            volume=os_template_volume or vm.iso or "",  # OS template of a container, or ISO image of a VM
             memory_mib=vm.memory_mib,
             cores=vm.total_cores,
-            bridge=extra_vars.bridge_of_first_nic(vm, self.plan_settings),
-            node=self.plan_settings.node,
+            bridge=extra_vars.bridge_of_first_nic(vm, self.playbook_settings),
+            node=self.playbook_settings.node,  # '' unless PROXMOX_NODES contains exactly one node
         )
-        with self.placer.allocate_new_vm(request, may_wait=may_wait) as placement:
+        with self.placer.allocate_for_new_vm(request, may_wait=may_wait) as placement:
             yield placement

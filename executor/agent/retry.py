@@ -1,7 +1,8 @@
 """Decides how long a job's run may take, whether the job gets another attempt, and after which backoff.
 
 A `Reaction` (executor/shared/reactions.py) says for an error code whether the job is attempted again: never (NEVER),
-once (ONCE), only with another VMID (NEW_VMID), or until MAX_ATTEMPTS is reached (LATER, CHECK_FIRST).
+once (ONCE), only with another VMID (NEW_VMID), or until MAX_ATTEMPTS is reached (LATER, CHECK_FIRST). With CHECK_FIRST,
+the failed attempt may have changed something, so the next attempt first checks what exists.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
     """Return how many seconds a run may take. Raises JobError when less than MIN_RUN_S are left.
 
     `clock_offset_s` is how far FulcrumCore's clock is ahead of this machine's clock. If an earlier attempt has failed,
-    the JobError has the code and text of that attempt's error, because that error caused the lack of time. Otherwise,
-    the code is DEADLINE.
+    the JobError has the code and texts of that attempt's error, because that error caused the lack of time. If no
+    attempt has failed, the code is DEADLINE.
     """
     now_at_fulcrum = utc_now().timestamp() + clock_offset_s
     time_left_s = job.deadline_at.timestamp() - now_at_fulcrum - REPORT_MARGIN_S
@@ -65,7 +66,7 @@ def backoff_if_retried_s(
         return None
     if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
         return None
-    # It is unknown what a killed run has changed. With CHECK_FIRST, the next attempt first checks what exists.
+    # It is unknown what a killed run has changed.
     reaction = Reaction.CHECK_FIRST if result.was_killed else reaction_to(result.code)
     if reaction is Reaction.NEVER or (reaction is Reaction.ONCE and job.attempt > 1):
         return None
@@ -84,7 +85,10 @@ def backoff_after_attempt_s(attempt: int) -> float:
 
 
 def backoff_after_unavailability_s(requested_s: float | None) -> float:
-    """Return the wait after an outage: at least `requested_s`, the wait that FulcrumCore requests (Retry-After)."""
+    """Return the backoff after FulcrumCore or the database was unavailable.
+
+    The backoff is at least `requested_s`, the value of the `Retry-After` header in FulcrumCore's answer, if any.
+    """
     return max(_with_jitter(UNAVAILABILITY_BACKOFF_S), requested_s or 0.0)
 
 

@@ -2,8 +2,8 @@
 
 A critical job is a periodic task of the agent. In this module, `job` always means a critical job. The `schedule`
 library decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database. When
-several agents use the database, `ExecutionRecorder` also decides which agent executes a critical job. When the database
-cannot be written, the critical job is executed anyway.
+several agent processes use the database, the first process that stores the start of a critical job executes the job.
+When the database cannot be written, the critical job is executed anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import schedule
 from executor.agent.critical_job import CriticalJob
 from executor.agent.execution_recorder import ExecutionRecorder
 from executor.database.times import utc_now
-from executor.errors import FulcrumAuthFailing, FulcrumUnavailable, SmithError
+from executor.errors import FulcrumAuthError, FulcrumUnavailable, SmithError
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -36,13 +36,11 @@ MIN_GAP_S = 0.05
 #: Maximum length of the error that is logged and stored for an execution.
 MAX_ERROR_CHARS = 300
 #: The maximum wait that FulcrumCore can request with `Retry-After`. After a longer wait, FulcrumCore would mark the
-#: agent as disconnected (30 s without a heartbeat), and the execution would count as overdue.
+#: agent as disconnected (30 s without a heartbeat), and `overdue_critical_jobs` would return the critical job.
 MAX_RETRY_AFTER_S = 20.0
 #: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job, up to this
-#: delay. A critical job with a longer interval keeps its interval as the delay. So the agent notices the end of an
-#: outage within this time, or within the shortest interval if every interval is longer, or later if FulcrumCore has
-#: requested a longer wait. The first successful call after an outage wakes Heartbeat and GetPendingJobs
-#: (`Link.recovery_events`).
+#: delay. The delay is at least the critical job's interval, and at least the wait that FulcrumCore has requested.
+#: The first successful call after an outage wakes the critical jobs Heartbeat and GetPendingJobs.
 MAX_OUTAGE_DELAY_S = 5.0
 #: Maximum number of doublings, to prevent an overflow. The shortest allowed interval, doubled this often, is longer
 #: than MAX_OUTAGE_DELAY_S.
@@ -53,6 +51,7 @@ class Scheduler:
     """Starts, checks and stops the threads of the critical jobs."""
 
     def __init__(self, engine: Engine, jobs: Sequence[CriticalJob], boot_id: str = "") -> None:
+        """Prepare the scheduler. `boot_id` is the id of this agent process."""
         self._recorder = ExecutionRecorder(engine, jobs, boot_id)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
@@ -74,11 +73,11 @@ class Scheduler:
             thread.join(max(deadline - time.monotonic(), 0))
         self._recorder.stop(max(deadline - time.monotonic(), 0))
 
-    def overdue_critical_jobs(self, max_intervals: float = 3.0, slack_s: float = 30.0) -> list[str]:
+    def overdue_critical_jobs(self, max_intervals: float = 3.0, tolerance_s: float = 30.0) -> list[str]:
         """Return the names of the critical jobs whose thread has ended or whose execution is overdue.
 
         An execution is overdue when no execution of the critical job has started or ended for `max_intervals` intervals
-        plus `slack_s`.
+        plus `tolerance_s`.
         """
         now = time.monotonic()
         overdue_names = []
@@ -86,7 +85,7 @@ class Scheduler:
             thread = self._threads.get(name)
             is_alive = thread is not None and thread.is_alive()
             since_last_change_s = now - max(job.finished_at, job.started_at)
-            if not is_alive or since_last_change_s > job.interval_s * max_intervals + slack_s:
+            if not is_alive or since_last_change_s > job.interval_s * max_intervals + tolerance_s:
                 overdue_names.append(name)
         return overdue_names
 
@@ -103,17 +102,17 @@ class Scheduler:
         thread.start()
 
     def _run_loop(self, job: CriticalJob, generation: int) -> None:
-        timer = schedule.Scheduler()
+        timer = schedule.Scheduler()  # its `jobs` are the entries of the library, not critical jobs
         due_at = time.monotonic()
         while not self._stopping.is_set() and job.generation == generation:
             # `schedule` uses local time, which is set back by an hour in autumn. So an execution is also due when the
             # delay has passed according to the monotonic clock.
             is_due = time.monotonic() >= due_at or any(entry.should_run for entry in timer.jobs)
             if is_due or job.wake_requested.is_set():
-                is_requested = job.wake_requested.is_set()
+                is_requested = job.wake_requested.is_set()  # True: a part of the agent requests it now
                 job.wake_requested.clear()
                 self._execute_job(job, is_requested=is_requested)
-                due_at = self._plan_next_execution(timer, job, job.current_interval_s)
+                due_at = self._plan_next_execution(timer, job, job.delay_until_next_execution_s)
             job.wake_requested.wait(min(max(due_at - time.monotonic(), MIN_WAIT_S), MAX_WAIT_S))
 
     @staticmethod
@@ -129,20 +128,31 @@ class Scheduler:
         return time.monotonic() + remaining_s
 
     def _execute_job(self, job: CriticalJob, *, is_requested: bool) -> None:
-        """Execute a critical job once. If another agent executes it, execute only `run_on_this_machine`."""
+        """Execute a critical job once.
+
+        A period is a time, a little shorter than the interval, in which only one agent process executes the job.
+        `try_start_period` returns False if this agent process must not execute the critical job now, usually because
+        another process has executed it in the current period. Then only `run_if_other_agent_executes` is executed: the
+        part of the critical job that each machine must execute. If `is_requested` is True, some critical jobs start a
+        new period before the current one is over.
+        """
         job.started_at, started_at_utc = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
-            job.last_execution_started_at = started_at_utc
+            job.last_execution_started_at = started_at_utc  # in UTC; `started_at` is monotonic time
             job.requested_delay_s = None
             self._call_and_record(job, job.run)
             self._recorder.record_execution(job)
-        elif job.run_on_this_machine is not None:
-            self._call_and_record(job, job.run_on_this_machine)
+        elif job.run_if_other_agent_executes is not None:
+            self._call_and_record(job, job.run_if_other_agent_executes)
         job.finished_at = time.monotonic()
 
     @staticmethod
     def _call_and_record(job: CriticalJob, run: Callable[[], object]) -> None:
-        """Call a function of a critical job. Record the delay that it returns, or record and log its exception."""
+        """Call a function of a critical job. Record and log its exception.
+
+        The function may return the delay until the next execution, which is stored in `requested_delay_s`. If it
+        returns None, the delay is the interval.
+        """
         error: str | None = None
         try:
             delay_s = run()
@@ -152,8 +162,10 @@ class Scheduler:
             error = str(failure)
             job.outage_failure_count += 1
             job.requested_delay_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
-            if job.fulcrum_link is not None:  # it records whether FulcrumCore answers
-                job.fulcrum_link.record_failed_call(error, is_login_refused=isinstance(failure, FulcrumAuthFailing))
+            if job.fulcrum_link is not None:  # a Link, which records whether FulcrumCore answers
+                job.fulcrum_link.record_failed_call(
+                    error, has_refused_credentials=isinstance(failure, FulcrumAuthError)
+                )
         except (SmithError, OSError) as failure:
             error_type = type(failure).__name__
             error = str(failure).splitlines()[0][:MAX_ERROR_CHARS] if str(failure) else error_type
@@ -184,6 +196,6 @@ def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable, failur
 
 def _local_time_after(delay_s: float) -> object:
     """Return the local time after this delay, without a time zone, as `schedule` uses it."""
-    import datetime  # noqa: PLC0415 (next to the program's only use of naive time)
+    import datetime  # noqa: PLC0415 (imported only here, so that no other function uses times without a time zone)
 
     return datetime.datetime.now() + datetime.timedelta(seconds=delay_s)  # noqa: DTZ005 (schedule's own convention)

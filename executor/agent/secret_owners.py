@@ -20,7 +20,7 @@ from executor.database.engine import reading, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables.jobs import Job
 from executor.errors import FulcrumUnavailable, JobError
-from executor.fulcrum.vault import JobWithReferences, ReferenceUse, SecretResolver
+from executor.fulcrum.vault import JobForSecretResolver, ReferenceUse, SecretResolver
 from executor.log import get_logger
 from executor.shared.error_codes import ErrorCode
 
@@ -34,12 +34,12 @@ log = get_logger(__name__)
 MAX_BOUND_REFERENCES = 100
 
 
-def store_jobs_and_bind_secrets(engine: Engine, secret_resolver: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
+def store_jobs_and_secret_owners(engine: Engine, secret_resolver: SecretResolver, new_jobs: Iterable[NewJob]) -> int:
     """Add a row for each job that has none, and bind the references that the jobs name. Return the number of new rows.
 
-    The jobs are stored in the order in which FulcrumCore created them. FulcrumCore creates a reference together with
-    the first job that names it. So if several jobs name one reference, the secret belongs to the service of the oldest
-    of these jobs.
+    The jobs are stored in the order in which FulcrumCore created them (`core_created_at`). FulcrumCore creates a
+    reference together with the first job that names it. So if several jobs name one reference, the secret belongs to
+    the service of the oldest of these jobs.
     """
     jobs = sorted(new_jobs, key=lambda new_job: new_job.core_created_at)
     # This call precedes the transaction, because it may send requests to FulcrumCore.
@@ -53,18 +53,20 @@ def store_jobs_and_bind_secrets(engine: Engine, secret_resolver: SecretResolver,
             if new_job.service_id is not None:
                 secret_references.bind(session, new_job.service_id, references.get(new_job.fulcrum_id, ()))
         if count:
-            notifications.announce_jobs(session)
+            notifications.notify_agents_of_jobs(session)
     return count
 
 
 def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob]) -> dict[str, list[str]]:
     """Return the references in the secret properties of the jobs. The keys are the ids of the jobs in FulcrumCore.
 
-    A job is left out if FulcrumCore does not return its service type. The worker binds the references of this job.
+    Only a job's service type says which properties are secret. A job is left out if FulcrumCore does not return its
+    service type. If FulcrumCore does not answer, all further jobs are left out, too. The worker binds the references of
+    these jobs. A ReferenceUse is a reference together with the name of the property that contains it.
     """
     references: dict[str, list[str]] = {}
     for job in jobs:
-        resolver_input = JobWithReferences(action=job.action, service=job.service, params=job.params)
+        resolver_input = JobForSecretResolver(action=job.action, service=job.service, params=job.params)
         properties = (job.params or {}, (job.service or {}).get("properties") or {})
         try:
             uses = [use for value in properties for use in secret_resolver.reference_uses_in(resolver_input, value)]
@@ -76,7 +78,7 @@ def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob])
     return references
 
 
-def require_secrets_of_service(engine: Engine, job: Job, reference_uses: Iterable[ReferenceUse]) -> None:
+def require_secrets_belong_to_service(engine: Engine, job: Job, reference_uses: Iterable[ReferenceUse]) -> None:
     """Raise JobError INVALID_REQUEST if one of the references is bound to a service other than the job's.
 
     A reference that is not bound yet is bound to the job's service.
@@ -92,7 +94,8 @@ def require_secrets_of_service(engine: Engine, job: Job, reference_uses: Iterabl
             secret_references.bind(session, service_id, property_name_by_reference)
             owner_by_reference = secret_references.service_ids_by_reference(session, property_name_by_reference)
     for reference, property_name in property_name_by_reference.items():
-        # If a reference has no row, another agent has pruned the row meanwhile, and the job may use the secret.
+        # A reference without a row belonged to another service when `bind` was called. The row was deleted after the
+        # call, because the other service had neither a job nor a VM. So the job may use the secret.
         owner_service_id = owner_by_reference.get(reference, service_id)
         if owner_service_id != service_id:
             log.warning("secret_of_other_service", property=property_name, owner_service_id=owner_service_id)

@@ -8,8 +8,8 @@ import signal
 import socket
 from types import TracebackType
 
-#: Maximum number of bytes, one per signal, of one read from the socket. It is larger than the number of signals that
-#: can arrive before the main thread reads.
+#: Maximum number of bytes that one read takes from the socket. The socket contains one byte per signal, and fewer than
+#: READ_BYTES signals arrive between two reads.
 READ_BYTES = 4096
 
 

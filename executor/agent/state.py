@@ -15,14 +15,16 @@ log = get_logger(__name__)
 #: Time after a recovery in which a failed call starts no new outage, because the call may have begun before the
 #: recovery.
 LATE_FAILURE_S = 2.0
-#: The HTTP status of a FulcrumUnavailable that concerns only one request: FulcrumCore answers other requests. When the
-#: agent itself raises FulcrumUnavailable because of one refused request, the agent sets this status in the exception.
-STATUS_OF_ONE_FAILED_REQUEST = 500
+#: FulcrumUnavailable is the error of a request to FulcrumCore that the agent tries again later. This HTTP status in the
+#: error means that one request about one job failed. The agent records no outage, because FulcrumCore may answer other
+#: requests. The status is from FulcrumCore's answer, or the agent sets it, for example if only a proxy can have refused
+#: the request.
+HTTP_STATUS_OF_ONE_FAILED_REQUEST = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkLogFunctions:
-    """The functions that log the outages and recoveries of one outside system."""
+    """The functions that log the outages and recoveries of one link: the connection to FulcrumCore or to Proxmox."""
 
     log_stopped_answering: Callable[..., object]  #: called if the system had answered before
     log_not_answering: Callable[..., object]  #: called if the system has not answered since the start of this process
@@ -89,10 +91,10 @@ class Link:
             event.set()
         return True
 
-    def record_failed_call(self, reason: str, *, is_login_refused: bool = False) -> None:
+    def record_failed_call(self, reason: str, *, has_refused_credentials: bool = False) -> None:
         """Record a failed call; log the first one of each outage. Do nothing within LATE_FAILURE_S of a recovery.
 
-        `is_login_refused` is True if the system has answered that the token or the password is not valid.
+        `has_refused_credentials` is True if the system has answered that the token or the password is not valid.
         """
         with self._lock:
             if time.monotonic() - self._recovered_at < LATE_FAILURE_S:
@@ -104,7 +106,7 @@ class Link:
             has_answered = self._has_answered
         if not is_new_outage:
             return
-        if is_login_refused:
+        if has_refused_credentials:
             self._log_functions.log_login_refused(reason=reason)
         elif has_answered:
             self._log_functions.log_stopped_answering(reason=reason)
@@ -114,7 +116,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class CurrentPause:
-    """The pause of all agents that use the database. An operator has started the pause."""
+    """The pause of all agent processes that use the database. An operator has started the pause."""
 
     since: datetime
     who: str  #: name of the operator
@@ -128,20 +130,23 @@ class AgentState:
     #: Says whether FulcrumCore answers.
     fulcrum_link: Link = field(default_factory=lambda: Link(fulcrum_log_functions()))
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
-    has_identity_changed: bool = False  #: the token belongs to another agent now, so this process must be restarted
-    #: False while another agent uses the database, and on PostgreSQL also before the first check (database_user.py).
+    is_token_of_other_agent: bool = False  #: the token belongs to another agent now, so this process must be restarted
+    #: False while another agent uses the database: an agent with another id and token in FulcrumCore. Several processes
+    #: of one agent may use one database. On PostgreSQL, the process starts with
+    #: False, which the constructor gets, and checks which agent uses the database.
     may_use_database: bool = True
-    id_of_other_agent_on_database: str = (
-        ""  #: FulcrumCore's id of another agent that uses the database; '' if none is known
-    )
+    #: FulcrumCore's id of another agent that uses the database; '' if none is known
+    id_of_other_agent_on_database: str = ""
     is_schema_too_new: bool = False  #: a newer version has migrated the database, so this process must be restarted
     is_disabled: bool = False  #: an operator has disabled the agent in FulcrumCore: it claims no jobs
     #: The pause that was last read from the database; None if there is none. It is only shown and logged: each claim
     #: reads the pause from the database.
     pause: CurrentPause | None = None
-    draining: threading.Event = field(default_factory=threading.Event)  #: set when no more jobs may be claimed
+    #: Set when this process begins to stop, and claims no more jobs.
+    draining: threading.Event = field(default_factory=threading.Event)
     stopping: threading.Event = field(default_factory=threading.Event)  #: set when every loop must end
-    dispatch_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the dispatcher
+    #: Wakes the dispatcher, which claims jobs from the database and starts them.
+    dispatch_requested: threading.Event = field(default_factory=threading.Event)
     heartbeat_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the heartbeat
     poll_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the poller
     report_requested: threading.Event = field(default_factory=threading.Event)  #: wakes the reporter
@@ -151,8 +156,9 @@ class AgentState:
     heartbeat_at: float = 0.0  #: Unix time of the last accepted heartbeat; 0 before the first
     #: The monotonic start time of each loop's last iteration. The key is the name of the loop.
     iteration_started_at: dict[str, float] = field(default_factory=dict)
-    #: An operator has paused this agent process with `smith nodes drain`: it claims no jobs. The table `nodes` and the
-    #: command `smith nodes` call an agent process a node. A Proxmox node is not meant.
+    #: An operator has paused this agent process with `smith nodes drain`: it claims no jobs. (`draining` is set
+    #: only when the process stops.) The table `nodes` and the command `smith nodes` call an agent process a node. A
+    #: Proxmox node is not meant.
     is_agent_process_paused: bool = False
     #: The maximum number of parallel jobs: SMITH_CONCURRENCY, or a lower limit that an operator has set. None until it
     #: is read from the database.
@@ -200,8 +206,12 @@ class AgentState:
         elif pause is None and earlier_pause is not None:
             log.info("agents_resumed", reason=earlier_pause.reason)
 
-    def record_database_user(self, agent_id: str, *, cluster: str) -> None:
-        """Record which other agent uses the database, and log each new one. `agent_id` is '' if this agent uses it."""
+    def record_other_agent_on_database(self, agent_id: str, *, cluster: str) -> None:
+        """Record which other agent of FulcrumCore uses the database. Log its id when the id changes.
+
+        `agent_id` is the id of the other agent, '' if this agent uses the database. `cluster` is the name of the other
+        agent's Proxmox cluster (SMITH_CLUSTER).
+        """
         if agent_id and agent_id != self.id_of_other_agent_on_database:
             log.error("database_of_another_agent", agent_id=agent_id, cluster=cluster)
         if not agent_id and not self.may_use_database:
@@ -215,16 +225,19 @@ class AgentState:
 
     @property
     def may_claim(self) -> bool:
-        """True when this agent process may claim new jobs. The claim itself checks whether all agents are paused."""
-        must_be_restarted = self.has_identity_changed or self.is_schema_too_new
+        """True when this agent process may claim new jobs, without regard to `pause`.
+
+        Each claim reads the pause from the database.
+        """
+        must_be_restarted = self.is_token_of_other_agent or self.is_schema_too_new
         is_usable = bool(self.agent_id) and self.may_use_database and not must_be_restarted and not self.is_disabled
         is_working = not self.draining.is_set() and not self.is_agent_process_paused
         return is_usable and is_working and self.fulcrum_link.is_up
 
     def record_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
-        """Record the limits that operators have set for this agent process, and log each change.
+        """Record what operators have set for this agent process: a pause, and the maximum number of parallel jobs.
 
-        The first `max_jobs` is not a change.
+        Log each change. The first value of `max_jobs` is not logged.
         """
         if is_paused != self.is_agent_process_paused:
             self.is_agent_process_paused = is_paused

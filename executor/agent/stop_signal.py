@@ -11,7 +11,8 @@ class StopSignal:
 
     CANCELLED = "cancelled"  #: an operator cancelled the job: the job fails
     AGENT_STOPPING = "agent_stopping"  #: the agent is shutting down: the job is requeued
-    LEASE_LOST = "lease_lost"  #: another agent may own the job now: this agent must not write to the job's row
+    #: another agent process may own the job now: this process must not write to the job's row
+    LEASE_LOST = "lease_lost"
 
     def __init__(self) -> None:
         self.reason: str | None = None

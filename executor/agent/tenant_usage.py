@@ -11,7 +11,7 @@ from collections.abc import Mapping as MappingType
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from executor.agent.job_fields import unresolved_properties
+from executor.agent.job_fields import properties_with_vault_references
 from executor.database import job_queue, usage
 from executor.database.engine import reading, transaction
 from executor.database.tables.jobs import Job
@@ -48,8 +48,9 @@ class TenantUsage:
 
         `session` is the transaction that also reserves the VMID.
         """
-        vm = read_properties(unresolved_properties(job))
-        amounts = _amounts_of_vm(vm, {})
+        # The sizes do not depend on secrets, so the references to the vault are not replaced.
+        vm = read_properties(properties_with_vault_references(job))
+        amounts = _amounts_of_vm(vm, config_at_proxmox={})  # a new VM has no configuration yet
         usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.tenant_limits(self.settings))
 
     def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
@@ -77,6 +78,7 @@ class TenantUsage:
 
     def _reserve_growth(self, job: Job, mapping: Mapping, growth: Amounts, sizes_before_job: Amounts | None) -> None:
         with transaction(self.engine) as session:
+            # Sizes that are already stored are not overwritten.
             usage.store_tenant_and_sizes(session, mapping, job.tenant_id, sizes_before_job)
             usage.reserve(session, job_queue.lease_of(job), job.tenant_id, growth, usage.tenant_limits(self.settings))
 
@@ -92,12 +94,12 @@ class TenantUsage:
         if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _sizes_before_job(job)):
             usage_before_job = replace(sizes, vms=1)
         try:
-            vm = read_properties(unresolved_properties(job))
+            vm = read_properties(properties_with_vault_references(job))
         except JobError:
             if job.action != "resize":
                 raise
             return Amounts()  # a provider's own playbook for `resize` may use properties that we cannot read
-        return _amounts_of_vm(vm, self._vm_config(mapping)).growth_from(usage_before_job)
+        return _amounts_of_vm(vm, config_at_proxmox=self._vm_config(mapping)).growth_from(usage_before_job)
 
     def _vm_config(self, mapping: Mapping) -> MappingType[str, Any]:
         """Return the VM's configuration at Proxmox; {} if no limit depends on disks, or the VM does not exist."""
@@ -131,8 +133,8 @@ class TenantUsage:
         node = mapping.node or ""
         if column == "snapshots":
             return self.proxmox.snapshot_count(node, mapping.vmid, kind=mapping.kind)
-        archives = self.proxmox.archives(node, self.settings.proxmox_backup_storage)
-        return sum(archive.vmid == mapping.vmid for archive in archives)
+        backup_archives = self.proxmox.archives(node, self.settings.proxmox_backup_storage)
+        return sum(archive.vmid == mapping.vmid for archive in backup_archives)
 
 
 def _sizes_before_job(job: Job) -> Amounts | None:
@@ -141,22 +143,23 @@ def _sizes_before_job(job: Job) -> Amounts | None:
     if not isinstance(properties, dict) or job.action == "create":
         return None
     try:
-        return _amounts_of_vm(read_properties(properties), {})
+        return _amounts_of_vm(read_properties(properties), config_at_proxmox={})
     except JobError:
         return None
 
 
-def _amounts_of_vm(vm: VmProperties, config: MappingType[str, Any]) -> Amounts:
-    """Return what a VM with these properties uses. `config` is the VM's configuration at Proxmox, or {}."""
-    return Amounts(vms=1, cores=vm.total_cores, memory_mib=vm.memory_mib, disk_gib=_disk_gib(vm, config))
+def _amounts_of_vm(vm: VmProperties, *, config_at_proxmox: MappingType[str, Any]) -> Amounts:
+    """Return what a VM with these properties uses. `config_at_proxmox` is {} if the configuration is not known."""
+    disk_gib = _disk_gib(vm, config_at_proxmox)
+    return Amounts(vms=1, cores=vm.total_cores, memory_mib=vm.memory_mib, disk_gib=disk_gib)
 
 
 def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
-    """Return the size of all disks with these properties, in GiB.
+    """Return the total size in GiB of the disks of a VM with these properties.
 
-    An existing disk that the properties do not name is kept, so it counts, too. `diskGb` is the size of the first disk.
-    Without a configuration, the name of the first disk is unknown, so each size in `disks` counts in addition to
-    `diskGb`.
+    An existing disk that the properties do not name is kept, so it counts, too. `diskGb` is the size of the first disk,
+    which is the boot disk. Without a configuration, the name of the first disk is unknown, so each size in `disks`
+    counts in addition to `diskGb`.
     """
     if vm.kind is GuestKind.LXC:
         return vm.disk_gib
@@ -166,7 +169,7 @@ def _disk_gib(vm: VmProperties, config: MappingType[str, Any]) -> int:
     }
     first_disk = guest_disks.boot_disk(dict(config)) or "first"
     requested_gib = {first_disk: vm.disk_gib}
-    for disk in vm.disks:
+    for disk in vm.disks:  # `disk.disk` is the name of the disk, such as scsi1
         requested_gib[disk.disk] = max(requested_gib.get(disk.disk, 0), disk.size_gib or 0)
     return sum(
         max(existing_gib.get(name, 0), requested_gib.get(name, 0))

@@ -1,7 +1,7 @@
 """Warns at the start of an agent if another installation, with another database, uses the same token for FulcrumCore.
 
-An executor is a running instance of this program. FulcrumCore sees all executors with one token as the same agent, so
-each executor would claim jobs of the others. `smith doctor` reports this problem, too.
+FulcrumCore sees both installations as the same agent, so each installation would claim jobs of the other. `smith
+doctor` reports this problem, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from executor.database import agent_queries
 from executor.database.engine import reading
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreAgent
+from executor.fulcrum.types import FulcrumAgent
 from executor.log import get_logger
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 #: Maximum age of a recent heartbeat. A connected agent sends at least two heartbeats in this time,
-#: because their interval is at most 25 s. An agent also stores the time of its heartbeat in the database within this
-#: time.
+#: because their interval is at most 25 s. If the last heartbeat at FulcrumCore is newer than the last heartbeat in the
+#: database by more than this time, another installation has sent it. A smaller difference is normal: an agent stores a
+#: heartbeat some seconds after it has sent it.
 RECENT_HEARTBEAT_S = 60.0
 #: FulcrumCore's status of an agent that sends heartbeats.
-CONNECTED = "Connected"
+CONNECTED_STATUS = "Connected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,15 @@ class TokenUseChecker:
     engine: Engine
     fulcrum: FulcrumClient
 
-    def warn_if_token_used_elsewhere(self, agent: CoreAgent) -> None:
-        """Log a warning if another installation uses the token. `agent` was read before the first heartbeat."""
+    def warn_if_other_installation_uses_token(self, agent: FulcrumAgent) -> None:
+        """Log a warning if another installation uses the token.
+
+        The caller has read `agent` from FulcrumCore before this process sent its first heartbeat.
+        """
         try:
             with reading(self.engine) as session:
-                # Name of each critical job, and the time of its last successful execution.
+                # The name of each critical job (a periodic task of the agent, not a job of FulcrumCore), and the time
+                # of its last successful execution.
                 last_ok_at_by_name = {job.name: job.last_ok_at for job in agent_queries.list_critical_jobs(session)}
         except DatabaseError:
             return  # the next step that needs the database reports this error
@@ -52,17 +57,22 @@ class TokenUseChecker:
             log.warning("token_used_elsewhere", agent_id=agent.id, last_heartbeat_at=agent.updated_at)
 
 
-def is_token_used_elsewhere(agent: CoreAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float) -> bool:
-    """Return whether FulcrumCore has received a recent heartbeat that no agent of this database has sent."""
-    if agent.updated_at is None or agent.status != CONNECTED or not has_recent_heartbeat(agent, clock_offset_s):
+def is_token_used_elsewhere(
+    agent: FulcrumAgent, our_last_heartbeat_at: datetime | None, *, clock_offset_s: float
+) -> bool:
+    """Return whether FulcrumCore has received a recent heartbeat from an agent that uses another database.
+
+    `clock_offset_s` is FulcrumCore's clock minus this machine's clock.
+    """
+    if agent.updated_at is None or agent.status != CONNECTED_STATUS or not has_recent_heartbeat(agent, clock_offset_s):
         return False
     if our_last_heartbeat_at is None:
         return True
-    our_heartbeat_at_core_s = our_last_heartbeat_at.timestamp() + clock_offset_s
-    return agent.updated_at.timestamp() - our_heartbeat_at_core_s > RECENT_HEARTBEAT_S
+    our_heartbeat_in_fulcrum_time_s = our_last_heartbeat_at.timestamp() + clock_offset_s
+    return agent.updated_at.timestamp() - our_heartbeat_in_fulcrum_time_s > RECENT_HEARTBEAT_S
 
 
-def has_recent_heartbeat(agent: CoreAgent, clock_offset_s: float) -> bool:
+def has_recent_heartbeat(agent: FulcrumAgent, clock_offset_s: float) -> bool:
     """Return whether FulcrumCore has changed the agent's row recently. Each heartbeat changes this row."""
     if agent.updated_at is None:
         return False

@@ -1,8 +1,8 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
 These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). When a step raises JobError, step 6 stores a failed
-JobResult. When FulcrumCore does not answer, the job is requeued instead of failed, because the agent could not report a
-failure. A mapping says which VM serves which service.
+JobResult. When FulcrumCore does not answer a request before the run, the job is requeued. A mapping says which VM
+serves which service.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from executor.agent import crash_points, outcome_store, retry, secret_owners
 from executor.agent.claim import Claimer, JobNotClaimable
-from executor.agent.job_fields import is_created_by_agent, secret_resolver_input, unresolved_properties
+from executor.agent.job_fields import is_created_by_agent, job_for_secret_resolver, properties_with_vault_references
 from executor.agent.outcome import Outcome, ResultOrError, outcome_of_attempt
 from executor.agent.report import add_left_out_property_names
 from executor.agent.reservation import FoundMapping, MappingFinder
@@ -37,7 +37,7 @@ from executor.placement.decide import Placement
 from executor.redaction import redactor
 from executor.runs import results
 from executor.runs.plan import ACTIONS_WITH_PROPERTIES, CONFIGURING_ACTIONS, find_playbook, plan
-from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.request import PlaybookSettings, RunRequest
 from executor.runs.runner import Runner
 from executor.runs.vm_properties import read_properties
 from executor.shared.error_codes import ErrorCode
@@ -58,7 +58,7 @@ class Worker:
     mapping_finder: MappingFinder
     resource_allocator: ResourceAllocator
     runner: Runner
-    plan_settings: PlanSettings
+    playbook_settings: PlaybookSettings
     secret_resolver: SecretResolver
 
     def process_job(self, job: Job, stop_signal: StopSignal) -> None:
@@ -69,12 +69,13 @@ class Worker:
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             found_mapping, has_unused_reservation = FoundMapping(), False
+            # The names of the properties that the run does not get, because the vault no longer has their secrets.
             left_out_property_names: list[str] = []
             started_run_idents: list[str] = []
             try:
                 self.claimer.claim(job, lease)
                 properties = self._check_and_resolve_properties(job, left_out_property_names)
-                with _redact_in_block(self.secret_resolver.secret_values(secret_resolver_input(job), properties)):
+                with _redact_in_block(self.secret_resolver.secret_values(job_for_secret_resolver(job), properties)):
                     found_mapping = self.mapping_finder.find_or_reserve_mapping(job)
                     result = self._run_playbook(
                         job,
@@ -88,12 +89,14 @@ class Worker:
             except (FulcrumUnavailable, JobNotClaimable) as error:
                 result_or_error = error
             except DatabaseUnavailable as error:
-                # If a run has started, the run may have changed the VM. Then no end of the job is stored, and the lease
-                # keeper (leases.py) releases the job later.
+                # If the run has started, it may have changed the VM, so no outcome is stored here. The lease keeper,
+                # which renews the leases of running jobs, later releases the job. If no run has started, the job is
+                # requeued.
                 if started_run_idents:
                     raise
                 result_or_error = error
             except JobError as error:
+                # `operator_detail` is a text that only operators may read.
                 result_or_error = JobResult(
                     succeeded=False, code=error.code, detail=error.detail, operator_detail=error.operator_detail
                 )
@@ -118,22 +121,24 @@ class Worker:
         """
         if job.cancel_requested:
             raise JobError(ErrorCode.CANCELLED, "cancelled by the operator")
-        playbook = find_playbook(job.action, self.plan_settings.playbook_folders)
-        if job.defect:
+        playbook = find_playbook(job.action, self.playbook_settings.playbook_folders)
+        if job.defect:  # the text says what is invalid in the job that FulcrumCore sent
             raise JobError(ErrorCode.INVALID_REQUEST, job.defect)
         if job.action == "update" and not job.params:
             # FulcrumCore would replace the service's properties by an empty set when the update completes.
             raise JobError(ErrorCode.INVALID_REQUEST, "the update contains no properties, so nothing can be changed")
         self._require_time_left_s(job)
-        properties = unresolved_properties(job)
-        if job.action in CONFIGURING_ACTIONS:
+        properties = properties_with_vault_references(job)
+        if job.action in CONFIGURING_ACTIONS:  # create and update
             read_properties(properties)  # raises JobError for invalid properties, before a secret is read
-        # A playbook from SMITH_ACTIONS_PATH gets the properties for every action.
+        # ACTIONS_WITH_PROPERTIES are create, update and resize. A playbook from SMITH_ACTIONS_PATH gets the properties
+        # for every action.
         needs_properties = job.action in ACTIONS_WITH_PROPERTIES or not self._is_builtin_playbook(playbook)
         if not needs_properties:
             return {}
-        resolver_input = secret_resolver_input(job)
-        secret_owners.require_secrets_of_service(
+        resolver_input = job_for_secret_resolver(job)  # the job's action, service, properties and attempt number
+        # A reference use is a reference to a secret, together with the name of the property that contains it.
+        secret_owners.require_secrets_belong_to_service(
             self.engine, job, self.secret_resolver.reference_uses_to_resolve(resolver_input, properties)
         )
         return self.secret_resolver.resolve(
@@ -142,7 +147,7 @@ class Worker:
 
     def _is_builtin_playbook(self, playbook: Path) -> bool:
         """True for a playbook of Agent Smith, False for a playbook from SMITH_ACTIONS_PATH."""
-        builtin_folder = self.plan_settings.playbook_folders[-1]  # the folders of SMITH_ACTIONS_PATH come first
+        builtin_folder = self.playbook_settings.playbook_folders[-1]  # the folders of SMITH_ACTIONS_PATH come first
         return playbook.parent == builtin_folder
 
     def _require_time_left_s(self, job: Job) -> float:
@@ -163,7 +168,8 @@ class Worker:
     ) -> JobResult:
         """Allocate resources, plan the run, store that it starts, execute it, and return the job's result.
 
-        `on_run_start` is called with the run's ident just before the run starts. After this call, no JobError is
+        The resources are a Proxmox node, its memory and cores, and a clone slot, which is the permission to run one
+        clone. `on_run_start` is called with the run's ident just before the run starts. After this call, no JobError is
         raised.
         """
         if mapping is None:  # the job is a delete, and its VM does not exist
@@ -172,10 +178,11 @@ class Worker:
         is_wait_stored = False
 
         def may_wait() -> bool:
+            """Return whether to wait longer for resources. Called repeatedly during the wait. Raises JobError."""
             nonlocal is_wait_stored
             self._require_time_left_s(job)
-            # The wait is stored once. If the agent process crashes during the wait, the job then does not count as a
-            # possible cause of the crash.
+            # A job fails after several crashes of the agent process. A crash while the job waits is not counted,
+            # because the wait is stored. It is stored once.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.store_wait_before_run(session, lease)
@@ -187,22 +194,27 @@ class Worker:
             self.resource_allocator.allocate(job, mapping, properties, may_wait=may_wait) as resources,
         ):
             request = self._build_run_request(job, mapping, properties, resources.placement)
-            run = plan(request, self.plan_settings)
+            run = plan(request, self.playbook_settings)
             with transaction(self.engine) as session:
                 job_runs.store_run_start(session, lease, run_ident=run.ident, playbook=run.playbook.name)
-            crash_points.crash_if_requested("run_noted", job.service_id)
+            crash_points.crash_if_requested("run_noted", job.service_id)  # only a test requests a crash
             on_run_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
-                result = self._execute_run(run, mapping, stop_signal, resources.end_clone_at_verification)
-            resources.pass_result_to_clone_limit(result)
+                # `on_step` is called with the text of each step that the playbook reports. When the playbook starts to
+                # verify the clone, the clone has ended, and another run may use the clone slot.
+                result = self._execute_run(run, mapping, stop_signal, on_step=resources.free_clone_slot_if_clone_ended)
+            # The number of parallel clones is lowered if the result says that Proxmox did not get a lock in time, such
+            # as the lock of a storage.
+            resources.store_result_in_clone_slot(result)
             crash_points.crash_if_requested("run_ended", job.service_id)
             if resources.placement is None:
                 return result
-            return replace(result, vm=resources.placement.add_to_result(result.vm))
+            return replace(result, vm=resources.placement.add_placement_to_result(result.vm))
 
     def _build_run_request(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], placement: Placement | None
     ) -> RunRequest:
+        """Return the input of `plan`. `placement` is the chosen node and template of a create or migrate."""
         service = job.service or {}
         node, target_node = mapping.node or "", ""
         if placement and job.action == "create":
@@ -220,21 +232,25 @@ class Worker:
             vm_name=mapping.name,
             kind=mapping.kind,
             node=node,
-            # The agent creates a local job only to delete a VM whose grace period has ended.
+            # With SMITH_DELETE_GRACE_S, a delete job of FulcrumCore only stops the VM and marks it for deletion. After
+            # this grace period, the agent creates a job that deletes the VM only if it is still marked.
             only_if_grace_period_ended=is_created_by_agent(job),
             target_node=target_node,
-            template_vmid=placement.template_vmid if placement else 0,
+            template_vmid=placement.template_vmid if placement else 0,  # 0: no template was chosen
             may_be_partial_clone=mapping.state == MappingState.RESERVED,
             # The snapshot's name contains the job's id, so that a second attempt finds the first attempt's snapshot.
             snapshot=f"smith-{job.fulcrum_id[:8]}" if job.action == "snapshot" else "",
             time_left_s=self._require_time_left_s(job),
-            secrets=self.secret_resolver.secret_values(secret_resolver_input(job), properties),
+            secrets=self.secret_resolver.secret_values(job_for_secret_resolver(job), properties),
         )
 
     def _execute_run(
-        self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal, on_step: Callable[[str], None]
+        self, run: PlaybookRun, mapping: Mapping, stop_signal: StopSignal, *, on_step: Callable[[str], None]
     ) -> JobResult:
-        """Run the playbook, store the end of the run, and return the job's result."""
+        """Run the playbook, store the end of the run, and return the job's result.
+
+        `on_step` is called with the text of each operation that the playbook reports, such as a clone.
+        """
         log.info("playbook_started", playbook=run.playbook.name, timeout_s=round(run.timeout_s))
         try:
             artifacts = self.runner.run(run, should_cancel=stop_signal.is_sent, on_step=on_step)
@@ -243,7 +259,7 @@ class Worker:
         result = results.read_result(artifacts)
         duration_s = round(artifacts.ended_at - artifacts.started_at, 2)
         log.info("playbook_finished", rc=artifacts.rc, status=artifacts.status, duration_s=duration_s)
-        if volumes := result.vm.get("volumes_left"):
+        if volumes := result.vm.get("volumes_left"):  # volumes of a deleted VM that Proxmox could not remove
             log.warning("volumes_left", volumes=volumes)
         run_end: dict[str, Any] = {
             "status": artifacts.status,
@@ -253,7 +269,7 @@ class Worker:
             "upids": result.vm.get("upids") or [],
             "story": artifacts.story,
         }
-        # The write is retried, because only this row contains what the run has changed in Proxmox.
+        # The write is retried, because only the run's row stores what the run has changed in Proxmox.
         write_with_retry(self.engine, lambda session: job_runs.store_run_end(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             reported_vmid = result.vm["vmid"]
@@ -267,6 +283,7 @@ class Worker:
         """Store that the playbook could not be run; return a failed result, after which the job is attempted again."""
         detail = f"the playbook could not be run: {error.strerror or type(error).__name__} (run {run.ident})"
         log.error("run_crashed", reason=str(error))
+        # `was_killed`: as after a killed run, the effect is unknown, so the next attempt first checks what exists.
         result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
         run_end: dict[str, Any] = {"status": RunStatus.FAILED, "rc": None, "reason": detail, "folder": "", "upids": []}
         write_with_retry(self.engine, lambda session: job_runs.store_run_end(session, run.ident, **run_end))
@@ -284,7 +301,11 @@ class Worker:
         *,
         has_unused_reservation: bool,
     ) -> None:
-        """Decide how the attempt ends, and store it. Raises StaleJob, DatabaseError."""
+        """Decide how the attempt ends, and store it. Raises StaleJob, DatabaseError.
+
+        If the database refuses to store the result, for example because a text is too long, `decide_outcome` is called
+        again with `has_database_refused_result=True`.
+        """
 
         def decide_outcome(has_database_refused_result: bool) -> Outcome:
             return outcome_of_attempt(

@@ -30,9 +30,9 @@ TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 BLOCK_SECTIONS = ("block", "rescue", "always")
 #: The beginning of the full names of the built-in roles and action plugins.
 COLLECTION_PREFIX = "agent_smith.proxmox."
-#: The built-in roles and action plugins that verify the VM's identity and publish a result (in the variable
-#: `vm_result`, by set_stats). A role has the name of the action plugin that it runs; there is no role vm_identity. The
-#: action plugin vm_info only reads, so it is not here.
+#: The built-in roles and action plugins that verify the VM's identity (that the VM is the service's) and publish a
+#: result (in the variable `vm_result`, by set_stats). Each name is the name of an action plugin. All names except
+#: vm_identity are the names of roles, too.
 IDENTITY_VERIFIERS = (
     "vm_absent",
     "vm_backed_up",
@@ -43,7 +43,7 @@ IDENTITY_VERIFIERS = (
     "vm_present",
     "vm_snapshot",
 )
-#: The maximum depth of nested blocks and includes. If a playbook exceeds it, the problem says that a file includes
+#: The maximum depth of nested blocks and includes. If a playbook exceeds it, the check reports that a file includes
 #: itself.
 MAX_NESTING_DEPTH = 20
 #: The maximum length of the YAML parser's error message in the text of a problem.
@@ -119,25 +119,24 @@ def read_playbook(playbook: Path) -> PlaybookContents:
 def read_vm_member_specs(playbook: Path) -> dict[str, dict[str, Any]]:
     """Return the members that a playbook accepts in the variable `vm`, each with its Ansible argument spec.
 
-    Ansible calls these members options. The keys of the returned dictionary are the names of the options. It contains
-    the options of the built-in roles and action plugins that the playbook uses, and the options in the argument_specs
-    of the roles in the folder `roles` beside the playbook. An option is required if at least one of these roles and
-    action plugins requires it.
+    The keys of the returned dictionary are the names of the members. It contains the members of the built-in roles and
+    action plugins that the playbook uses, and the members in the argument_specs of the roles in the folder `roles`
+    beside the playbook. A member is required if at least one of these roles and action plugins requires it.
     """
     contents = read_playbook(playbook)
-    option_sets = [_builtin_options(name) for name in _identity_verifiers_in(contents)]
+    spec_sets = [_builtin_member_specs(name) for name in _identity_verifiers_in(contents)]
     for role in contents.roles:
         # A role may lack argument_specs. `_read_yaml` adds the error about the missing file to a new PlaybookContents,
         # which is discarded.
         document = _read_yaml(playbook.parent / "roles" / role / "meta" / "argument_specs.yml", PlaybookContents())
-        option_sets.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
-    options_by_name: dict[str, dict[str, Any]] = {}
-    for options in option_sets:
-        for name, option in options.items():
-            earlier_option = options_by_name.get(name, {})
-            is_required = bool(option.get("required") or earlier_option.get("required"))
-            options_by_name[name] = {**earlier_option, **option, "required": is_required}
-    return options_by_name
+        spec_sets.append(_dictionary_at(document, "argument_specs", "main", "options", "vm", "options"))
+    spec_by_member: dict[str, dict[str, Any]] = {}
+    for specs in spec_sets:
+        for member, spec in specs.items():
+            earlier_spec = spec_by_member.get(member, {})
+            is_required = bool(spec.get("required") or earlier_spec.get("required"))
+            spec_by_member[member] = {**earlier_spec, **spec, "required": is_required}
+    return spec_by_member
 
 
 def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
@@ -150,12 +149,13 @@ def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
     return [name for name in role_and_module_names if name in IDENTITY_VERIFIERS]
 
 
-def _builtin_options(name: str) -> dict[str, Any]:
-    """Return the options of the variable `vm` that a built-in role or action plugin accepts."""
+def _builtin_member_specs(name: str) -> dict[str, Any]:
+    """Return the argument specs of the members of `vm` that the built-in role or action plugin `name` accepts."""
+    # All of them accept the members in VM_ARGUMENTS, but some require more members than others.
     required_members = REQUIRED_MEMBERS_BY_PLUGIN.get(name, ())
     return {
-        member: {**option, "required": option.get("required", False) or member in required_members}
-        for member, option in VM_ARGUMENTS.items()
+        member: {**spec, "required": spec.get("required", False) or member in required_members}
+        for member, spec in VM_ARGUMENTS.items()
     }
 
 

@@ -11,9 +11,11 @@ from executor.runs.actions import SCHEMA_SUFFIX
 #: name of the action's role. The names of the role's variables begin with the name of the role.
 NAME_PLACEHOLDER, ROLE_PLACEHOLDER = "ACTION-NAME", "ACTION_ROLE"
 
+#: `smith_proxmox` is the login to Proxmox. `smith_module_environment` contains environment variables with which the
+#: modules verify Proxmox's certificate.
 PLAYBOOK_TEMPLATE = """\
 ---
-# Runs for FulcrumCore's action `ACTION-NAME`. The contract: docs/custom-actions.md.
+# Runs for FulcrumCore's action `ACTION-NAME`. docs/custom-actions.md says what a playbook gets and must publish.
 # vm describes the VM (service_id, vmid, name, node, cluster, timeout_s). vm.properties has the service's properties.
 - name: Run ACTION-NAME on a service's VM
   hosts: proxmox
@@ -32,6 +34,7 @@ PLAYBOOK_TEMPLATE = """\
           ansible.builtin.fail:
             msg: "{{ ansible_failed_result | agent_smith.proxmox.failure }}"
 """
+#: `x-smith-effect` says what the action does to a VM: `reads`, `changes` or `destroys`.
 SCHEMA_TEMPLATE = """\
 {
   "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -55,6 +58,8 @@ argument_specs:
         required: true
         description: The VM, and in C(vm.properties) the service's properties.
 """
+#: `known_tasks` contains the UPIDs of the VM's Proxmox tasks before the change. The published result contains the UPIDs
+#: of the later Proxmox tasks.
 TASKS_TEMPLATE = """\
 ---
 # Change nothing before this task, which verifies that the VM with this VMID belongs to the service.
@@ -74,7 +79,7 @@ TASKS_TEMPLATE = """\
     known_tasks: "{{ ACTION_ROLE_before.facts.known_tasks }}"
     result:
       changed: false
-      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows this before it asks.
+      # In check mode: what would be changed, for example {cores: 4}. `smith play` shows this before it asks to confirm.
       planned: {}
 """
 TESTS_TEMPLATE = """\

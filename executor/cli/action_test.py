@@ -11,7 +11,7 @@ from executor.cli.action_files import test_file_path
 from executor.cli.actions import ActionsFolderNotSet, find_action
 from executor.cli.completion import complete_action
 from executor.cli.context import open_settings
-from executor.cli.entry_points import import_extension_command
+from executor.cli.entry_points import import_entry_point_command
 from executor.cli.help_text import examples
 from executor.errors import SmithError
 
@@ -41,20 +41,23 @@ def run_tests(
     keyword: Annotated[
         str, typer.Option("-k", metavar="EXPRESSION", help="Run only the tests that match (as pytest's -k).")
     ] = "",
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the tests' VMs until their reservation ends.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the tests' VMs; remove them later with `smith lab-sweep`.")
+    ] = False,
 ) -> None:
-    """Run the tests of one of your own actions in a lab.
+    """Run the tests of one of your own actions in a lab (a Proxmox server for tests, or a stand-in).
 
     The lab is the Proxmox server that the environment variables LAB_PROXMOX_* name. If these variables are not set, the
     lab is a Proxmox stand-in on this machine. `smith actions new` writes the tests into the folder tests/ in
     SMITH_ACTIONS_PATH. The command runs `smith lab-test` with the file of the tests, and returns its exit code.
     """
     file = _find_test_file(name)
-    lab_test = import_extension_command(LAB_COMMAND)
+    lab_test = import_entry_point_command(LAB_COMMAND)  # None if LAB_DISTRIBUTION, which adds the command, is missing
     if lab_test is None:
         raise LabNotInstalled(
-            f"`smith actions test` needs `smith lab-test`, which is not installed: pip install {LAB_DISTRIBUTION} (the "
-            "wheel is in each release, and install.sh of the offline bundle installs it with --with-lab)"
+            "`smith actions test` needs `smith lab-test`, which is not installed: install the wheel "
+            f"{LAB_DISTRIBUTION} of your release with pip, or run install.sh of the release's offline bundle with "
+            "--with-lab"
         )
     lab_test(paths=[file], junit=junit, html=html, keyword=keyword, keep=keep)
 
@@ -62,7 +65,7 @@ def run_tests(
 def _find_test_file(name: str) -> Path:
     """Return the file with the tests of an action. Raises SmithError if the action cannot be tested."""
     action, folder = find_action(name), open_settings().smith_actions_path
-    if action.is_ours:
+    if action.is_ours:  # Agent Smith contains the action
         raise typer.BadParameter(f"{name} is a built-in action: `smith lab-test -k {name}` tests it")
     if folder is None:  # cannot happen, because find_action has found the action in SMITH_ACTIONS_PATH
         raise ActionsFolderNotSet("SMITH_ACTIONS_PATH is not set")

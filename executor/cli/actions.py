@@ -63,11 +63,12 @@ def validate_actions(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that an action can work and is safe. Nothing is run."""
+    """Check an action's files, playbook, schema and syntax. Nothing is run."""
     all_actions = _read_all_actions()
     if name:
         selected_actions = [action for action in all_actions if action.name == name]
     else:
+        # `is_ours` is True for a built-in action.
         selected_actions = [action for action in all_actions if not action.is_ours]
     if name and not selected_actions:
         raise typer.BadParameter(f"there is no action {sanitized(name)}: `smith actions list` shows the actions")
@@ -145,6 +146,7 @@ def _table_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_all_actions() -> list[ListedAction]:
+    """Return all actions, including the actions that the agent refuses."""
     return actions.list_all_actions(action_folders())
 
 
@@ -156,7 +158,10 @@ def action_folders() -> tuple[Path, ...]:
 
 
 def find_action(name: str) -> Action:
-    """Return the action with this name. Raises JobError if no action has this name, or if the action is refused."""
+    """Return the action with this name. Raises JobError if no action has this name, or if the action is refused.
+
+    The agent refuses an action that is not safe, for example because other users can change the action's files.
+    """
     folders = action_folders()
     try:
         return actions.find_safe_action(name, folders)
@@ -179,7 +184,7 @@ def _check_action(action: ListedAction) -> dict[str, list[str]]:
         problems.insert(0, action.problem)
     if action.has_schema:
         try:
-            action_schema.read_schema(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
+            action_schema.read_validator(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
         except action_schema.UnusableSchemaError as error:
             problems.append(str(error))
     if not action.problem:  # The agent does not refuse the action, so its files are safe to load.

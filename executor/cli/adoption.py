@@ -29,7 +29,7 @@ class VmToAdopt:
 
     vmid: int
     node: str
-    kind: str
+    kind: str  #: a GuestKind: virtual machine or LXC container
     name: str
     tags: tuple[str, ...]
     description: str
@@ -79,10 +79,10 @@ class Adoption:
             )
         return False
 
-    def execute(self, reason: str, *, is_mapped_to_this_vm: bool) -> None:
+    def execute(self, reason: str, *, is_service_mapped_to_vm: bool) -> None:
         """Map the VM, and write the marker if the VM has none. `reason` is stored in the audit log.
 
-        `is_mapped_to_this_vm` is the result of `check_mappings`. If it is False, a new mapping is stored before the
+        `is_service_mapped_to_vm` is the result of `check_mappings`. If it is False, a new mapping is stored before the
         marker is written, as in a create job. If it is True, the existing mapping is updated with the VM's name and
         node after the marker is written. If the marker cannot be written, a mapping that this call has created is
         marked as deleted, and CommandFailed is raised. While the marker is written, no agent runs a job of the service.
@@ -93,7 +93,7 @@ class Adoption:
             self._store_mapping(reason)
             return
         with locked_service(self.engine, action="create", service_id=self.service_id, vmid=self.vm.vmid) as lock:
-            if is_mapped_to_this_vm:
+            if is_service_mapped_to_vm:
                 self._write_marker(lock)
                 self._store_mapping(reason)
                 return
@@ -139,7 +139,7 @@ class Adoption:
                 record_change(session, "forget", row, old_values, failure)
 
     def _write_marker(self, lock: ServiceLock) -> None:
-        """Write the marker with the built-in playbook `create`, which accepts an unmarked VM with the right name.
+        """Write the marker with the built-in playbook `create`, which accepts an unmarked VM of the requested name.
 
         The playbook `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no
         template, so it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the
@@ -168,6 +168,6 @@ class Adoption:
             "memory_mib": 0,
             "disk_gib": 0,
         }
-        if self.vm.kind == GuestKind.LXC:  # Without `tags`: the playbook sets a container's tags itself.
+        if self.vm.kind == GuestKind.LXC:  # The playbook refuses `tags` for a container.
             return vm | {"kind": self.vm.kind}
         return vm | {"tags": sorted(self.vm.tags)}

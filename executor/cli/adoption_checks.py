@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from executor.cli.adoption import VmToAdopt
 from executor.cli.arguments import UnusableArgument
 from executor.cli.clients import Clients
-from executor.errors import FulcrumAuthFailing, FulcrumRefused
-from executor.proxmox.rows import VmRow, complete_vm_row
-from executor.shared.marker import markers_in
+from executor.errors import FulcrumAuthError, FulcrumRefused
+from executor.proxmox.rows import VmRow, fill_in_vm_row
+from executor.shared.marker import marker_values_in
 
 #: FulcrumCore's status of a deleted service. FulcrumCore sends no more jobs for such a service.
 DELETED_STATUS = "Deleted"
@@ -20,7 +20,7 @@ class ServiceMissing(UnusableArgument):
 
 
 class VmNotFound(UnusableArgument):
-    """Proxmox does not list the VM for our API token."""
+    """Proxmox does not list the VM for the agent's API token."""
 
 
 def look_up_service_id(clients: Clients, service_id: str) -> str:
@@ -31,10 +31,10 @@ def look_up_service_id(clients: Clients, service_id: str) -> str:
     """
     try:
         fulcrum_service = clients.fulcrum.get_service(service_id.strip())
-    except FulcrumAuthFailing:
+    except FulcrumAuthError:
         # FulcrumCore answers 403 both for an unknown service and for a refused token. If it refuses the token,
-        # `get_self` raises FulcrumAuthFailing. If it accepts the token, the service is unknown.
-        clients.fulcrum.get_self()
+        # `get_own_agent` raises FulcrumAuthError. If it accepts the token, the service is unknown.
+        clients.fulcrum.get_own_agent()
         raise ServiceMissing(f"FulcrumCore knows no service {service_id}") from None
     except FulcrumRefused as error:
         raise UnusableArgument(f"{service_id} is not the id of a service: {error}") from None
@@ -50,14 +50,14 @@ def look_up_service_id(clients: Clients, service_id: str) -> str:
 def find_vm_to_adopt(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> VmToAdopt:
     """Return the VM with this VMID. `vm_rows` are the VMs that Proxmox lists.
 
-    Raises VmNotFound when Proxmox does not list the VM for our API token, and UnusableArgument when the VM is a
+    Raises VmNotFound when Proxmox does not list the VM for the agent's API token, and UnusableArgument when the VM is a
     template.
     """
     vm_row = next((row for row in vm_rows if row.vmid == vmid), None)
     if vm_row is None:
         raise VmNotFound(f"Proxmox does not list a VM {vmid} for the agent's API token")
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
-    vm_row = complete_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old values
+    vm_row = fill_in_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old values
     if vm_row.is_template:
         raise UnusableArgument(f"VM {vmid} ({vm_row.name}) is a template, and a template cannot be adopted")
     description = str(config.get("description") or "")
@@ -68,14 +68,15 @@ def find_vm_to_adopt(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> V
         name=vm_row.name,
         tags=vm_row.tags,
         description=description,
-        marked_service_ids=frozenset(markers_in(description)),
+        marked_service_ids=frozenset(marker_values_in(description)),
     )
 
 
-def has_service_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> bool:
-    """Return True if the VM has the service's marker, and False if it has no marker and `set_marker` is True.
+def check_service_marker(vm: VmToAdopt, service_id: str, *, may_write_marker: bool) -> bool:
+    """Return True if the VM has the service's marker, and False if it has no marker and `may_write_marker` is True.
 
-    Raises UnusableArgument if the VM has another service's marker, or if it has no marker and `set_marker` is False.
+    Raises UnusableArgument if the VM has another service's marker, or if the VM has no marker and `may_write_marker` is
+    False.
     """
     if vm.marked_service_ids == {service_id}:
         return True
@@ -85,6 +86,6 @@ def has_service_marker(vm: VmToAdopt, service_id: str, *, set_marker: bool) -> b
             f"VM {vm.vmid} ({vm.name}) has the marker of {services}: if the VM belongs to service {service_id}, first "
             "remove the marker, a line in the VM's description"
         )
-    if not set_marker:
+    if not may_write_marker:
         raise UnusableArgument(f"VM {vm.vmid} ({vm.name}) has no marker: --set-marker writes it")
     return False

@@ -37,7 +37,7 @@ _UUID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceRow:
+class AdoptionRow:
     """The service id and the VMID of one row of the file. If one of them is not valid, `problem` says why."""
 
     service_id: str
@@ -45,8 +45,8 @@ class SourceRow:
     problem: str = ""
 
 
-def read_rows(file: Path) -> list[SourceRow]:
-    """Return one SourceRow for each distinct pair of a service id and a VMID, in the order of the file.
+def read_rows(file: Path) -> list[AdoptionRow]:
+    """Return one AdoptionRow for each distinct pair of a service id and a VMID, in the order of the file.
 
     Raises CommandFailed if the file cannot be read.
     """
@@ -97,7 +97,7 @@ def _read_text(file: Path) -> Iterator[tuple[Any, Any]]:
     yield from ((entry.get(service_column), entry.get(VMID_COLUMN)) for entry in entries)
 
 
-def _check_row(service_id: Any, vmid: Any) -> SourceRow:
+def _check_row(service_id: Any, vmid: Any) -> AdoptionRow:
     """Check the two values of a row, and return them. If one of them is not valid, `problem` says why."""
     id_text, vmid_text = _shortened_text(service_id).lower(), _shortened_text(vmid)
     vmid_number = int(vmid_text) if vmid_text.isascii() and vmid_text.isdecimal() and len(vmid_text) <= 9 else None
@@ -106,7 +106,7 @@ def _check_row(service_id: Any, vmid: Any) -> SourceRow:
         problem = f"{id_text!r} is not the id of a service"
     elif vmid_number is None or not MIN_VMID <= vmid_number <= MAX_VMID:
         problem = f"{vmid_text!r} is not a VMID (a number from {MIN_VMID} to {MAX_VMID})"
-    return SourceRow(service_id=id_text, vmid=vmid_number, problem=problem)
+    return AdoptionRow(service_id=id_text, vmid=vmid_number, problem=problem)
 
 
 def _shortened_text(value: Any) -> str:

@@ -12,9 +12,19 @@ from executor.composition import run_agent
 from executor.settings.settings import Settings
 
 
-def agent_process(mode: Annotated[AgentMode, typer.Option("--mode", help="How long the agent works.")]) -> None:
+def agent_process(
+    mode: Annotated[
+        AgentMode,
+        typer.Option(
+            "--mode",
+            help="When the agent ends by itself. serve: never; once: after the jobs of one poll; until-idle: when "
+            "FulcrumCore has no more jobs.",
+        ),
+    ],
+) -> None:
     """Run the agent; `smith run` starts this process."""
-    raise typer.Exit(run_agent_in_this_process(prepare_process(), mode))
+    settings = prepare_process()  # checks the settings and sets up logging
+    raise typer.Exit(run_agent_in_this_process(settings, mode))
 
 
 def run_agent_in_this_process(settings: Settings, mode: AgentMode) -> int:

@@ -26,19 +26,19 @@ from executor.model import JobResult, RunArtifacts, RunStatus
 from executor.processes import process_tree
 from executor.runs import results
 from executor.runs.actions import collection_folder
-from executor.runs.private_folder import CREDENTIALS_VARIABLE, module_credentials, write_credentials, write_extra_vars
+from executor.runs.private_folder import CREDENTIALS_VARIABLE, ansible_credentials, write_credentials, write_extra_vars
 from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.settings.settings import Settings
 from executor.shared.run_until import RUN_UNTIL_VARIABLE
 from executor.views.text import sanitized
 
-if TYPE_CHECKING:  # The module imports SQLAlchemy, which `smith actions` does not need.
+if TYPE_CHECKING:  # service_lock imports SQLAlchemy, but `smith actions`, which uses this file, does not need it.
     from executor.cli.service_lock import ServiceLock
 
 #: The folder with the callback plugin `smith_events`, which writes the events that `results.read_result` needs.
 CALLBACK_PLUGIN_FOLDER = Path(__file__).parent / "callbacks"
 #: The prefixes of the environment variables that are our settings. ansible-playbook does not get these variables,
-#: because some are secrets. The playbook reads the login for Proxmox from a file instead.
+#: because some are secrets. The playbook reads the credentials for Proxmox from a file instead.
 _SETTING_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_")
 #: Matches a terminal control sequence that sets a colour. Because of the parentheses, `split` also returns the
 #: sequences.
@@ -73,7 +73,10 @@ class PlaybookRequest:
 
 
 class PlaybookStopper:
-    """Ends the playbooks that several threads run. A playbook that is started after a call of `stop` ends at once."""
+    """Ends the playbooks that several threads run. A playbook that is started after a call of `stop` ends at once.
+
+    A guard is the process that starts a playbook and can end all processes of the playbook (see `_run_command`).
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -81,7 +84,7 @@ class PlaybookStopper:
         self.is_stopped = False  #: whether `stop` has been called
 
     def add_guard(self, guard: subprocess.Popen[str]) -> None:
-        """Add the guard process of a playbook, which has started the playbook (see `_run_command`)."""
+        """Add the guard of a playbook. If `stop` was called before, make the guard end the playbook."""
         with self._lock:
             self._guards.append(guard)
             if self.is_stopped:
@@ -104,9 +107,12 @@ def run(
 ) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the agent would store.
 
-    While a command holds `lock`, no agent runs a job of the same service. Check mode needs no `lock`, because it
-    changes nothing. A caller that runs several playbooks at once passes the same `stopper` to each call, so that
-    `PlaybookStopper.stop` ends all of them.
+    While a command holds `lock`, no agent runs a job of the same service. `lock` stores the run, with its output
+    and result, in the database. `lock.ident` is the run's name. If the run is for no service, or if there is no
+    database, `lock` stores nothing, and `lock.ident` is empty. Check mode needs no `lock`, because it changes nothing.
+
+    A caller that runs several playbooks at once passes the same `stopper` to each call, so that `PlaybookStopper.stop`
+    ends all of them.
     """
     stopper = stopper or PlaybookStopper()
     started_at = time.time()
@@ -114,17 +120,20 @@ def run(
         events_file = folder / "events.jsonl"
         events_file.touch(mode=0o600)
         command = _write_files_and_build_command(request, folder, settings)
-        run_variables = {
+        extra_environment = {
             "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACK_PLUGIN_FOLDER),
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
             "SMITH_EVENTS_FILE": str(events_file),
         }
-        if lock is not None and lock.ident:  # The run has a lease: the guard ends the run before the lease expires.
+        if lock is not None and lock.ident:
+            # The run has a lease. The guard reads the run's deadline from the file RUN_UNTIL_FILE, and ends the run at
+            # the deadline, before the lease expires.
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
             lock.set_deadline_callback(run_until_file.set_deadline)
-            run_variables[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
+            extra_environment[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
+        # `lock.output` is the excerpt of the playbook's output that `lock` stores.
         excerpt = lock.output if lock is not None else OutputExcerpt()
-        environment = build_environment(folder, settings) | run_variables
+        environment = build_environment(folder, settings) | extra_environment
         exit_code = _run_command(command, environment, output, excerpt, events_file, stopper)
         artifacts = RunArtifacts(
             ident=lock.ident if lock is not None else "",
@@ -136,7 +145,7 @@ def run(
         )
         result = results.read_result(artifacts)
     if lock is not None:
-        lock.set_result(result)
+        lock.set_result_to_store(result)
     return result
 
 
@@ -163,8 +172,8 @@ def build_environment(folder: Path, settings: Settings | None) -> dict[str, str]
     """Return the environment for ansible-playbook: this process's environment without our settings.
 
     Ansible creates its own files in `folder`. With `settings`, the environment also has the path of Proxmox's CA bundle
-    and the path of the file in `folder` with Proxmox's login. Without `settings`, the variable for the path of the
-    login file is empty.
+    and the path of the file in `folder` with the credentials for Proxmox. Without `settings`, the variable for the path
+    of the credentials file is empty.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SETTING_PREFIXES)}
     environment |= {
@@ -192,7 +201,7 @@ def temporary_private_folder() -> Iterator[Path]:
 def _write_files_and_build_command(request: PlaybookRequest, folder: Path, settings: Settings) -> list[str]:
     """Write the variable `vm` and the credentials into the folder, and return ansible-playbook's command line."""
     write_extra_vars(folder / "vm.yml", dict(request.vm))
-    write_credentials(folder / "credentials.yml", module_credentials(settings))
+    write_credentials(folder / "credentials.yml", ansible_credentials(settings))
     command = [ansible_program_path("ansible-playbook"), str(request.playbook.resolve()), "-e", f"@{folder / 'vm.yml'}"]
     return [*command, "--check"] if request.is_check_mode else command
 
@@ -205,11 +214,14 @@ def _run_command(  # noqa: PLR0913, PLR0917 (three of the parameters are destina
     events_file: Path,
     stopper: PlaybookStopper,
 ) -> int:
-    """Run the command, print its sanitized output to `output` and `excerpt`, and return the command's exit code.
+    """Run the command, print its output to `output`, and return the command's exit code.
 
-    A line that contains an error is also appended to `events_file`. The command is started by a guard process. The
-    guard ends all processes of the command when this process ends or is interrupted. The guard and the command are in
-    another session than this process, so Ctrl-C in the terminal interrupts only this process.
+    The output is printed without secrets, and with control characters escaped (`sanitized`). The first and the last
+    lines are also kept in `excerpt`. A line that contains an error is also appended to `events_file`.
+
+    The command is started by a guard process. The guard ends all processes of the command when this process ends or is
+    interrupted. The guard and the command are in another session than this process, so Ctrl-C in the terminal
+    interrupts only this process.
     """
     if output.isatty():
         environment = environment | {"ANSIBLE_FORCE_COLOR": "1"}

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 import typer.main
 
-from executor.cli.garbage import skip_last_garbage_collection
+from executor.cli.garbage import skip_garbage_collection_at_exit
 from executor.cli.lazy import TYPER_ARGUMENTS, TopLevelGroup, import_function, top_level_commands
 from executor.errors import (
     EXIT_DATABASE,
@@ -37,7 +37,7 @@ Examples:
   smith jobs list --status failed  failed jobs (smith jobs show has the reason)
 
 Exit codes: 0 success, 1 other failure, 2 wrong usage, 3 wrong settings, 4 FulcrumCore failed, 5 Proxmox failed,
-6 database failed, 7 some of several VMs failed, 130 interrupted.
+6 database failed, 7 the command failed for some of its VMs, 130 interrupted.
 """
 #: The maximum width of the help in characters. In `smith --help`, each command's line fits into this width.
 HELP_WIDTH = 110
@@ -45,8 +45,8 @@ HELP_WIDTH = 110
 
 def build_root_command() -> TopLevelGroup:
     """Return the root command `smith`. A command's module is imported only when the command is called."""
-    # TYPER_ARGUMENTS are for every typer.Typer, and disable completion. Completion is enabled only here, so that only
-    # `smith` itself has the options --install-completion and --show-completion.
+    # `smith`, its groups and its commands are built with TYPER_ARGUMENTS, which disable completion. This line enables
+    # completion for `smith` itself, so that only `smith` has the options --install-completion and --show-completion.
     typer_arguments = TYPER_ARGUMENTS | {"add_completion": True}
     app = typer.Typer(
         name="smith",
@@ -66,7 +66,7 @@ def build_root_command() -> TopLevelGroup:
 def _show_version(is_set: bool) -> None:
     """Print the versions and end the process, if the option `--version` is set."""
     if is_set:
-        import_function("version", "show")(as_json=False)
+        import_function("version", "show")(as_json=False)  # the function `show` of executor/cli/version.py
         raise typer.Exit
 
 
@@ -130,8 +130,8 @@ def _show_smith_error(error: SmithError) -> None:
     """Print the error on stderr."""
     from executor.cli.output import show_error  # noqa: PLC0415 (a slow import, which `smith --help` does not need)
 
-    # A SettingsError has one line for each setting. Any other error is printed in one line: line breaks, which an error
-    # text from a database driver may contain, are replaced by spaces.
+    # A SettingsError has one line for each wrong setting. Any other error is printed in one line: line breaks, which an
+    # error text from a database driver may contain, are replaced by spaces.
     show_error(str(error) if isinstance(error, SettingsError) else " ".join(str(error).split()))
 
 
@@ -143,7 +143,10 @@ def _show_redacted_traceback() -> None:
 
 
 def exit_code_of(error: SmithError) -> int:
-    """Return the exit code for the error. Settings, FulcrumCore, Proxmox and database have different exit codes."""
+    """Return the exit code for the error. Settings, FulcrumCore, Proxmox and database have different exit codes.
+
+    A JobError has an error code. The error codes for failures of Proxmox begin with PVE_.
+    """
     if isinstance(error, JobError):
         return EXIT_PROXMOX if error.code.startswith("PVE_") else EXIT_FAILURE
     exit_codes = ((SettingsError, EXIT_SETTINGS), (DatabaseError, EXIT_DATABASE), (FulcrumError, EXIT_FULCRUM))
@@ -165,5 +168,5 @@ def _end_process(exit_code: int) -> NoReturn:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         exit_code = exit_code or EXIT_FAILURE
-    skip_last_garbage_collection()
+    skip_garbage_collection_at_exit()
     sys.exit(exit_code)

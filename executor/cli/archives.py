@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import ArchiveRow, StorageRow
-from executor.shared.marker import markers_in
+from executor.shared.marker import marker_values_in
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # A command that only reads does not import SQLAlchemy's ORM, which this class needs.
     from executor.database.tables.mappings import Mapping
 
 
 def list_archives(proxmox: ProxmoxReader) -> list[ArchiveRow]:
-    """Return the archives that the API token may see, from all storages that accept backups. Raises JobError."""
+    """Return the archives that the API token may see, from all storages that accept backups.
+
+    Raises JobError if a request to Proxmox fails.
+    """
     archives = {
         archive.volume: archive
         for storage in _storages_to_read(proxmox.storages())
@@ -43,18 +46,18 @@ def _storages_to_read(storages: Iterable[StorageRow]) -> Iterator[StorageRow]:
 
 
 def archives_of_service(
-    archives: Sequence[ArchiveRow], service_id: str, mappings: Sequence[Mapping]
+    archives: Sequence[ArchiveRow], service_id: str, mappings_of_service: Sequence[Mapping]
 ) -> list[dict[str, Any]]:
     """Return one row for each archive of the service, with the reason why the archive belongs to the service.
 
-    An archive belongs to the service if the archive's notes name the service, or if a mapping assigned the archive's
-    VMID to the service when the archive was created.
+    An archive belongs to the service if the archive's notes name the service, or if one of the service's mappings had
+    the archive's VMID when the archive was created.
     """
     rows = []
     for archive in archives:
-        if service_id in markers_in(archive.notes):
+        if service_id in marker_values_in(archive.notes):
             reason = "the archive's notes name the service"
-        elif any(_mapping_had_vmid_at_creation(mapping, archive) for mapping in mappings):
+        elif any(_had_vmid_when_archive_was_created(mapping, archive) for mapping in mappings_of_service):
             reason = "the service had this VMID when the archive was created"
         else:
             continue
@@ -63,11 +66,11 @@ def archives_of_service(
     return rows
 
 
-def _mapping_had_vmid_at_creation(mapping: Mapping, archive: ArchiveRow) -> bool:
-    created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
-    did_mapping_exist = mapping.created_at <= created_at
+def _had_vmid_when_archive_was_created(mapping: Mapping, archive: ArchiveRow) -> bool:
+    archive_created_at = datetime.fromtimestamp(archive.created_at_s, UTC)
+    is_mapping_older = mapping.created_at <= archive_created_at
     return (
         mapping.vmid == archive.vmid
-        and did_mapping_exist
-        and (mapping.deleted_at is None or created_at <= mapping.deleted_at)
+        and is_mapping_older
+        and (mapping.deleted_at is None or archive_created_at <= mapping.deleted_at)
     )

@@ -69,7 +69,7 @@ def since_time(text: str | None) -> datetime | None:
 
 
 class UnusableArgument(SmithError):
-    """The operator's reference (an id, a number or a name) matches more than one object, or no usable object."""
+    """The operator named a job, run, service, mapping or VM that does not exist, is ambiguous, or cannot be used."""
 
 
 class CommandFailed(SmithError):
@@ -78,6 +78,8 @@ class CommandFailed(SmithError):
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask the operator the question, unless `yes` (the option --yes) is set.
+
+    `sanitized` masks secrets in the question and escapes its control characters.
 
     Raises typer.BadParameter if stdin is not a terminal, and typer.Exit if the operator answers no or presses Ctrl-C.
     """

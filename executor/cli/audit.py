@@ -1,4 +1,4 @@
-"""`smith audit`: lists the changes that operators made to jobs and mappings, and the repairs that the agent made."""
+"""`smith audit`: lists the changes that operators made, and the agent's automatic corrections of mappings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from executor.cli.arguments import AsJson, Since, since_time
 from executor.cli.completion import complete_service
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_rows
 from executor.database import audit_queries
 from executor.views.audit_rows import change_text, json_fields
@@ -41,7 +41,12 @@ def list_audit(
         ),
     ] = "",
     verb: Annotated[
-        str, typer.Option("--verb", help="Only entries with this verb: cancel, retry, adopt, forget, ….")
+        str,
+        typer.Option(
+            "--verb",
+            help="Only entries with this verb, such as cancel, retry, adopt, forget (a mapping was marked as "
+            "deleted) or erase (`smith forget` erased a service's data).",
+        ),
     ] = "",
     since: Since = None,
     limit: Annotated[
@@ -52,11 +57,11 @@ def list_audit(
     """List the changes that operators and the agent made, the newest first.
 
     Entries are never deleted. `smith forget` erases the old values, the new values and the reasons of entries
-    about ended services.
+    about ended services (no VM, no unfinished job).
     """
-    with reading_store() as store:
+    with read_only_transaction() as transaction:
         entries = audit_queries.list_entries(
-            store.connection,
+            transaction.connection,
             subject_id_prefix=subject.strip(),
             verb=verb.strip(),
             since=since_time(since),

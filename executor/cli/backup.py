@@ -25,8 +25,8 @@ from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import move_queries, revisions, schema
 from executor.database.engine import open_engine, sqlite_file
-from executor.database.file_ownership import change_owner_if_root
-from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
+from executor.database.file_ownership import change_owner_if_run_as_root
+from executor.errors import DatabaseError, DatabaseUnavailable, StatementRefused
 from executor.settings.settings import Settings
 
 #: The suffixes of the files that SQLite keeps beside a database in WAL mode while the database is open. If a process
@@ -48,7 +48,7 @@ def back_up_database(
     The copy is consistent. A running agent is not delayed.
     """
     settings = open_settings()
-    _require_sqlite_file(settings, "pg_dump --format=custom --file=smith.dump 'postgresql://…'")
+    _require_sqlite_file(settings, postgresql_command="pg_dump --format=custom --file=smith.dump 'postgresql://…'")
     if file.exists():
         raise DatabaseError(f"{file} exists: a backup does not overwrite files")
     os.umask(PRIVATE_UMASK)
@@ -82,12 +82,16 @@ def restore_database(
     The agent must be stopped. The old file is kept under another name in the same folder.
     """
     settings = open_settings()
-    target = _require_sqlite_file(settings, "pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump")
+    target = _require_sqlite_file(
+        settings, postgresql_command="pg_restore --clean --if-exists --dbname='postgresql://…' smith.dump"
+    )
     os.umask(PRIVATE_UMASK)
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new_file = target.with_name(f"{target.name}.restoring")
+    # Each agent holds this lock while it runs. If an agent holds the lock, holding_database_lock raises DatabaseError.
     with _raising_database_error(target), holding_database_lock(Path(f"{target}.lock")):
         try:
+            # `smith db migrate` seals a database whose rows it moves to another database.
             _refuse_sealed_database(target)
             revision = _copy_backup(file, new_file)
             confirm(
@@ -117,22 +121,23 @@ def _refuse_sealed_database(file: Path) -> None:
     """Raise DatabaseError if the database in the file is sealed.
 
     When `smith db migrate` has moved the rows of a database to another database, the first database is sealed: it
-    refuses all changes. A restore would remove the seal. If the file is not a usable database, nothing is raised.
+    refuses all changes. A restore would remove the seal. If the file is not a usable database, the query fails
+    (DatabaseUnavailable or StatementRefused), and this function returns.
     """
     if not file.exists():
         return
     engine = open_engine(f"sqlite:///{file}")
     try:
-        problem = move_queries.why_sealed(engine)
-    except (DatabaseUnavailable, DatabaseRefused):
+        reason_if_sealed = move_queries.why_sealed(engine)
+    except (DatabaseUnavailable, StatementRefused):
         return
     finally:
         engine.dispose()
-    if problem:
-        raise DatabaseError(problem)
+    if reason_if_sealed:
+        raise DatabaseError(reason_if_sealed)
 
 
-def _require_sqlite_file(settings: Settings, postgresql_command: str) -> Path:
+def _require_sqlite_file(settings: Settings, *, postgresql_command: str) -> Path:
     """Return the path of the SQLite database.
 
     Raises DatabaseError if the database is PostgreSQL. The error text recommends `postgresql_command`.
@@ -181,7 +186,7 @@ def _copy_backup(file: Path, new_file: Path) -> str:
         _copy_and_check_database(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
     try:
-        schema.refuse_unknown_schema(engine)
+        schema.refuse_newer_or_foreign_schema(engine)
         revision = schema.current_revision(engine)
     finally:
         engine.dispose()
@@ -207,7 +212,7 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
     3. The -wal file and the -shm file are deleted.
     """
     old_file = None
-    owner = (target if target.exists() else target.parent).stat()
+    owner_stat = (target if target.exists() else target.parent).stat()
     if target.exists():
         old_file = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
         _write_wal_into_database(target)
@@ -215,11 +220,11 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
         for suffix in EXTRA_FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{target}{suffix}", f"{old_file}{suffix}")
-            change_owner_if_root(owner, Path(f"{old_file}{suffix}"))
+            change_owner_if_run_as_root(owner_stat, Path(f"{old_file}{suffix}"))
         _flush_folder(target.parent)
         for suffix in EXTRA_FILE_SUFFIXES:
             Path(f"{target}{suffix}").unlink(missing_ok=True)
-    change_owner_if_root(owner, new_file)
+    change_owner_if_run_as_root(owner_stat, new_file)
     os.replace(new_file, target)
     _flush_folder(target.parent)
     return old_file

@@ -1,4 +1,7 @@
-"""`smith bootstrap`: creates the agent, its token, and the service, agent and metric types in FulcrumCore."""
+"""`smith bootstrap`: creates the agent, its token, and the service, agent and metric types in FulcrumCore.
+
+A metric type names a value that the agent measures, such as vm.cpu.usage.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,15 @@ from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.tables import show_rows
-from executor.errors import FulcrumAuthFailing, SettingsError
-from executor.fulcrum.admin import CoreToken, FulcrumAdmin
+from executor.errors import FulcrumAuthError, SettingsError
+from executor.fulcrum.admin import FulcrumAdmin, FulcrumToken
 from executor.fulcrum.bootstrap import (
     AGENT_TYPE_FILE,
     VM_SERVICE_TYPE_FILE,
     Bootstrap,
     BootstrapRequest,
     BootstrapStep,
-    load_type,
+    read_type_file,
 )
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.offered_type import restrict_service_type
@@ -51,7 +54,9 @@ DEFAULT_TAGS = ("proxmox",)
 )
 def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     agent: Annotated[str, typer.Option("--agent", help="The agent's name.")],
-    provider: Annotated[str, typer.Option("--provider", help="Name or id of the agent's provider (a participant).")],
+    provider: Annotated[
+        str, typer.Option("--provider", help="Name or id of the agent's provider (a participant in FulcrumCore).")
+    ],
     create_provider: Annotated[
         bool, typer.Option("--create-provider", help="Create the participant if it does not exist.")
     ] = False,
@@ -70,7 +75,10 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
     new_token: Annotated[bool, typer.Option("--new-token", help="Create a token even if the agent has one.")] = False,
     remove_old_tokens: Annotated[
         bool,
-        typer.Option("--remove-old-tokens", help="With --new-token: delete the agent's other tokens in FulcrumCore."),
+        typer.Option(
+            "--remove-old-tokens",
+            help="With --new-token: delete the agent's old tokens in FulcrumCore, which existed before this command.",
+        ),
     ] = False,
     token_days: Annotated[
         int, typer.Option("--token-days", min=1, max=36_500, help="Days until the new token expires.")
@@ -89,11 +97,13 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
 ) -> None:
     """Create the agent, its token, and the service, agent and metric types in FulcrumCore.
 
+    A metric type names a value that the agent measures, such as vm.cpu.usage.
+
     FULCRUM_API_URL is FulcrumCore's address. The administrator's token is read from a file or from the environment, and
     is not stored.
 
     An existing object with the same name is not changed; the command shows how it differs. There is one exception: the
-    service type is added to an existing agent type that lacks it. A second run creates only the missing objects.
+    service type is added to an existing agent type that lacks it. A repeated call creates only the missing objects.
     """
     if remove_old_tokens and not new_token:
         raise typer.BadParameter("--remove-old-tokens needs --new-token")
@@ -110,23 +120,22 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
         wants_new_token=new_token,
     )
     admin_token = _read_admin_token(admin_token_file)
-    with explaining_refused_token():
+    with adding_remedy_if_admin_token_refused():
         bootstrap = Bootstrap(create_admin_client(settings, admin_token), request)
         with TokenDestination(
-            token_file, prints_token=show_token, will_create_token=bootstrap.needs_token
+            token_file, is_token_printed=show_token, will_create_token=bootstrap.must_create_token
         ) as destination:
             steps = _execute_steps(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
         if remove_old_tokens and not dry_run:
+            # The old tokens of the option are called `earlier_tokens` in the code, and `other_tokens` in --json.
             bootstrap.remove_earlier_tokens()
     if as_json:
         _show_json(bootstrap, destination, steps, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
     else:
         _show_token(destination, dry_run=dry_run)
-        if bootstrap.needs_token and bootstrap.earlier_tokens:
-            show_text(
-                _other_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
-            )
-    if not bootstrap.needs_token and token_file:
+        if bootstrap.must_create_token and bootstrap.earlier_tokens:
+            show_text(_old_tokens_text(bootstrap.earlier_tokens, dry_run=dry_run, removes_old_tokens=remove_old_tokens))
+    if not bootstrap.must_create_token and token_file:
         _require_token_of_agent(settings, token_file, bootstrap.agent_id)
 
 
@@ -156,6 +165,7 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
     omitted_count = len(step.differences) - len(shown_differences)
     if omitted_count > 0:
         shown_differences.append(f"and {omitted_count} more (--json lists all)")
+    # A step has the status "missing" only with --dry-run.
     status = {"missing": "would be created"}.get(step.status.value, step.status.value)
     return {
         "kind": step.kind,
@@ -166,12 +176,15 @@ def _table_row(step: BootstrapStep) -> dict[str, Any]:
     }
 
 
-def _other_tokens_text(tokens: list[CoreToken], *, dry_run: bool, removes_old_tokens: bool) -> str:
-    """Return a text that says whether `tokens`, the agent's other tokens, are valid, deleted or would be deleted."""
+def _old_tokens_text(tokens: list[FulcrumToken], *, dry_run: bool, removes_old_tokens: bool) -> str:
+    """Return a text that says whether `tokens` are valid, deleted or would be deleted.
+
+    `tokens` are the old tokens: those that the agent had before this command.
+    """
     token_texts = ", ".join(f"{token.id} (until {token.expire_at:%Y-%m-%d})" for token in tokens)
     if removes_old_tokens:
-        return f"{'would be deleted' if dry_run else 'deleted'}: the agent's other tokens: {token_texts}"
-    return f"still valid: the agent's other tokens: {token_texts}; --remove-old-tokens deletes them"
+        return f"{'would be deleted' if dry_run else 'deleted'}: the agent's old tokens: {token_texts}"
+    return f"still valid: the agent's old tokens: {token_texts}; --remove-old-tokens deletes them"
 
 
 def _show_json(
@@ -189,7 +202,7 @@ def _show_json(
         "other_tokens": [{"id": token.id, "expires_at": token.expire_at} for token in bootstrap.earlier_tokens],
         "other_tokens_deleted": removes_old_tokens and not dry_run,
     }
-    if destination.prints_token:
+    if destination.is_token_printed:
         document["token"] = destination.token
     show_json(document)
 
@@ -199,7 +212,7 @@ def _show_token(destination: TokenDestination, *, dry_run: bool) -> None:
         show_text("nothing was created: this was a dry run")
     elif destination.token and destination.file:
         show_text(f"the agent's token is in {destination.file}; FulcrumCore does not show it again")
-    if destination.token and destination.prints_token:
+    if destination.token and destination.is_token_printed:
         show_text(destination.token)
 
 
@@ -235,8 +248,8 @@ def is_token_of_agent(settings: Settings, token: str, agent_id: str | None) -> b
     """Return whether FulcrumCore accepts the token for this agent."""
     client = FulcrumClient(settings.fulcrum_api_url, lambda: token, **_tls_arguments(settings))
     try:
-        return client.get_self().id == agent_id
-    except FulcrumAuthFailing:
+        return client.get_own_agent().id == agent_id
+    except FulcrumAuthError:
         return False
 
 
@@ -254,19 +267,23 @@ def _tls_arguments(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def explaining_refused_token() -> Iterator[None]:
+def adding_remedy_if_admin_token_refused() -> Iterator[None]:
     """If FulcrumCore refuses the administrator's token in the `with` block, add the remedy to the error."""
     try:
         yield
-    except FulcrumAuthFailing as error:
-        hint = "use an administrator's token that has not expired (FulcrumCore's first token expires after a day)"
-        raise FulcrumAuthFailing(f"{error}: {hint}", status=error.status) from error
+    except FulcrumAuthError as error:
+        hint = (
+            "use an administrator's token that has not expired "
+            "(FulcrumCore creates one at each of its starts, valid for one day)"
+        )
+        raise FulcrumAuthError(f"{error}: {hint}", status=error.status) from error
 
 
 def _read_service_type(file: Path | None, settings: Settings) -> dict[str, Any]:
     """Return the service type in the operator's file.
 
-    If `file` is None, return the built-in service type, restricted by the settings (see `restrict_service_type`).
+    If `file` is None, return the built-in service type, which `restrict_service_type` limits to the templates and
+    bridges that the settings allow.
     """
     service_type = _read_type(file, "service")
     return service_type if file else restrict_service_type(service_type, settings)
@@ -278,7 +295,7 @@ def _read_type(file: Path | None, kind: str) -> dict[str, Any]:
     Raises SettingsError if the file is not valid.
     """
     if file is None:
-        return load_type(VM_SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
+        return read_type_file(VM_SERVICE_TYPE_FILE if kind == "service" else AGENT_TYPE_FILE)
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Stores the agent's token from `smith bootstrap core`: in a file, and in an attribute that the command prints."""
+"""Writes the agent's token from `smith bootstrap core` to a file, and keeps the token for the command to print."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class TokenDestination:
     This class writes only the file. `smith bootstrap core` prints the attribute `token` on the terminal.
     """
 
-    def __init__(self, file: Path | None, *, prints_token: bool, will_create_token: bool) -> None:
-        """Use the values of two options: `file` is --token-file, and `prints_token` is --show-token.
+    def __init__(self, file: Path | None, *, is_token_printed: bool, will_create_token: bool) -> None:
+        """Use the values of two options: `file` is --token-file, and `is_token_printed` is --show-token.
 
         `will_create_token` is False if no token will be created, because the agent has one already. In this case
         `create_empty_file` does nothing, and `store_token` is not called.
         """
         self.file = file
-        self.prints_token = prints_token
+        self.is_token_printed = is_token_printed
         self.token: str | None = None
         self._will_create_token = will_create_token
         self._descriptor: int | None = None
@@ -52,7 +52,7 @@ class TokenDestination:
         """
         if not self._will_create_token:
             return
-        if not self.file and not self.prints_token:
+        if not self.file and not self.is_token_printed:
             raise typer.BadParameter(
                 "a token will be created: use --token-file FILE to store it, or --show-token to print it"
             )
@@ -68,7 +68,7 @@ class TokenDestination:
         Without --show-token, the token is redacted from all output.
         """
         self.token = token
-        if not self.prints_token:
+        if not self.is_token_printed:
             redactor.add(token)
         if self._descriptor is not None:
             os.write(self._descriptor, f"{token}\n".encode())

@@ -24,23 +24,24 @@ class Clients:
     agent_id: str
 
 
-def create_clients() -> Clients:
+def create_fulcrum_and_proxmox_clients() -> Clients:
     """Read the settings, including the settings that FulcrumCore stores for the agent, and return the clients.
 
     Raises SettingsError for a missing setting, and FulcrumError when FulcrumCore does not answer or refuses the token.
     """
     settings = open_settings()
-    settings.require_fulcrum()
+    settings.require_fulcrum_settings()
     fulcrum = FulcrumClient(
         settings.fulcrum_api_url,
         settings.fulcrum_api_token.get_secret_value,
         ca_bundle=settings.fulcrum_ca_bundle,
         verify_tls=settings.fulcrum_verify_tls,
     )
+    # `on_wait` is called before each wait for FulcrumCore. _fail_instead_of_waiting ends the command there.
     settings = wait_for_remote_settings(settings, fulcrum, on_wait=_fail_instead_of_waiting)
-    settings.require_proxmox()
+    settings.require_proxmox_settings()
     proxmox = ProxmoxReader(ProxmoxConnection.from_settings(settings))
-    return Clients(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_self().id)
+    return Clients(settings=settings, fulcrum=fulcrum, proxmox=proxmox, agent_id=fulcrum.get_own_agent().id)
 
 
 def create_proxmox_reader(settings: Settings) -> ProxmoxReader:
@@ -49,11 +50,11 @@ def create_proxmox_reader(settings: Settings) -> ProxmoxReader:
     FulcrumCore is called only if SMITH_REMOTE_CONFIG is set, because then FulcrumCore may store Proxmox's settings.
     """
     if settings.smith_remote_config:
-        return create_clients().proxmox
-    settings.require_proxmox()
+        return create_fulcrum_and_proxmox_clients().proxmox
+    settings.require_proxmox_settings()
     return ProxmoxReader(ProxmoxConnection.from_settings(settings))
 
 
 def _fail_instead_of_waiting(reason: str) -> NoReturn:
     """Raise FulcrumUnavailable. (When FulcrumCore is not available, the agent waits, but a command does not.)"""
-    raise FulcrumUnavailable(f"the agent's configuration in FulcrumCore is not available: {reason}")
+    raise FulcrumUnavailable(f"the settings that FulcrumCore stores for the agent cannot be read: {reason}")

@@ -1,8 +1,8 @@
 """Lists all commands and groups of `smith`: their names, help texts and functions.
 
 A command's module is imported only when the command is called or `smith COMMAND --help` is shown. This makes
-`smith --help` and shell completion fast. `smith --help` therefore takes a command's help line from this table. The line
-repeats the first line of the function's docstring.
+`smith --help` and shell completion fast. `smith --help` therefore takes the help lines from this module. A command's
+help line repeats the first line of the function's docstring.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ class Group(NamedTuple):
 
 
 class Extension(NamedTuple):
-    """A command that another Python distribution provides by an entry point with the command's name."""
+    """A command of another Python distribution, which has an entry point with the command's name.
+
+    `smith --help` lists the command even if the distribution is not installed. The command then fails, and the error
+    names the distribution.
+    """
 
     name: str
     help: str
@@ -49,7 +53,13 @@ class Extension(NamedTuple):
 
 #: Each row has the group, the name, the module, the function and the help line.
 COMMANDS = (
-    Command("", "init", "init", "init", "Set up Proxmox, FulcrumCore, the settings and the unit that starts an agent."),
+    Command(
+        "",
+        "init",
+        "init",
+        "init",
+        "Set up Proxmox, FulcrumCore and the settings; write a systemd unit, quadlet or compose file.",
+    ),
     Command("", "run", "run", "run", "Run FulcrumCore's jobs in Proxmox."),
     Command(
         "",
@@ -60,20 +70,34 @@ COMMANDS = (
         is_hidden=True,
     ),
     Command("", "play", "play", "play", "Run an action's playbook with ansible-playbook."),
-    Command("", "status", "status", "show", "Show whether agents, FulcrumCore and Proxmox work; count jobs and VMs."),
+    Command(
+        "", "status", "status", "show", "Show whether agents, FulcrumCore and Proxmox work; count jobs and mappings."
+    ),
     Command("", "top", "top", "show", "Show running jobs with their steps, the queue, and the last failures."),
-    Command("", "pause", "pause", "pause", "Let the agents claim no more jobs, until `smith resume`."),
+    Command("", "pause", "pause", "pause", "Stop the agents from claiming jobs, until `smith resume`."),
     Command("", "resume", "pause", "resume", "Let the agents claim jobs again."),
     Command("", "doctor", "doctor", "run_doctor", "Check settings, FulcrumCore, Proxmox, database and tools."),
     Command("", "health", "health", "show_health", "Ask the agent on this machine for its health."),
     Command("", "version", "version", "show", "Show the versions of Agent Smith and of its dependencies."),
     Command("", "support", "support", "support", "Write an archive for a bug report."),
-    Command("", "forget", "forget", "forget_services", "Erase what we store about a customer's ended services."),
+    Command(
+        "",
+        "forget",
+        "forget",
+        "forget_services",
+        "Erase what we store about ended services, which have no VM and no unfinished job.",
+    ),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
     Command("jobs", "show", "job_timeline", "show_job", "Show one job as a timeline, with its properties and result."),
     Command("jobs", "log", "job_log", "show_log", "Show what a job's playbook printed."),
-    Command("jobs", "retry", "job_changes", "retry", "Skip a job's wait before its next attempt or its next report."),
-    Command("jobs", "cancel", "job_changes", "cancel", "End a job as CANCELLED."),
+    Command(
+        "jobs",
+        "retry",
+        "job_changes",
+        "retry",
+        "Let the agent make a waiting job's next attempt now, or report an ended job's result now.",
+    ),
+    Command("jobs", "cancel", "job_changes", "cancel", "End a job with the error code CANCELLED."),
     Command("runs", "list", "runs", "list_runs", "List runs, the newest first."),
     Command("runs", "show", "runs", "show_run", "Show one run with its artifacts and the end of its output."),
     Command("runs", "log", "run_log", "show_log", "Show what a run's playbook printed."),
@@ -96,7 +120,7 @@ COMMANDS = (
         "import_mappings",
         "Insert the mappings that `smith mappings export` has written on another host.",
     ),
-    Command("drift", "fix", "drift", "repair_drift", "Repair our mappings; no VM is changed."),
+    Command("drift", "fix", "drift", "repair_drift", "Repair wrong and missing mappings; no VM is changed."),
     Command(
         "audit", "list", "audit", "list_audit", "List the changes that operators and the agent made, the newest first."
     ),
@@ -112,7 +136,7 @@ COMMANDS = (
         "drain",
         "node_changes",
         "drain",
-        "Let one agent process claim no more jobs, until `smith nodes resume`.",
+        "Stop one agent process from claiming jobs, until `smith nodes resume`.",
     ),
     Command("nodes", "resume", "node_changes", "resume", "Let one agent process claim jobs again."),
     Command("nodes", "limit", "node_changes", "limit", "Limit how many jobs an agent process runs in parallel."),
@@ -128,7 +152,7 @@ COMMANDS = (
         "current",
         "schema_state",
         "show_revisions",
-        "Show the schema's revision, and the revision that this version needs.",
+        "Show the schema's revision, and the revision that Agent Smith needs.",
     ),
     Command("db", "check", "schema_state", "check_database", "Check the schema, the integrity and the foreign keys."),
     Command("db", "backup", "backup", "back_up_database", "Copy the SQLite database into one file."),
@@ -137,7 +161,13 @@ COMMANDS = (
     Command(
         "db", "unseal", "migrate", "unseal", "Let a database that `smith db migrate` has sealed accept changes again."
     ),
-    Command("config", "show", "config", "show_settings", "Show every setting with its source."),
+    Command(
+        "config",
+        "show",
+        "config",
+        "show_settings",
+        "Show every setting with the origin of its value, such as a file or the default.",
+    ),
     Command("config", "example", "config", "print_example", "Print an example `.env` file."),
     Command(
         "actions", "list", "actions", "list_actions", "List the actions, and show why the agent refuses an action."
@@ -147,7 +177,7 @@ COMMANDS = (
         "validate",
         "actions",
         "validate_actions",
-        "Check that an action can work and is safe. Nothing is run.",
+        "Check an action's files, playbook, schema and syntax. Nothing is run.",
     ),
     Command(
         "actions",
@@ -156,7 +186,13 @@ COMMANDS = (
         "write_new_action",
         "Write the files of a new action into the folder SMITH_ACTIONS_PATH.",
     ),
-    Command("actions", "test", "action_test", "run_tests", "Run the tests of one of your own actions in a lab."),
+    Command(
+        "actions",
+        "test",
+        "action_test",
+        "run_tests",
+        "Run the tests of one of your own actions in a lab (a Proxmox server for tests, or a stand-in).",
+    ),
     Command("templates", "list", "templates", "list_templates", "List the templates in Proxmox and in the settings."),
     Command(
         "bootstrap",
@@ -170,18 +206,20 @@ COMMANDS = (
 EXTENSIONS = (
     Extension(
         "demo",
-        "Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without using your settings.",
+        "Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings.",
         "agent-smith-lab",
     ),
-    Extension("lab", "Run a FulcrumCore simulator and a Proxmox stand-in, and order services.", "agent-smith-lab"),
+    Extension(
+        "lab", "Run a FulcrumCore simulator and a Proxmox stand-in; the subcommands order services.", "agent-smith-lab"
+    ),
     Extension(
         "lab-test",
-        "Test playbooks in the lab that LAB_PROXMOX_* names, or in a stand-in if it is not set.",
+        "Test playbooks in a lab (a Proxmox server for tests, or a stand-in).",
         "agent-smith-lab",
     ),
     Extension(
         "lab-sweep",
-        "Remove the guests and backups that runs of `smith lab-test` left in the lab of LAB_PROXMOX_*.",
+        "Remove the guests and backups that runs of `smith lab-test` left in the lab.",
         "agent-smith-lab",
     ),
 )
@@ -215,9 +253,9 @@ GROUPS = (
     ),
     Group(
         "drift",
-        "The differences between our mappings, Proxmox and FulcrumCore.",
+        "The differences between the mappings, Proxmox and FulcrumCore.",
         examples_section(
-            "smith drift                  exit code 1 when something differs, 5 when the comparison is inconclusive",
+            "smith drift                  exit code 1 if an operator must act, 5 if the comparison is inconclusive",
             "smith drift fix              show the repairs; --yes applies them",
         ),
         module="drift",
@@ -225,7 +263,7 @@ GROUPS = (
     ),
     Group(
         "audit",
-        "The changes that operators made, and the repairs that the agent made.",
+        "The changes that operators made, and the agent's automatic corrections of mappings.",
         examples_section(
             "smith audit list",
             "smith audit list --subject 8f2c0a11    entries of one job or service",
@@ -233,7 +271,7 @@ GROUPS = (
     ),
     Group(
         "nodes",
-        "The agent processes that use this database.",
+        "The agent processes that use this database (not Proxmox's nodes).",
         examples_section(
             "smith nodes list",
             'smith nodes drain pve-ops-2 --reason "new kernel"',
@@ -242,7 +280,7 @@ GROUPS = (
     ),
     Group(
         "critical",
-        "The agent's periodic tasks: heartbeat, polling, pruning, metrics.",
+        "The agent's periodic tasks, such as heartbeat, polling, metrics, and deletion of old jobs.",
         examples_section("smith critical list"),
     ),
     Group(
@@ -269,7 +307,7 @@ GROUPS = (
             "smith actions list",
             "smith actions validate attach-iso",
             "smith actions new attach-iso      write the files of a new action into the folder SMITH_ACTIONS_PATH",
-            "smith actions test attach-iso     run the action's tests in a lab, or with a Proxmox stand-in",
+            "smith actions test attach-iso     run the action's tests on a Proxmox for tests, or a stand-in",
         ),
     ),
     Group(

@@ -15,7 +15,7 @@ from executor.errors import SmithError
 from executor.views.text import sanitized
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from executor.database.core_tables import Reader
+    from sqlalchemy import Connection
 
 #: Matches a value that every shell reads as one word.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9._@:+-]+")
@@ -51,11 +51,11 @@ def _filtering_suggestions(list_suggestions: Callable[[str], Iterable[Suggestion
 @_filtering_suggestions
 def complete_job(incomplete: str) -> Iterator[Suggestion]:
     """Yield the numbers of the jobs in our database and, if a text is typed, FulcrumCore's ids of these jobs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.cli.store import read_only_transaction  # noqa: PLC0415 (imported only for a completion)
     from executor.database import queries  # noqa: PLC0415 (imported only for a completion)
 
-    with reading_store() as store:
-        for job in queries.list_jobs(store.connection, limit=MAX_ROWS):
+    with read_only_transaction() as transaction:
+        for job in queries.list_jobs(transaction.connection, limit=MAX_ROWS):
             help_text = f"{job.action} {job.status}"
             yield str(job.id), help_text
             if incomplete:
@@ -65,21 +65,21 @@ def complete_job(incomplete: str) -> Iterator[Suggestion]:
 @_filtering_suggestions
 def complete_run(incomplete: str) -> Iterator[Suggestion]:
     """Yield the idents of runs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.cli.store import read_only_transaction  # noqa: PLC0415 (imported only for a completion)
     from executor.database import run_queries  # noqa: PLC0415 (imported only for a completion)
 
-    with reading_store() as store:
-        for run, job in run_queries.recent_runs(store.connection, MAX_ROWS):
+    with read_only_transaction() as transaction:
+        for run, job in run_queries.recent_runs(transaction.connection, MAX_ROWS):
             yield run.ident, f"job {job.id} {run.status or 'running'}"
 
 
 @_filtering_suggestions
 def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
     """Yield the VMIDs and names of mapped VMs and, if a text is typed, the ids of the VMs' services."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.cli.store import read_only_transaction  # noqa: PLC0415 (imported only for a completion)
 
-    with reading_store() as store:
-        for vmid, name, service_id in _list_mapped_vms(store.connection):
+    with read_only_transaction() as transaction:
+        for vmid, name, service_id in _list_mapped_vms(transaction.connection):
             yield vmid, name
             if name:
                 yield name, f"VM {vmid}"
@@ -90,20 +90,20 @@ def complete_mapping(incomplete: str) -> Iterator[Suggestion]:
 @_filtering_suggestions
 def complete_vmid(incomplete: str) -> Iterator[Suggestion]:
     """Yield the VMIDs of mapped VMs."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.cli.store import read_only_transaction  # noqa: PLC0415 (imported only for a completion)
 
-    with reading_store() as store:
-        for vmid, name, _service_id in _list_mapped_vms(store.connection):
+    with read_only_transaction() as transaction:
+        for vmid, name, _service_id in _list_mapped_vms(transaction.connection):
             yield vmid, name
 
 
 @_filtering_suggestions
 def complete_service(incomplete: str) -> Iterator[Suggestion]:
     """Yield the ids of mapped services."""
-    from executor.cli.store import reading_store  # noqa: PLC0415 (imported only for a completion)
+    from executor.cli.store import read_only_transaction  # noqa: PLC0415 (imported only for a completion)
 
-    with reading_store() as store:
-        for vmid, name, service_id in _list_mapped_vms(store.connection):
+    with read_only_transaction() as transaction:
+        for vmid, name, service_id in _list_mapped_vms(transaction.connection):
             yield service_id, f"VM {vmid} {name}"
 
 
@@ -114,12 +114,12 @@ def complete_action(incomplete: str) -> Iterator[Suggestion]:
     from executor.runs import actions  # noqa: PLC0415 (imported only for a completion)
 
     for action in actions.list_all_actions(action_folders()):
-        yield action.name, action.problem
+        yield action.name, action.problem  # The problem is why the agent refuses the action, or ''.
 
 
-def _list_mapped_vms(reader: Reader) -> list[tuple[str, str, str]]:
+def _list_mapped_vms(connection: Connection) -> list[tuple[str, str, str]]:
     """Return the VMID, the VM's name and the service id of the newest mappings that are not deleted."""
     from executor.database import mapping_queries  # noqa: PLC0415 (imported only for a completion)
 
-    rows = mapping_queries.list_mappings(reader, limit=MAX_ROWS)
+    rows = mapping_queries.list_mappings(connection, limit=MAX_ROWS)
     return [(str(row.vmid), row.name or "", row.service_id) for row in rows]

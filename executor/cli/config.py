@@ -1,4 +1,4 @@
-"""`smith config`: shows the effective settings with their sources, and prints an example `.env` file."""
+"""`smith config`: shows each setting's value and the value's origin, and prints an example `.env` file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ENV_FILE = Path(".env")
     "smith config show --json",
 )
 def show_settings(as_json: AsJson = False) -> None:
-    """Show every setting with its source.
+    """Show every setting with the origin of its value, such as a file or the default.
 
     Secrets are masked. Missing and invalid settings are reported.
     """
@@ -81,6 +81,7 @@ def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[Set
     Called when a setting is invalid, so that `smith config show` can still show the other settings. Each line of
     `invalid_setting_lines` begins with the name of an invalid setting.
     """
+    # FIELDS maps the name of each setting, in capital letters, to its declaration.
     sources = gather_values(names=FIELDS, secret_names=SECRET_SETTING_NAMES, environ=os.environ, env_file=ENV_FILE)
     secrets = {name: sources.values[name] for name in SECRET_SETTING_NAMES if name in sources.values}
     redactor.add(*secrets.values())

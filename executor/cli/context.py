@@ -7,7 +7,7 @@ from executor.redaction import redactor
 from executor.settings.masking import secret_values
 from executor.settings.settings import Settings, load_settings
 
-#: The umask for the files that we create: only the owner can read them, because they may contain the output of runs.
+#: The umask for the files that agents and commands create (database, artifacts, backups): only the owner can read them.
 PRIVATE_UMASK = 0o077
 
 
@@ -25,9 +25,9 @@ def missing_setting_errors(settings: Settings) -> list[str]:
     agent checks them after it has read its configuration from FulcrumCore.
     """
     lines: list[str] = []
-    requirement_checks = [settings.require_fulcrum]
+    requirement_checks = [settings.require_fulcrum_settings]
     if not settings.smith_remote_config:
-        requirement_checks.append(settings.require_proxmox)
+        requirement_checks.append(settings.require_proxmox_settings)
     for raise_if_missing in requirement_checks:
         try:
             raise_if_missing()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_rows
 from executor.database import agent_queries
 from executor.database.times import utc_now
 from executor.views.critical_jobs import is_overdue, json_fields
 from executor.views.text import elapsed_text
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # A command that only reads does not import SQLAlchemy's ORM, which this class needs.
     from executor.database.tables.agents import CriticalJob
 
 COLUMNS = {
@@ -41,8 +41,8 @@ def list_critical(as_json: AsJson = False) -> None:
     For each critical job, the list shows the last execution, the failures since the last success, and whether the next
     execution is overdue.
     """
-    with reading_store() as store:
-        jobs = agent_queries.list_critical_jobs(store.connection)
+    with read_only_transaction() as transaction:
+        jobs = agent_queries.list_critical_jobs(transaction.connection)
     now = utc_now()
     if as_json:
         show_json([json_fields(job, now) for job in jobs])

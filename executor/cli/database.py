@@ -19,7 +19,7 @@ from executor.cli.context import PRIVATE_UMASK, open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
-from executor.database import agent_queries, move_queries, schema
+from executor.database import agent_queries, move_queries, revisions, schema
 from executor.database.engine import reading
 from executor.database.times import utc_now
 from executor.errors import DatabaseError
@@ -41,6 +41,7 @@ def upgrade_schema(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
+        # `smith db migrate` seals a database whose rows it moves to another database. A sealed database is not changed.
         move_queries.refuse_sealed_database(engine)
         old_revision = schema.current_revision(engine)
         schema.upgrade(engine)
@@ -80,9 +81,9 @@ def downgrade_schema(
             f"Downgrade the schema from revision {old_revision}? Data that the older schema cannot store is lost.",
             yes=yes,
         )
-        # With PostgreSQL, an agent may start after the check of `requiring_stopped_agents`, for example while this
-        # command waits for another migration. So the check is repeated in the transaction of the downgrade. With
-        # SQLite, no agent can start, because this command holds the database's lock.
+        # `requiring_stopped_agents` checks that no agent runs. With PostgreSQL, an agent may start after this check, so
+        # the transaction of the downgrade repeats the check. With SQLite, no agent can start, because this command
+        # holds the database's lock.
         is_postgresql = engine.dialect.name == "postgresql"
         check_in_transaction = partial(require_no_running_agent, settings=settings) if is_postgresql else None
         with requiring_stopped_agents(engine, settings), _explaining_rejected_revision():
@@ -98,8 +99,9 @@ def _explaining_rejected_revision() -> Iterator[None]:
     try:
         yield
     except CommandError as error:
+        oldest, newest = min(revisions.revisions_of_this_program()), revisions.head_revision()
         raise DatabaseError(
-            f"{error}: `smith db current` shows the revision that this version of Agent Smith needs"
+            f"{error}: --to needs one of the revisions {oldest} to {newest} (`smith db current` shows the current one)"
         ) from error
 
 
@@ -108,7 +110,8 @@ def requiring_stopped_agents(engine: Engine, settings: Settings) -> Iterator[Non
     """Raise DatabaseError, and do not execute the `with` block, when an agent uses the database.
 
     With SQLite, the lock of the database is held during the block, so no agent can start in the meantime. With
-    PostgreSQL there is no such lock, and the running agents are found by their rows in the table `nodes`.
+    PostgreSQL there is no such lock. The running agents are found in the table `nodes`, which has one row for each
+    agent process.
     """
     if engine.dialect.name == "sqlite" and engine.url.database:
         with holding_database_lock(Path(f"{engine.url.database}.lock")):
@@ -121,7 +124,7 @@ def requiring_stopped_agents(engine: Engine, settings: Settings) -> Iterator[Non
 
 
 def require_no_running_agent(session: Session, settings: Settings) -> None:
-    """Raise DatabaseError if an agent is running. The table `nodes` has one row for each agent process."""
+    """Raise DatabaseError if an agent is running."""
     for agent in agent_queries.processes_not_stopped(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):
             raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop the agent first")
@@ -129,10 +132,10 @@ def require_no_running_agent(session: Session, settings: Settings) -> None:
 
 @contextmanager
 def holding_database_lock(file: Path) -> Iterator[None]:
-    """Hold the lock of the SQLite database during the `with` block, so that no agent uses the database meanwhile.
+    """Hold the lock of the SQLite database, so that no agent uses the database during the `with` block.
 
-    `file` is the database's lock file, which each agent locks while it runs (`agent.database_lock`). The file also says
-    which process holds the lock. If an agent is started meanwhile, the agent's error names this process. Raises
+    `file` is the database's lock file, which each agent locks while it runs. An agent that is started during the block
+    fails with an error that names our process, because our process id and host are written to the file. Raises
     DatabaseError when an agent is running.
     """
     with open_lock_file(file) as lock_file:

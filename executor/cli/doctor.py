@@ -41,7 +41,8 @@ def run_doctor(
     """Check settings, FulcrumCore, Proxmox, database and tools.
 
     Each result is printed as soon as it is known. The remedies of the problems are printed at the end.
-    The exit code names the first area that failed: 3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
+    The exit code is 0 if no check failed. Otherwise, it is the code of the first area with a failed check:
+    3 settings, 4 FulcrumCore, 5 Proxmox, 6 database, 1 this machine.
     """
     if as_service:
         raise typer.Exit(run_as_service(["doctor", "--json"] if as_json else ["doctor"]))

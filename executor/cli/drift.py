@@ -1,4 +1,8 @@
-"""`smith drift`: compares our mappings with Proxmox and FulcrumCore, and repairs the mappings. No VM is changed."""
+"""`smith drift`: compares our mappings with Proxmox and FulcrumCore, and repairs the mappings. No VM is changed.
+
+A finding is one difference. A problem is a finding that an operator must look at. The agent itself repairs all other
+findings.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from executor.cli.arguments import AsJson
-from executor.cli.clients import create_clients
+from executor.cli.clients import create_fulcrum_and_proxmox_clients
 from executor.cli.help_text import examples
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_rows
 from executor.database import audit
 from executor.drift.facts import DriftKind, Finding
-from executor.drift.inspector import DriftCheckOutcome, Inspector
+from executor.drift.inspector import DriftCheckOutcome, DriftInspector
 from executor.drift.repair import apply_repair
 from executor.errors import EXIT_FAILURE, EXIT_PROXMOX
 from executor.views.text import short_id
@@ -35,11 +39,11 @@ COLUMNS = {
     "repair": "REPAIR",
     "text": "FOUND",
 }
-#: The option --believe-list. Without this option, a VM list that is much shorter than expected makes the comparison
-#: inconclusive.
+#: The option --believe-list. Without this option, the comparison is inconclusive if Proxmox's list of VMs is short: if
+#: many mapped VMs are not in it.
 BelieveList = Annotated[
     bool,
-    typer.Option("--believe-list", help="Trust Proxmox's list of VMs even if it is much shorter than expected."),
+    typer.Option("--believe-list", help="Trust Proxmox's list of VMs even if many mapped VMs are not in it."),
 ]
 
 
@@ -52,11 +56,11 @@ class _Comparison:
     cluster: str
 
 
-def show_drift(context: typer.Context, is_list_confirmed: BelieveList = False, as_json: AsJson = False) -> None:
+def show_drift(context: typer.Context, is_short_list_trusted: BelieveList = False, as_json: AsJson = False) -> None:
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return  # typer also calls this function before `fix`.
-    with _compare_mappings(is_list_confirmed) as comparison:
+    with _compare_mappings(is_short_list_trusted) as comparison:
         outcome = comparison.outcome
     if as_json:
         show_json(_json_fields(outcome))
@@ -64,8 +68,11 @@ def show_drift(context: typer.Context, is_list_confirmed: BelieveList = False, a
         text_if_no_findings = f"nothing differs; {outcome.mapping_count} VMs are mapped"
         show_rows(_table_rows(outcome.findings), COLUMNS, if_empty=text_if_no_findings)
         if outcome.other_owner_guest_count:
-            show_text(f"not compared: {outcome.other_owner_guest_count} VMs of other agents or of another FulcrumCore")
-    _end_with_exit_code(outcome, outcome.problems)  # The problems are the findings that need an operator's attention.
+            show_text(
+                f"not compared: {outcome.other_owner_guest_count} VMs and containers of other agents, other clusters "
+                "or another FulcrumCore"
+            )
+    _end_with_exit_code(outcome, outcome.problems)
 
 
 @examples(
@@ -81,43 +88,45 @@ def repair_drift(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
-    is_list_confirmed: BelieveList = False,
+    is_short_list_trusted: BelieveList = False,
     as_json: AsJson = False,
 ) -> None:
-    """Repair our mappings; no VM is changed.
+    """Repair wrong and missing mappings; no VM is changed.
 
     If a VM is on another node than its mapping says, the mapping is updated. The mapping of a VM that does not exist is
     marked as lost, or as deleted if the service does not exist either. A VM that has a service's marker but no mapping
     gets a mapping.
     The exit code is 1 if a difference remains that an operator must resolve.
     """
-    with _compare_mappings(is_list_confirmed) as comparison:
+    with _compare_mappings(is_short_list_trusted) as comparison:
         selected_findings = [
             finding
             for finding in comparison.outcome.findings
-            # finding.repair names the repair, and is None for a finding that only an operator can resolve.
+            # finding.repair names the repair, and is None if this command cannot repair the finding.
             if finding.repair and (not kinds or finding.kind in kinds)
         ]
         repaired_findings = _repair_findings(comparison, selected_findings, reason) if yes else []
     if as_json:
+        # The shown_values of a finding are its keys and values in `--json`.
         show_json(
             _json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired_findings]}
         )
     elif not comparison.outcome.inconclusive_reason:
         _show_repairs(selected_findings, repaired_findings, yes=yes)
+    # The key of a finding is its kind, service id and VMID.
     repaired_keys = {finding.key for finding in repaired_findings}
     remaining_findings = [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys]
     _end_with_exit_code(comparison.outcome, remaining_findings)
 
 
 @contextmanager
-def _compare_mappings(is_list_confirmed: bool) -> Iterator[_Comparison]:
+def _compare_mappings(is_short_list_trusted: bool) -> Iterator[_Comparison]:
     """Compare the mappings with Proxmox and FulcrumCore. The database stays open during the `with` block."""
-    clients = create_clients()
+    clients = create_fulcrum_and_proxmox_clients()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
-        inspector = Inspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
-        outcome = inspector.check_drift(clients.agent_id, is_list_confirmed=is_list_confirmed)
+        inspector = DriftInspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
+        outcome = inspector.check_drift(clients.agent_id, is_short_list_trusted=is_short_list_trusted)
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
@@ -147,16 +156,16 @@ def _show_repairs(selected_findings: Sequence[Finding], repaired_findings: Seque
         if finding not in repaired_findings:
             show_error(
                 f"{finding.kind} of VM {finding.vmid} was not repaired: the mapping has changed since the comparison, "
-                "or the service has an open job, a report that is due, or a run"
+                "or the service has an open job, a report that is due, or a run that an operator started"
             )
 
 
 def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:
     """Return the outcome as a dictionary with the keys of `--json`."""
     return {
-        "frozen": outcome.inconclusive_reason or None,  # why the comparison is inconclusive
+        "frozen": outcome.inconclusive_reason or None,  # why the comparison is inconclusive; then, nothing is repaired
         "mapped": outcome.mapping_count,
-        "foreign": outcome.other_owner_guest_count,  # marked VMs of other agents or of another FulcrumCore
+        "foreign": outcome.other_owner_guest_count,  # VMs and containers of other agents, clusters or FulcrumCores
         "findings": [finding.shown_values for finding in outcome.findings],
     }
 

@@ -1,4 +1,4 @@
-"""Finds the commands that other Python distributions add to `smith`.
+"""Finds extension commands: commands that other Python distributions add to `smith`.
 
 Such a distribution declares an entry point `name = "module:function"` in the group `smith.commands`. For a group of
 commands, the entry point names a `typer.Typer` instead of a function.
@@ -20,7 +20,7 @@ class DependencyMissing(SmithError):
     """A command of another distribution imports a Python module that is not installed."""
 
 
-def import_extension_command(name: str) -> Callable[..., Any] | None:
+def import_entry_point_command(name: str) -> Callable[..., Any] | None:
     """Import and return the function or the `typer.Typer` of the entry point with this name.
 
     Returns None if no entry point has this name.

@@ -33,7 +33,14 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
     from executor.database.tables.jobs import Run
 
-ARCHIVE_COLUMNS = {"volume": "ARCHIVE", "vmid": "VMID", "created_at": "CREATED", "service_id": "SERVICE", "why": "WHY"}
+#: "why" says why the archive belongs to the service: by its notes, or by its VMID and its time of creation.
+ARCHIVE_COLUMNS = {
+    "volume": "ARCHIVE",
+    "vmid": "VMID",
+    "created_at": "CREATED",
+    "service_id": "SERVICE",
+    "why": "LISTED BECAUSE",
+}
 NOT_ERASED_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
 
 
@@ -55,24 +62,26 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
     without_archives: Annotated[
-        bool, typer.Option("--without-archives", help="Do not list the services' archives at Proxmox.")
+        bool, typer.Option("--without-archives", help="Do not list the services' archives (backups) at Proxmox.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase what we store about a customer's ended services.
+    """Erase what we store about ended services, which have no VM and no unfinished job.
 
     Jobs, runs, artifacts and mappings are deleted. Audit entries still say who did what and when, but the values and
-    reasons in the entries are erased. A service can be erased only after its retention, the longer of
-    SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S in the settings of this command. A service that has no VM counts
-    as ended, for example if its create job failed.
+    reasons in the entries are erased. A service that has no VM counts as ended, for example if its create job failed.
+
+    A service can be erased only after its retention. The retention starts when the service ends, and lasts for the
+    longer of SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S. This command reads both settings from its own
+    environment or `.env` file, not from the agent.
 
     Archives (backups) at Proxmox are listed and not changed. Backups of our database are not changed either.
     """
     _require_one_id(service, consumer)
     settings = open_settings()
     with open_database(settings) as engine:
-        with reading(engine) as session:
+        with reading(engine) as session:  # a read-only transaction
             service_ids = erasure.services_of_consumer(session, consumer) if consumer else [service]
             found_data = [
                 data
@@ -82,6 +91,8 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             why_not_erasable_by_id = {
                 data.service_id: _why_not_erasable(session, data, settings) for data in found_data
             }
+            # With --consumer, `service` is empty, and None means any service: the database no longer contains the
+            # consumer of an erased service.
             was_erased_earlier = erasure.was_service_erased(session, service or None)
         erasable_data = [data for data in found_data if not why_not_erasable_by_id[data.service_id]]
         # An earlier `smith forget` may have been interrupted after it erased the rows and before it overwrote their
@@ -129,8 +140,8 @@ def _raise_nothing_erased(not_erased_rows: Sequence[dict[str, Any]], *, as_json:
     if not as_json:
         show_rows(not_erased_rows, NOT_ERASED_COLUMNS, if_empty="")
     raise CommandFailed(
-        f"nothing was erased: for each of the {len(not_erased_rows)} services, the service or its retention has not "
-        "ended"
+        f"nothing was erased: each of the {len(not_erased_rows)} services either has not ended or is still in its "
+        "retention; `smith forget SERVICE` shows the reason for one of them"
     )
 
 
@@ -145,7 +156,11 @@ def _why_not_erasable(session: Session, data: StoredData, settings: Settings) ->
 
 
 def _retention_end(data: StoredData, settings: Settings) -> datetime | None:
-    """Return the time at which the service's retention ends, or None if no end of the service is stored."""
+    """Return the time at which the service's retention ends.
+
+    Returns None if the service has no retention, because the database has neither an ended job nor a deleted mapping of
+    it.
+    """
     retention_s = max(settings.smith_job_retention_s, settings.smith_vmid_quarantine_s)
     return data.ended_at and data.ended_at + timedelta(seconds=retention_s)
 
@@ -193,7 +208,10 @@ def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: 
 
 
 def _delete_artifacts(run: Run, settings: Settings) -> None:
-    """Delete the folders with the artifacts of a run. Raises CommandFailed if a folder cannot be deleted."""
+    """Delete every folder on this machine that contains artifacts of the run.
+
+    Raises CommandFailed if a folder cannot be deleted.
+    """
     for folder in existing_artifacts_folders(run, settings):
         if run.ident not in (folder.name, folder.parent.name):
             raise CommandFailed(
@@ -236,5 +254,5 @@ def _show_outcome(
         show_heading("Not erased")
         show_rows(not_erased_rows, NOT_ERASED_COLUMNS, if_empty="")
     if archives is not None:
-        show_heading("Archives of these services at Proxmox, which were not deleted")
+        show_heading("Archives of the erased services at Proxmox (not deleted)")
         show_rows(archives, ARCHIVE_COLUMNS, if_empty="none")

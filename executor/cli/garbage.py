@@ -24,6 +24,6 @@ def resume_garbage_collection() -> None:
         gc.enable()
 
 
-def skip_last_garbage_collection() -> None:
+def skip_garbage_collection_at_exit() -> None:
     """Make the garbage collector ignore all objects. Otherwise Python would search them at the end of the process."""
     gc.freeze()

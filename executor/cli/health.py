@@ -1,4 +1,4 @@
-"""`smith health`: asks the agent on this machine whether it is alive and ready.
+"""`smith health`: asks the agent on this machine whether it is alive and ready for jobs.
 
 A container's HEALTHCHECK runs `python -m executor.cli.health`, which needs a fraction of the time of `smith health`:
 this module and the modules that it imports use only the standard library.
@@ -33,14 +33,14 @@ class Unhealthy(Exception):
 
 
 @examples(
-    "smith health           exit code 0 if the agent on this machine is alive and ready",
-    "smith health --live    exit code 0 if the agent's loops make progress; if not, a restart may help",
+    "smith health           exit code 0 if the agent on this machine is alive and ready for jobs",
+    "smith health --live    exit code 0 if the agent is alive; if not, a restart may help",
 )
 def show_health(live: bool = False, json: bool = False) -> None:
     """Ask the agent on this machine for its health.
 
-    The exit code is 0 if the agent is alive and ready, and 1 if not. With --live, the exit code is 0 if the agent's
-    loops make progress; if they do not, a restart may help.
+    The exit code is 0 if the agent is alive and ready for jobs, and 1 if not. With --live, the exit code is 0 if the
+    agent is alive: its loops (for jobs, reports, leases and periodic work) make progress. If not, a restart may help.
     """
     # typer names an option after its parameter. So the parameter must be named `json`, which hides the module here.
     arguments = []
@@ -53,10 +53,10 @@ def show_health(live: bool = False, json: bool = False) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the agent's state in one line, and return the exit code. `arguments` may contain --live and --json."""
-    pages = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
+    paths = ("/livez",) if "--live" in arguments else ("/livez", "/readyz")
     try:
         address, tls_context = _read_address_and_tls_context()
-        statuses = [_read_status(address, page, tls_context) for page in pages]
+        statuses = [_read_status(address, path, tls_context) for path in paths]
         text = " and ".join(statuses)
         exit_code = 0
     except Unhealthy as unhealthy:
@@ -74,13 +74,13 @@ def _read_address_and_tls_context() -> tuple[tuple[str, int], ssl.SSLContext | N
     Only the two settings of the HTTP server are read, so this command also works when another setting is invalid.
     """
     names = (ADDRESS_SETTING, CERTIFICATE_SETTING)
-    sources = gather_values(names=names, secret_names=(), environ=os.environ, env_file=Path(".env"))
-    address = sources.values.get(ADDRESS_SETTING, DEFAULT_HTTP_ADDR)
+    gathered = gather_values(names=names, secret_names=(), environ=os.environ, env_file=Path(".env"))
+    address = gathered.values.get(ADDRESS_SETTING, DEFAULT_HTTP_ADDR)
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or port == "0":
-        raise Unhealthy(f"the agent has no HTTP server to ask, because {ADDRESS_SETTING} is {address}")
+        raise Unhealthy(f"the agent has no HTTP server to ask: set {ADDRESS_SETTING}, which is {address}, to HOST:PORT")
     host = host.strip("[]")
-    tls_context = _unverified_tls_context() if sources.values.get(CERTIFICATE_SETTING) else None
+    tls_context = _unverified_tls_context() if gathered.values.get(CERTIFICATE_SETTING) else None
     return (LOOPBACK_BY_WILDCARD.get(host, host), int(port)), tls_context
 
 
@@ -95,8 +95,8 @@ def _unverified_tls_context() -> ssl.SSLContext:
     return tls_context
 
 
-def _read_status(address: tuple[str, int], page: str, tls_context: ssl.SSLContext | None) -> str:
-    """Return the status that the page /livez or /readyz reports. Raises Unhealthy.
+def _read_status(address: tuple[str, int], path: str, tls_context: ssl.SSLContext | None) -> str:
+    """Return the status that the agent reports at the path /livez or /readyz. Raises Unhealthy.
 
     http.client ignores a proxy in the environment (HTTP_PROXY). This is needed: a proxy on another machine cannot reach
     a loopback address of this machine.
@@ -107,7 +107,7 @@ def _read_status(address: tuple[str, int], page: str, tls_context: ssl.SSLContex
     else:
         connection = http.client.HTTPSConnection(*address, timeout=TIMEOUT_S, context=tls_context)
     try:
-        connection.request("GET", page)
+        connection.request("GET", path)
         response = connection.getresponse()
         report = json.loads(response.read(MAX_ANSWER_BYTES))
         if response.status != http.client.OK:
@@ -116,9 +116,9 @@ def _read_status(address: tuple[str, int], page: str, tls_context: ssl.SSLContex
     except (OSError, http.client.HTTPException) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
         remedy = "`smith status` shows whether an agent is running"
-        raise Unhealthy(f"no answer from {address[0]}:{address[1]}{page}: {reason}; {remedy}") from error
+        raise Unhealthy(f"no answer from {address[0]}:{address[1]}{path}: {reason}; {remedy}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise Unhealthy(f"the server at {address[0]}:{address[1]}{page} is not Agent Smith") from error
+        raise Unhealthy(f"the server at {address[0]}:{address[1]}{path} is not Agent Smith") from error
     finally:
         connection.close()
 

@@ -27,7 +27,7 @@ def examples(*lines: str) -> Callable[[CommandFunction], CommandFunction]:
     return store_examples
 
 
-def stored_examples(function: Callable[..., Any]) -> str | None:
+def examples_section_of(function: Callable[..., Any]) -> str | None:
     """Return the section that the decorator `examples` has stored in the function, or None if there is none."""
     section = getattr(function, EXAMPLES_ATTRIBUTE, None)
     return section if isinstance(section, str) else None

@@ -13,7 +13,7 @@ from executor.cli.help_text import examples
 from executor.cli.init_answers import Prompter
 from executor.cli.init_files import SetupFolder
 from executor.cli.init_proxmox import AdminLogin, log_in_as_administrator
-from executor.cli.init_questions import CoreOptions, ask_about_core, ask_proposed_settings, ask_proxmox_address
+from executor.cli.init_questions import FulcrumOptions, ask_about_fulcrum, ask_proposed_settings, ask_proxmox_address
 from executor.cli.init_settings import DEFAULT_TOKEN, DEFAULT_USER, InitSettings, parse_assignments
 from executor.cli.init_setup import Setup
 from executor.cli.init_units import UnitKind
@@ -55,7 +55,8 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         Path | None,
         typer.Option(
             "--admin-password-file",
-            help="File with this administrator's password (or the token's secret); default: $PVE_ADMIN_PASSWORD.",
+            help="File with this administrator's password (or the token's secret); default: the text in "
+            "$PVE_ADMIN_PASSWORD.",
         ),
     ] = None,
     user: Annotated[
@@ -74,19 +75,25 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     agent: Annotated[str | None, typer.Option("--agent", help="The agent's name in FulcrumCore.")] = None,
     provider: Annotated[
-        str | None, typer.Option("--provider", help="Name or id of the agent's provider (a participant).")
+        str | None,
+        typer.Option("--provider", help="Name or id of the agent's provider (a participant in FulcrumCore)."),
     ] = None,
     create_provider: Annotated[
-        bool, typer.Option("--create-provider", help="Create the participant if it does not exist.")
+        bool, typer.Option("--create-provider", help="Create this provider if it does not exist.")
     ] = False,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Use this value instead of the proposed value; may be repeated."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Give the setting NAME this value, not the proposed one; may be repeated.",
         ),
     ] = None,
     unit: Annotated[
-        str | None, typer.Option("--unit", help="How the agent is started: systemd, quadlet, compose or none.")
+        str | None,
+        typer.Option(
+            "--unit", help="How the agent is started: systemd, quadlet, compose, or none (you start it yourself)."
+        ),
     ] = None,
     unit_folder: Annotated[
         Path | None,
@@ -105,22 +112,22 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     yes: Annotated[bool, typer.Option("--yes", help="Use defaults and proposed values without asking.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")] = False,
 ) -> None:
-    """Set up Proxmox, FulcrumCore, the settings and the unit that starts an agent.
+    """Set up Proxmox, FulcrumCore and the settings; write a systemd unit, quadlet or compose file.
 
-    The command creates a role, a user, a token, a pool and permissions in Proxmox, the agent with its types and token
-    in FulcrumCore, and the files with the settings. The administrators' logins are not stored. A second run changes
-    nothing. After an interruption, a second run makes the changes that are still missing. At its end, the command runs
-    the checks of `smith doctor` and shows the command that starts the agent.
+    The command creates a role, a user, a token, a pool and permissions in Proxmox, the agent, its token and its types
+    (service type, agent type, metric types) in FulcrumCore, and the files with the settings. The administrators' logins
+    are not stored. A second run changes nothing. After an interruption, a second run makes the changes that are still
+    missing. At its end, the command runs the checks of `smith doctor` and shows the command that starts the agent.
     """
-    prompter = Prompter(accepts_defaults=yes)
+    prompter = Prompter(skips_questions_with_default=yes)
     setup_folder = SetupFolder(folder or (ROOT_FOLDER if os.geteuid() == 0 else USER_FOLDER))
     settings = InitSettings(setup_folder.read_settings(), parse_assignments(assignments or []))
     host, port = ask_proxmox_address(prompter, proxmox, settings)
     login = AdminLogin(user=admin, password_file=admin_password_file, fingerprint=fingerprint, ca_file=ca_file)
-    proxmox_setup = log_in_as_administrator(prompter, host, port, login, setup_folder.ca_file)
+    admin_connection = log_in_as_administrator(prompter, host, port, login, setup_folder.ca_file)
     settings.set_connection(host=host, port=port, user=user, token_id=token)
-    ask_proposed_settings(prompter, settings, proxmox_setup.cluster)
-    options = CoreOptions(
+    ask_proposed_settings(prompter, settings, admin_connection.cluster)
+    options = FulcrumOptions(
         url=fulcrum_url,
         admin_token_file=admin_token_file,
         agent=agent,
@@ -128,7 +135,7 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         may_create_provider=create_provider,
     )
     earlier_answers = setup_folder.read_answers()
-    core_answers = ask_about_core(prompter, options, settings, earlier_answers)
+    fulcrum_answers = ask_about_fulcrum(prompter, options, settings, earlier_answers)
     default_unit_kind = earlier_answers.get("unit") or (UnitKind.SYSTEMD if os.geteuid() == 0 else UnitKind.NONE)
     unit_kind = prompter.ask_choice(
         "How the agent is started", tuple(UnitKind), option="--unit", option_value=unit, default=default_unit_kind
@@ -136,13 +143,17 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     if unit_folder is None and earlier_answers.get("unit") == unit_kind and earlier_answers.get("unit_folder"):
         unit_folder = Path(earlier_answers["unit_folder"])
     unit_folder = unit_folder.expanduser().absolute() if unit_folder else None
-    setup = Setup(setup_folder, settings, proxmox_setup, core_answers, UnitKind(unit_kind), unit_folder, replace_tokens)
-    if not setup.show_plan():
+    setup = Setup(
+        setup_folder, settings, admin_connection, fulcrum_answers, UnitKind(unit_kind), unit_folder, replace_tokens
+    )
+    is_change_planned = setup.show_plan()
+    if not is_change_planned:
         show_text("Everything is set up: nothing is changed.")
     elif dry_run:
         show_text("Nothing was changed: this was a dry run.")
     else:
         prompter.require_agreement("Make these changes?")
     if not dry_run:
+        # Even if no change was planned, the operator's answers are stored for the next run.
         setup.make_changes()
         raise typer.Exit(setup.check_and_show_start_command())

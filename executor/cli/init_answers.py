@@ -26,21 +26,21 @@ class Prompter:
     terminal, typer.BadParameter is raised; the error text names the missing option.
     """
 
-    def __init__(self, *, accepts_defaults: bool) -> None:
-        """`accepts_defaults` is the option --yes."""
-        self._accepts_defaults = accepts_defaults
+    def __init__(self, *, skips_questions_with_default: bool) -> None:
+        """`skips_questions_with_default` is the option --yes."""
+        self._skips_questions_with_default = skips_questions_with_default
         self._has_terminal = sys.stdin.isatty()
 
     @property
-    def asks_all_questions(self) -> bool:
+    def asks_questions_with_default(self) -> bool:
         """Return whether the operator is also asked questions that have a default."""
-        return self._has_terminal and not self._accepts_defaults
+        return self._has_terminal and not self._skips_questions_with_default
 
     def ask_text(self, question: str, *, option: str, option_value: str | None, default: str = "") -> str:
         """Return the option's value if it is not None, otherwise the operator's answer or the default."""
         if option_value is not None:
             return option_value
-        if self.asks_all_questions:
+        if self.asks_questions_with_default:
             return _prompt(question, default=default)
         return default or self._ask_without_default(question, option)
 
@@ -63,7 +63,7 @@ class Prompter:
             )
             if answer in choices:
                 return answer
-            if option_value is not None or not self.asks_all_questions:
+            if option_value is not None or not self.asks_questions_with_default:
                 raise typer.BadParameter(f"{option} must be one of {', '.join(choices)}, not {answer}")
 
     def ask_secret(
@@ -77,7 +77,7 @@ class Prompter:
     ) -> str:
         """Return the secret from the file or the environment variable; otherwise ask the operator, without echo.
 
-        The texts that `secrets_in` finds in the secret (by default the whole secret) are registered with the redactor.
+        `secrets_in` returns the parts of the secret that the redactor masks in all output; by default the whole secret.
         """
         secret = read_secret_file(file) if file is not None else os.environ.get(variable, "").strip()
         if not secret and not self._has_terminal:
@@ -97,16 +97,17 @@ class Prompter:
 
     def ask_yes_or_no(self, question: str, *, default: bool = True) -> bool:
         """Return whether the operator answers yes. Without a terminal or with --yes, return the default."""
-        if not self.asks_all_questions:
+        if not self.asks_questions_with_default:
             return default
         try:
+            # `sanitized` masks secrets and escapes control characters.
             return typer.confirm(sanitized(question), default=default)
         except typer.Abort:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     def require_agreement(self, question: str) -> None:
         """End the command unless the operator agrees, or --yes is set."""
-        confirm(question, yes=self._accepts_defaults)
+        confirm(question, yes=self._skips_questions_with_default)
 
     def _ask_without_default(self, question: str, option: str) -> str:
         if not self._has_terminal:

@@ -42,7 +42,10 @@ class SetupFolder:
 
     def read_settings(self) -> dict[str, str]:
         """Return the settings that an earlier run, or an operator, has written. Raises SettingsError."""
+        # The keys of FIELDS are the names of all settings.
         gathered_settings = gather_values(names=FIELDS, secret_names=(), environ={}, env_file=self.settings_file)
+        # `problem.name` is set only if the folder in SMITH_SECRETS_DIR does not exist. This problem is ignored,
+        # because the folder may be created later.
         if problems := [problem.text for problem in gathered_settings.problems if not problem.name]:
             raise SettingsError("\n".join(problems))
         return gathered_settings.values
@@ -89,7 +92,10 @@ class SetupFolder:
 
 
 class SecretFile:
-    """The file with the secret of one token. While the token is being created, a second file (the record) describes it.
+    """The file with the secret of one token. A second file, the record, exists while the token is being created.
+
+    By the record, a later run recognizes the token that an interrupted run has created. For a FulcrumCore token, the
+    record contains the ids of the agent's earlier tokens. For a Proxmox token, it contains the new token's comment.
 
     FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So
     `write_record` writes the record before this request, and `store_secret` removes the record after it has written the
@@ -102,9 +108,9 @@ class SecretFile:
         self._record_file = path.with_name(f"{path.name}.pending")
 
     def read(self) -> str:
-        """Return the secret, or '' if there is no file, and register the secret with the redactor.
+        """Return the secret, or '' if there is no file. Raises SettingsError if the file cannot be used.
 
-        Raises SettingsError if the file cannot be used.
+        The redactor masks the secret in all output from now on.
         """
         if not self.path.exists():
             return ""

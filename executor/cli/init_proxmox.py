@@ -29,7 +29,7 @@ from executor.proxmox.setup.certificate import (
     read_fingerprint,
 )
 from executor.proxmox.setup.existing import read_existing_access
-from executor.proxmox.setup.plan import USER_COMMENT, Change, NeededAccess, plan_changes
+from executor.proxmox.setup.plan import COMMENT_ON_CREATED_OBJECTS, Change, NeededAccess, plan_changes
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
@@ -49,8 +49,8 @@ class AdminLogin:
 
 
 @dataclass
-class ProxmoxSetup:
-    """Reads from Proxmox in the administrator's session, and plans the changes in Proxmox. The login is not stored."""
+class AdminConnection:
+    """The administrator's connection to Proxmox: reads what exists, and plans the changes. The login is not stored."""
 
     session: AdminSession
     ca_pem: str  #: the CA of Proxmox's certificate; '' if the system trusts the certificate
@@ -58,11 +58,15 @@ class ProxmoxSetup:
     @cached_property
     def cluster(self) -> Cluster:
         """The nodes, storages, bridges, VNets and VM templates in Proxmox. They are read at the first access."""
-        return read_cluster(ProxmoxReader.with_session(self.session))
+        return read_cluster(ProxmoxReader.from_session(self.session))
 
     def needed_privileges(self, settings: Settings) -> tuple[PrivilegeNeed, ...]:
-        """Return the privileges that the agent needs with these settings. `smith doctor` checks the same privileges."""
-        context = ProxmoxContext(settings, ProxmoxReader.with_session(self.session))
+        """Return the privileges that the agent needs with these settings. `smith doctor` checks the same privileges.
+
+        If the agent may use several nodes, PLACEMENT_NEED is added: an optional privilege, to read the nodes' load.
+        """
+        # ProxmoxContext, which the checks of `smith doctor` use, finds out which nodes and bridges the settings allow.
+        context = ProxmoxContext(settings, ProxmoxReader.from_session(self.session))
         needs = privilege_needs_of_settings(
             context, {bridge: self.cluster.zone_of(bridge) for bridge in context.allowed_bridges}
         )
@@ -73,6 +77,7 @@ class ProxmoxSetup:
         if not secret:
             return False
         connection = self.session.connection
+        # An AdminSession can use any login: here it uses the token instead of the administrator's login.
         session = AdminSession(connection.host, connection.port, full_token_id, self.session.fingerprint)
         try:
             session.log_in(secret, ask_code=str)  # A token has no second factor, so `ask_code` is not called.
@@ -85,17 +90,19 @@ class ProxmoxSetup:
     def make_plan(self, settings: Settings, secret_file: SecretFile, *, replaces_token: bool) -> ProxmoxPlan:
         """Plan the changes that create the missing objects in Proxmox.
 
-        Raises JobError and SetupRefused. Raises TokenInUse if the token exists and its secret is not stored in
-        `secret_file`, unless `replaces_token` is True or an interrupted run created the token.
+        Raises JobError, and SetupPrevented if the agent's user is disabled. Raises TokenInUse if another installation
+        may use the token: it exists in Proxmox, and `secret_file` does not contain its secret. If `replaces_token` is
+        True, or if an interrupted run created the token, the token is replaced instead.
         """
+        # the roles, users, tokens, permissions and pools that exist in Proxmox
         existing_access = read_existing_access(self.session, settings.proxmox_user)
         token_id, comment_by_token_id = settings.proxmox_token_id, existing_access.token_comments
         full_token_id, record = f"{settings.proxmox_user}!{token_id}", secret_file.read_record()
         is_stored_secret_valid = token_id in comment_by_token_id and self._is_secret_valid(
             full_token_id, secret_file.read()
         )
-        # A record (see SecretFile) means that an earlier run was interrupted while it created a token. The stored
-        # secret may belong to the token that existed before that run, so a token is created again.
+        # A record (see SecretFile) means that an earlier run was interrupted while it created a token. Then a new token
+        # is created, even if the stored secret is valid.
         needs_new_token = record is not None or not is_stored_secret_valid
         is_token_of_interrupted_run = record is not None and comment_by_token_id.get(token_id) == record.get("comment")
         if (
@@ -107,7 +114,8 @@ class ProxmoxSetup:
                 f"the token {full_token_id} exists in Proxmox, and its secret is not stored in {secret_file.path}: "
                 "another installation may use this token. Use --replace-tokens to replace it, or choose another --token"
             )
-        token_comment = f"{USER_COMMENT}, made by smith init {secrets.token_hex(4)}"
+        # COMMENT_ON_CREATED_OBJECTS is "Agent Smith".
+        token_comment = f"{COMMENT_ON_CREATED_OBJECTS}, made by smith init {secrets.token_hex(4)}"
         needed_access = NeededAccess(
             user=settings.proxmox_user,
             token_id=token_id,
@@ -133,7 +141,7 @@ class ProxmoxPlan:
         for change in apply_changes(
             self.session,
             self.changes,
-            before_token_creation=lambda: self.secret_file.write_record({"comment": self.token_comment}),
+            record_token_creation=lambda: self.secret_file.write_record({"comment": self.token_comment}),
             store_secret=self.secret_file.store_secret,
         ):
             yield change.text
@@ -141,25 +149,26 @@ class ProxmoxPlan:
 
 def log_in_as_administrator(
     prompter: Prompter, host: str, port: int, login: AdminLogin, stored_ca_file: Path
-) -> ProxmoxSetup:
-    """Show Proxmox's certificate, log in as administrator, find the CA, and return the ProxmoxSetup.
+) -> AdminConnection:
+    """Show Proxmox's certificate, log in as administrator, find the CA, and return the connection.
 
-    Raises JobError and SetupRefused.
+    Raises JobError, and SetupPrevented if no CA verifies the certificate.
 
     The certificate is accepted if its fingerprint equals --fingerprint. Without this option, the certificate is
     accepted if a CA (from --ca-file, an earlier run or the system) verifies it, or if the operator confirms it.
     """
-    ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
+    option_ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
     fingerprint = read_fingerprint(host, port)
     show_text(f"Proxmox at {host}:{port} presents the certificate with the SHA-256 fingerprint\n  {fingerprint}")
-    available_ca_pem = ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
-    is_certificate_verified = is_certificate_verifiable(host, port, available_ca_pem)
+    # the CA of --ca-file or of an earlier run; '' if there is neither: then the CAs of this system are used
+    given_ca_pem = option_ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
+    is_certificate_verified = is_certificate_verifiable(host, port, given_ca_pem)
     if login.fingerprint is not None:
         _require_same_fingerprint(login.fingerprint, fingerprint)
     elif is_certificate_verified:
-        verifier = login.ca_file or stored_ca_file if available_ca_pem else "the CAs of this system"
+        verifier = login.ca_file or stored_ca_file if given_ca_pem else "the CAs of this system"
         show_text(f"  The certificate is verified by {verifier}.")
-    elif prompter.asks_all_questions:
+    elif prompter.asks_questions_with_default:
         show_text("  `pvenode cert info` on a node of the cluster shows the fingerprint, too.")
         if not prompter.ask_yes_or_no("Is this the certificate of your Proxmox?", default=False):
             raise typer.Exit(1)
@@ -176,7 +185,9 @@ def log_in_as_administrator(
     )
     session = AdminSession(host, port, user, fingerprint)
     session.log_in(password, prompter.ask_code)
-    return ProxmoxSetup(session, find_ca(session, available_ca_pem if is_certificate_verified else ca_pem))
+    # `find_ca` tries only the CA that it gets. If it gets '', it tries the system's CAs, and then the cluster's CA.
+    # So a CA of an earlier run is passed only if it verifies the certificate.
+    return AdminConnection(session, find_ca(session, given_ca_pem if is_certificate_verified else option_ca_pem))
 
 
 def _require_same_fingerprint(option_value: str, fingerprint: str) -> None:

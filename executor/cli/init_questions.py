@@ -9,7 +9,7 @@ from pathlib import Path
 
 from executor.cli.bootstrap import ADMIN_TOKEN_VARIABLE
 from executor.cli.init_answers import Prompter
-from executor.cli.init_core import CoreAnswers, provider_exists
+from executor.cli.init_core import FulcrumAnswers, provider_exists
 from executor.cli.init_proposal import Cluster, FoundTemplate, propose_settings
 from executor.cli.init_settings import InitSettings, parse_address
 from executor.cli.output import show_text
@@ -18,7 +18,7 @@ from executor.proxmox.connection import DEFAULT_PORT
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreOptions:
+class FulcrumOptions:
     """The command-line options of `smith init` about FulcrumCore."""
 
     url: str | None
@@ -42,7 +42,7 @@ def ask_proxmox_address(prompter: Prompter, option_value: str | None, settings: 
 def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: Cluster) -> None:
     """Show the objects in Proxmox and the proposed settings, which the operator may change. Update `settings`."""
     show_heading("Found in Proxmox")
-    bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.common_bridges]
+    bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.bridges_on_every_node]
     texts_by_kind = {
         "nodes": cluster.nodes,
         "storages for disks": cluster.disk_storages,
@@ -60,14 +60,14 @@ def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: C
     settings.update(proposed_settings)
 
 
-def _template_text(template: FoundTemplate) -> str:
-    facts, problem = template.facts, template.problem
-    return f"{facts.name} ({facts.vmid} on {facts.node}{f'; not usable: {problem}' if problem else ''})"
+def _template_text(found_template: FoundTemplate) -> str:
+    template, problem = found_template.template, found_template.problem
+    return f"{template.name} ({template.vmid} on {template.node}{f'; not usable: {problem}' if problem else ''})"
 
 
-def ask_about_core(
-    prompter: Prompter, options: CoreOptions, settings: InitSettings, earlier_answers: dict[str, str]
-) -> CoreAnswers:
+def ask_about_fulcrum(
+    prompter: Prompter, options: FulcrumOptions, settings: InitSettings, earlier_answers: dict[str, str]
+) -> FulcrumAnswers:
     """Ask for FulcrumCore's address, an administrator's token, the agent's name and the agent's provider.
 
     The address is stored in `settings`. `earlier_answers` contains the answers of an earlier run, which are the
@@ -92,21 +92,21 @@ def ask_about_core(
         "Name of the agent", option="--agent", option_value=options.agent, default=default_agent
     )
     provider_name_or_id = prompter.ask_text(
-        "Provider of the agent (name or id of a participant)",
+        "Provider of the agent (name or id of a participant in FulcrumCore)",
         option="--provider",
         option_value=options.provider,
         default=earlier_answers.get("provider", ""),
     )
     may_create = options.may_create_provider
     if (
-        prompter.asks_all_questions
+        prompter.asks_questions_with_default
         and not may_create
-        and not provider_exists(settings.validate(), admin_token, provider_name_or_id)
+        and not provider_exists(settings.validated(), admin_token, provider_name_or_id)
     ):
         may_create = prompter.ask_yes_or_no(
             f"FulcrumCore has no participant {provider_name_or_id}. Create this participant?", default=False
         )
-    return CoreAnswers(
+    return FulcrumAnswers(
         admin_token=admin_token,
         agent_name=agent_name,
         provider_name_or_id=provider_name_or_id,

@@ -25,7 +25,7 @@ class InitSettings:
     def __init__(self, stored_values: Mapping[str, str], option_values: Mapping[str, str]) -> None:
         """`stored_values` are from the file of an earlier run, and `option_values` from the option --set."""
         self._values = {**stored_values, **option_values}
-        self._option_names = frozenset(option_values)
+        self._names_set_by_option = frozenset(option_values)
 
     def get(self, name: str) -> str:
         """Return the value of the setting; '' if it is not set."""
@@ -54,11 +54,11 @@ class InitSettings:
 
         If the file of an earlier run lacks a setting, the setting is empty: the operator chose an empty value.
         """
-        is_first_run = not any(name in self._values for name in proposal if name not in self._option_names)
+        is_first_run = not any(name in self._values for name in proposal if name not in self._names_set_by_option)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
         return {name: self._values.get(name, defaults[name]) for name in proposal}
 
-    def validate(self) -> Settings:
+    def validated(self) -> Settings:
         """Return the validated settings without the settings in PATH_SETTINGS, whose files may not exist yet.
 
         Raises SettingsError if a setting is not valid.
@@ -66,12 +66,16 @@ class InitSettings:
         values_without_paths = {name: value for name, value in self._values.items() if name not in PATH_SETTINGS}
         return load_settings(env_file=None, environ=values_without_paths)
 
-    def values_for_agent(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
-        """Return the settings for the file that the agent reads."""
+    def values_for_agent(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca_file: bool) -> dict[str, str]:
+        """Return the settings for the file that the agent reads.
+
+        `has_ca_file`: whether `smith init` writes the CA of Proxmox's certificate to a file in the settings folder.
+        """
         ca_file = container_path(setup_folder.ca_file) if unit_kind.is_container else setup_folder.ca_file
-        values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca else ""}
-        # Without a unit, the settings must name these folders. A unit names these folders itself. So with a unit, the
-        # paths that an earlier run without a unit has written are removed. A path that an operator has set is kept.
+        values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca_file else ""}
+        # A systemd unit or a container sets the secrets folder and the data folder. Without a unit, the settings must
+        # name both folders. So with a unit, the paths that an earlier run without a unit has written are removed. A
+        # path that an operator has set is kept.
         for name, path in (
             ("SMITH_SECRETS_DIR", setup_folder.secrets_folder),
             ("SMITH_DATA_DIR", setup_folder.path / "data"),
@@ -82,9 +86,12 @@ class InitSettings:
                 values[name] = ""
         return values
 
-    def values_for_doctor(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca: bool) -> dict[str, str]:
-        """Return the settings for the checks of `smith doctor`. These checks never run in the agent's container."""
-        values = self.values_for_agent(setup_folder, UnitKind.NONE, has_ca=has_ca)
+    def values_for_doctor(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca_file: bool) -> dict[str, str]:
+        """Return the settings for the checks of `smith doctor`.
+
+        The checks run on this machine, even if the agent runs in a container. So the paths are those of this machine.
+        """
+        values = self.values_for_agent(setup_folder, UnitKind.NONE, has_ca_file=has_ca_file)
         if unit_kind is UnitKind.SYSTEMD:
             values["SMITH_DATA_DIR"] = SYSTEMD_DATA_FOLDER
         return {name: value for name, value in values.items() if value}

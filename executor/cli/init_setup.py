@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from executor.cli.doctor import show_check_results
-from executor.cli.init_core import CoreAnswers, CoreSetup
+from executor.cli.init_core import FulcrumAnswers, FulcrumSetup
 from executor.cli.init_files import SetupFolder, make_folder, write_file
-from executor.cli.init_proxmox import ProxmoxSetup
+from executor.cli.init_proxmox import AdminConnection
 from executor.cli.init_questions import show_indented_lines
 from executor.cli.init_settings import InitSettings
-from executor.cli.init_units import Unit, UnitKind, make_unit, require_startable_unit
+from executor.cli.init_units import Unit, UnitKind, make_unit, require_paths_usable_in_unit
 from executor.cli.output import show_text
 from executor.cli.tables import show_heading
 from executor.doctor.checks import Area, exit_code
@@ -27,8 +27,8 @@ class Setup:
         self,
         setup_folder: SetupFolder,
         settings: InitSettings,
-        proxmox_setup: ProxmoxSetup,
-        core_answers: CoreAnswers,
+        admin_connection: AdminConnection,
+        fulcrum_answers: FulcrumAnswers,
         unit_kind: UnitKind,
         unit_folder: Path | None,
         replaces_tokens: bool,
@@ -37,51 +37,57 @@ class Setup:
         self._setup_folder = setup_folder
         self._settings = settings
         self._unit_kind = unit_kind
-        self._ca_pem = proxmox_setup.ca_pem
+        self._ca_pem = admin_connection.ca_pem
         self._answers = {
-            "agent": core_answers.agent_name,
-            "provider": core_answers.provider_name_or_id,
+            "agent": fulcrum_answers.agent_name,
+            "provider": fulcrum_answers.provider_name_or_id,
             "unit": str(unit_kind),
         }
         if unit_folder is not None:
             self._answers["unit_folder"] = str(unit_folder)
-        require_startable_unit(unit_kind, setup_folder.path)
-        self._unit: Unit = make_unit(unit_kind, setup_folder.path, unit_folder, has_ca=bool(proxmox_setup.ca_pem))
+        require_paths_usable_in_unit(unit_kind, setup_folder.path)
+        self._unit: Unit = make_unit(
+            unit_kind, setup_folder.path, unit_folder, has_ca_file=bool(admin_connection.ca_pem)
+        )
         _require_writable([setup_folder.path, *(path.parent for path in self._unit.files)])
         self._will_change_settings = bool(setup_folder.find_changed_settings(self._settings_for_agent()))
-        validated_settings = settings.validate()
-        self._proxmox_plan = proxmox_setup.make_plan(
+        validated_settings = settings.validated()
+        self._proxmox_plan = admin_connection.make_plan(
             validated_settings, setup_folder.proxmox_secret_file, replaces_token=replaces_tokens
         )
-        self._core_setup = CoreSetup(
-            validated_settings, core_answers, setup_folder.fulcrum_token_file, replaces_token=replaces_tokens
+        self._fulcrum_setup = FulcrumSetup(
+            validated_settings, fulcrum_answers, setup_folder.fulcrum_token_file, replaces_token=replaces_tokens
         )
 
     def show_plan(self) -> bool:
         """Show every planned change. Return whether a change is planned."""
         texts_by_heading = {
             "Proxmox": [change.text for change in self._proxmox_plan.changes],
-            "FulcrumCore": self._core_setup.describe_planned_changes(),
+            "FulcrumCore": self._fulcrum_setup.describe_planned_changes(),
             "Files": [f"write {path}" for path in self._files_to_write()],
         }
         for heading, texts in texts_by_heading.items():
             if texts:
                 show_heading(heading)
                 show_indented_lines(texts)
-        if differences := self._core_setup.describe_different_objects():
-            show_heading("Existing objects in FulcrumCore that differ, and are not changed")
+        if differences := self._fulcrum_setup.describe_different_objects():
+            show_heading("Objects in FulcrumCore that differ from what this command would create, and are not changed")
             show_indented_lines(differences)
         return any(texts_by_heading.values())
 
     def make_changes(self) -> None:
-        """Make the changes. The settings are written first: if this run is interrupted, the next run uses them."""
+        """Make the changes.
+
+        The settings are written before Proxmox and FulcrumCore are changed. So the next run uses the settings, even if
+        this run is interrupted.
+        """
         self._setup_folder.create_folders()
         if self._ca_pem:
             self._write_if_different(self._setup_folder.ca_file, self._ca_pem, mode=0o644)
         self._setup_folder.write_settings(self._settings_for_agent())
         self._setup_folder.write_answers(self._answers)
         show_indented_lines(f"done: {text}" for text in self._proxmox_plan.make_changes())
-        show_indented_lines(f"done: {text}" for text in self._core_setup.make_changes())
+        show_indented_lines(f"done: {text}" for text in self._fulcrum_setup.make_changes())
         for path, text in self._unit.files.items():
             if path.exists() and path.read_text("utf-8") != text:
                 show_text(f"{path} exists with other content, and was not changed")
@@ -96,7 +102,7 @@ class Setup:
             name: value for name, value in os.environ.items() if name not in self._settings.all_setting_names
         }
         environ = inherited_variables | self._settings.values_for_doctor(
-            self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem)
+            self._setup_folder, self._unit_kind, has_ca_file=bool(self._ca_pem)
         )
         results = list(run_checks(env_file=None, environ=environ))
         # The checks of this machine and its database say nothing about an agent in a container, which has another file
@@ -109,7 +115,7 @@ class Setup:
         return exit_code(results)
 
     def _settings_for_agent(self) -> dict[str, str]:
-        return self._settings.values_for_agent(self._setup_folder, self._unit_kind, has_ca=bool(self._ca_pem))
+        return self._settings.values_for_agent(self._setup_folder, self._unit_kind, has_ca_file=bool(self._ca_pem))
 
     def _files_to_write(self) -> list[Path]:
         paths = [self._setup_folder.ca_file] if self._ca_pem else []

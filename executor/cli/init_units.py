@@ -49,11 +49,13 @@ class Unit:
     start_command: str
 
 
-def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca: bool) -> Unit:
+def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca_file: bool) -> Unit:
     """Return the unit of an agent whose settings are in `folder`.
 
     The paths of the unit's files are below `unit_folder`. If `unit_folder` is None, the path of a compose file is below
     `folder`, and other paths are below the folder in which systemd or podman looks for units.
+
+    `has_ca_file`: whether `smith init` writes the CA of Proxmox's certificate to a file in `folder`.
     """
     if kind is UnitKind.SYSTEMD:
         target_folder = unit_folder or Path("/etc/systemd/system")
@@ -63,7 +65,7 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
     if kind is UnitKind.QUADLET:
         target_folder = unit_folder or Path("/etc/containers/systemd")
         files = {
-            target_folder / "agent-smith.container": _quadlet_text(folder, has_ca=has_ca),
+            target_folder / "agent-smith.container": _quadlet_text(folder, has_ca_file=has_ca_file),
             target_folder / "agent-smith.volume": _read_deploy_file("quadlet/agent-smith.volume"),
         }
         command = _preceded_by_chown(folder, "systemctl daemon-reload && systemctl start agent-smith")
@@ -72,15 +74,19 @@ def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca:
         file = (unit_folder or folder) / "compose.yaml"
         command = f"docker compose --file {shlex.quote(str(file))} up --detach"
         return Unit(
-            files={file: _compose_text(folder, has_ca=has_ca)}, start_command=_preceded_by_chown(folder, command)
+            files={file: _compose_text(folder, has_ca_file=has_ca_file)},
+            start_command=_preceded_by_chown(folder, command),
         )
     settings_file = shlex.quote(str(folder / "agent-smith.env"))
     program = shlex.join([str(_smith_program()), "run"])
     return Unit(files={}, start_command=f"(set -a; . {settings_file}; exec {program})")
 
 
-def require_startable_unit(kind: UnitKind, folder: Path) -> None:
-    """Raise SettingsError if the unit cannot start an agent whose settings are in the folder."""
+def require_paths_usable_in_unit(kind: UnitKind, folder: Path) -> None:
+    """Raise SettingsError if a path has a character that a unit does not accept, or if systemd hides the path.
+
+    The paths are the settings folder and, for a systemd unit, the program `smith`.
+    """
     if kind is UnitKind.NONE:
         return
     paths = [folder] if kind.is_container else [folder, _smith_program()]
@@ -95,7 +101,7 @@ def require_startable_unit(kind: UnitKind, folder: Path) -> None:
 
 
 def container_path(path: Path) -> Path:
-    """Return the path in the container of a file in the settings folder."""
+    """Return the path that a file of the settings folder has in the container."""
     return DEPLOY_SETTINGS_FOLDER / path.name
 
 
@@ -106,35 +112,39 @@ def _smith_program() -> Path:
 
 def _systemd_unit_text(folder: Path) -> str:
     text = _read_deploy_file("systemd/agent-smith.service").replace(_DEPLOY_PROGRAM, str(_smith_program()))
+    # The unit in `deploy/` reads the secrets from the settings folder, but `smith init` writes them to the folder
+    # `secrets` in the settings folder.
     for name in ("fulcrum_api_token", "proxmox_token_secret"):
         text = text.replace(f"{DEPLOY_SETTINGS_FOLDER}/{name}", f"{DEPLOY_SETTINGS_FOLDER}/secrets/{name}")
     return text.replace(str(DEPLOY_SETTINGS_FOLDER), str(folder))
 
 
-def _quadlet_text(folder: Path, *, has_ca: bool) -> str:
+def _quadlet_text(folder: Path, *, has_ca_file: bool) -> str:
     """Return the quadlet of `deploy/`, but with the folder of the secrets mounted instead of podman's own secrets."""
     lines = []
     for line in _read_deploy_file("quadlet/agent-smith.container").splitlines():
         if line.startswith("Secret=proxmox_token_secret"):
             lines.append(f"Volume={folder}/secrets:/run/secrets:ro")
-        elif line == f"#Volume={_CA_VOLUME}" and has_ca:
+        elif line == f"#Volume={_CA_VOLUME}" and has_ca_file:
             lines.append(f"Volume={folder}/proxmox-ca.pem:{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:ro")
         elif not line.startswith(("Secret=", "#   podman secret")):
             lines.append(line.replace(f"EnvironmentFile={DEPLOY_SETTINGS_FOLDER}", f"EnvironmentFile={folder}"))
     return "\n".join(lines) + "\n"
 
 
-def _compose_text(folder: Path, *, has_ca: bool) -> str:
-    """Return the compose file of `deploy/`, reduced to the compose service of one agent."""
+def _compose_text(folder: Path, *, has_ca_file: bool) -> str:
+    """Return the compose file of `deploy/`, reduced to the compose service of one agent.
+
+    The file in `deploy/` also defines several agents on one PostgreSQL database, which the file calls nodes.
+    """
     text = _read_deploy_file("compose.yaml")
-    agent_definition, _, text_after_agent = text.partition("\n# Each node has a host name")
-    services = text_after_agent.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]
-    before_volumes = f"{agent_definition}\nservices:\n{services}"
+    shared_definitions, _, remaining_text = text.partition("\n# Each node has a host name")
+    agent_service = remaining_text.partition("\nservices:\n")[2].partition("\n  node-1:\n")[0]
     secret_definitions = (
-        text_after_agent.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
+        remaining_text.partition("\nvolumes:\n")[2].partition("\n\n")[2].partition("  smith_database_url:")[0]
     )
-    text = f"{before_volumes}\nvolumes:\n  data: {{}}\n\n{secret_definitions}"
-    if has_ca:
+    text = f"{shared_definitions}\nservices:\n{agent_service}\nvolumes:\n  data: {{}}\n\n{secret_definitions}"
+    if has_ca_file:
         text = text.replace("# - ./proxmox-ca.pem:", "- ./proxmox-ca.pem:")
     for name in ("agent-smith.env", "proxmox-ca.pem", "secrets/"):
         text = text.replace(f"./{name}", f"{folder}/{name}")

@@ -12,7 +12,7 @@ from executor.cli.arguments import AsJson, CommandFailed, JobReference, confirm
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_outcome
-from executor.cli.store import reading_store, writing_store
+from executor.cli.store import read_only_transaction, writable_transaction
 from executor.database import agent_queries, audit, operator_changes
 from executor.database.times import utc_now
 from executor.model import SETTLED_REPORT_STATES, JobStatus
@@ -21,7 +21,7 @@ from executor.views.agent_liveness import is_alive
 from executor.views.job_rows import job_label
 from executor.views.text import sanitized
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # The class needs SQLAlchemy's ORM, whose import takes long.
     from executor.database.tables.jobs import Job
 
 
@@ -29,16 +29,19 @@ if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only
     "smith jobs retry 17    skip the wait before the job's next attempt or report",
 )
 def retry(reference: JobReference, as_json: AsJson = False) -> None:
-    """Skip a job's wait before its next attempt or its next report.
+    """Let the agent make a waiting job's next attempt now, or report an ended job's result now.
 
-    If the job has ended, its result is sent to FulcrumCore again. If another installation with this agent's token and
-    another database has claimed the job, stop that installation first: after this command, this agent continues the
-    job.
+    If the job has ended, its result is sent to FulcrumCore again. The command fails if FulcrumCore expects no result,
+    for example because FulcrumCore has deleted the job.
+
+    If the job ended because another installation, with the same token but another database, has claimed it, this agent
+    continues the job. Stop the other installation first.
     """
-    with writing_store() as store:
+    with writable_transaction() as store:  # `store.session` is an ORM session with an open transaction
         job = find_job(store.session, reference)
         label, status = job_label(job), job.status
-        # True if the agent would have sent no further report of the job without this command.
+        # A report is settled if FulcrumCore has the result, or expects no result from this agent. The agent sends a
+        # settled report again only if this command makes it due, or if FulcrumCore lists the job as open again.
         was_report_settled = job.report_state in SETTLED_REPORT_STATES
         repeat_command = _command_to_repeat_action(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
@@ -51,7 +54,8 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     }
     text = f"{label}: {effects[what_is_due_now]}"
     if was_report_settled and what_is_due_now == "report" and status == JobStatus.FAILED:
-        text += f". FulcrumCore had ended this job already. To repeat the action, run: {repeat_command}"
+        text += f". This only sends the result again. To repeat the action, run: {repeat_command}"
+    # `hastened` in --json says what is due now: the attempt or the report.
     show_outcome(text, as_json=as_json, job=job.id, fulcrum_id=job.fulcrum_id, hastened=what_is_due_now)
 
 
@@ -67,19 +71,22 @@ def cancel(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """End a job as CANCELLED.
+    """End a job with the error code CANCELLED.
 
     A running playbook is stopped. The changes that the playbook has made are not undone.
     """
-    with reading_store() as store:
+    with (
+        read_only_transaction() as store
+    ):  # `store.connection` is used for reads, because the import of the ORM takes long
         job = find_job(store.connection, reference)
+        # The agent processes whose end is not in the database. Some may have been killed: `is_alive` recognizes these.
         agents = agent_queries.processes_not_stopped(store.connection)
         is_agent_running = any(is_alive(agent, utc_now(), store.settings.smith_lease_s) for agent in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")
     confirm(f"Cancel {job_label(job)}, which is {job.status}?", yes=yes)
     # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
-    with writing_store() as store:
+    with writable_transaction() as store:
         status = operator_changes.cancel_job(store.session, job.id, who=audit.operator_name(), reason=reason)
     if status is None:
         raise CommandFailed(f"{job_label(job)} has ended in the meantime")
@@ -107,6 +114,7 @@ def _command_to_repeat_action(job: Job, settings: Settings) -> str:
         request = f"curl -X PATCH {header_option} -d '{{\"properties\": …}}' {shlex.quote(url)}"
         return f"{request} (with a token of the service's owner)"
     action_url = shlex.quote(f"{url}/{quote(job.action, safe='')}")
+    # `sanitized` masks secrets and escapes control characters.
     return sanitized(f"curl -X POST {header_option} {action_url} (with a token of the service's owner)")
 
 

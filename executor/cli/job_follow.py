@@ -33,7 +33,7 @@ def follow_job(reference: str) -> int:
     """Print the job's timeline and output so far, and then what is added, until the job ends. Return the exit code."""
     settings = open_settings()
     with open_database(settings) as engine:
-        with reading(engine) as session:
+        with reading(engine) as session:  # a read-only transaction
             job_id = find_job(session, reference).id
         follower = JobFollower(engine=engine, settings=settings, job_id=job_id)
         try:
@@ -60,8 +60,11 @@ class JobFollower:
         """Print the new entries and the new output. Return True if the job has ended and everything is printed."""
         with reading(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)
+            # A run's story lists its Ansible tasks, the steps that action plugins report, and its Proxmox tasks.
+            # An event is, for example, a job's requeue.
             runs = run_queries.runs_with_stories(session, [job.id])
             events = run_queries.events_of_job(session, job.id)
+            # the operators' changes of this job
             audit_entries = audit_queries.list_entries(session, subject_id_prefix=job.fulcrum_id)
         self.job_status = job.status
         output_files = {run.ident: self._output_file(run) for run in runs}
@@ -82,8 +85,8 @@ class JobFollower:
     def _print_entry_once(self, entry: timeline.TimelineEntry, output_files: dict[str, Path | None]) -> None:
         """Print an entry, unless it was printed before.
 
-        An entry with `is_detail` (an Ansible task, a step or a Proxmox task of a run) is printed only if the run's
-        output is not on this machine. Otherwise the output is printed, which shows the same.
+        An entry with `is_detail` (about an Ansible task, a Proxmox task, or a step that an action plugin reports) is
+        printed only if the run's output is not on this machine. Otherwise the output is printed, which shows the same.
         """
         # Entries of two attempts have different times, so they are not equal even if their texts are.
         if entry in self._printed_entries:
@@ -106,7 +109,7 @@ class JobFollower:
                 stream.seek(self._printed_byte_counts.get(ident, 0))
                 data = stream.read()
         except OSError:
-            return  # the agent is moving the file; the next call reads the moved file
+            return  # no output yet, or the agent is moving the run's artifacts to another folder: the next call retries
         printed_byte_count = len(data) if has_run_ended else data.rfind(b"\n") + 1
         if printed_byte_count:
             self._printed_byte_counts[ident] = self._printed_byte_counts.get(ident, 0) + printed_byte_count

@@ -1,8 +1,8 @@
 """`smith jobs log`: shows what a job's playbook printed or, with --follow, what happens to the job until it ends.
 
 The output is read from the artifacts of the run on this machine. The artifacts are missing here if another machine
-executed the run, or if they were pruned. If the artifacts are missing, the command shows the run's steps from the
-database column `Run.story`, which summarises what the run has done.
+executed the run, or if they were pruned. If the artifacts are missing, the command shows the database column
+`Run.story`: the run's Ansible tasks, its Proxmox tasks, and its steps (progress messages such as "cloning").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from executor.cli.arguments import AsJson, JobReference, UnusableArgument
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_rows
 from executor.database import run_queries
 from executor.database.times import utc_now
@@ -24,7 +24,7 @@ from executor.views import artifacts, timeline
 from executor.views.job_rows import job_label
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from executor.database.core_tables import Reader
+    from executor.database.core_tables import Reader  # a Connection or a Session
     from executor.database.tables.jobs import Job, Run
 
 #: The columns of the table of a run's Ansible tasks: the heading of each column, keyed by the key of its values.
@@ -64,10 +64,10 @@ def show_log(
         from executor.cli.job_follow import follow_job  # noqa: PLC0415 (only --follow needs it)
 
         raise typer.Exit(follow_job(reference))
-    with reading_store() as store:
-        job = find_job(store.connection, reference)
-        run = _select_run(store.connection, job, run_ident)
-        settings = store.settings
+    with read_only_transaction() as transaction:
+        job = find_job(transaction.connection, reference)
+        run = _select_run(transaction.connection, job, run_ident)
+        settings = transaction.settings
     if events:
         _show_ansible_tasks(run, settings, as_json=as_json)
         return
@@ -76,12 +76,12 @@ def show_log(
         show_json({"run": run.ident, "stdout": text})
         return
     show_text(text.rstrip("\n"))
-    if run.ended_at is None and run.story:
+    if run.ended_at is None and run.story:  # Without `Run.story`, the running Ansible task is not known.
         show_text(timeline.current_state_text(job, [run], utc_now()))
 
 
 def read_output(run: Run, settings: Settings) -> str:
-    """Return what the run printed. If this output is not on this machine, return the run's steps from the database.
+    """Return what the run printed. If this output is not on this machine, return `Run.story` as text.
 
     Raises ArtifactsMissing if there is neither.
     """
@@ -126,7 +126,7 @@ def _ansible_task_rows_in_story(run: Run) -> list[dict[str, Any]]:
 def _text_of_story(run: Run) -> str:
     """Return the part of the job's timeline that is about the run, with one line for each entry."""
     lines = [f"{entry.at:%H:%M:%S}Z {entry.text}" for entry in timeline.run_entries(run)]
-    return "\n".join([f"the output of run {run.ident} is not on this machine; the database has these steps:", *lines])
+    return "\n".join([f"the output of run {run.ident} is not on this machine; the database has this timeline:", *lines])
 
 
 def _select_run(reader: Reader, job: Job, ident: str | None) -> Run:
@@ -147,8 +147,11 @@ def _select_run(reader: Reader, job: Job, ident: str | None) -> Run:
 
 
 def _no_run_text(job: Job) -> str:
-    """Return the error text for a job without a run. The text contains the job's error, if any."""
+    """Return the error text for a job without a run. The text contains the job's error, if any.
+
+    `operator_detail` is the job's error text for operators, and `error_message` its error text for FulcrumCore.
+    """
     error = job.operator_detail or job.error_message
     if timeline.has_job_ended(job):
-        return f"{job_label(job)} has ended without a run: {error or job.status}"
+        return f"{job_label(job)} has ended without a run: {error or f'its status is {job.status}'}"
     return f"{job_label(job)} has not run yet: it is {job.status}{f', because {error}' if error else ''}"

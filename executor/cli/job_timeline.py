@@ -8,21 +8,22 @@ from executor.cli.arguments import AsJson, JobReference
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_fields, show_heading, show_indented_json, show_rows
 from executor.database import audit_queries, mapping_queries, run_queries
 from executor.database.times import utc_now
 from executor.views import timeline
-from executor.views.job_rows import detail_fields, event_fields, identity_fields, run_fields
+from executor.views.job_rows import detail_fields, event_fields, run_fields, service_and_vm_fields
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # The class needs SQLAlchemy's ORM, whose import takes long.
     from executor.database.tables.jobs import Job
 
 #: The columns of a job's timeline: the heading of each column, keyed by the key of its values in a row.
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
 #: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
 DICTIONARY_FIELDS = ("params", "service", "result")
-#: The fields of a job that the timeline shows. `smith jobs show` does not print them a second time.
+#: The times of a job that `smith jobs show` prints with --json. Without --json, the timeline has most of these times.
+#: `claim_sent_at` is when the agent sent the claim to FulcrumCore, and `claimed_at` is when FulcrumCore accepted it.
 TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 
 
@@ -35,15 +36,17 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
 
     The timeline has the job's attempts, the Ansible tasks and Proxmox tasks of each run, and its reports.
     """
-    with reading_store() as store:
-        job = find_job(store.connection, reference)
-        runs = run_queries.runs_with_stories(store.connection, [job.id])
-        events = run_queries.events_of_job(store.connection, job.id)
-        audit_entries = audit_queries.list_entries(store.connection, subject_id_prefix=job.fulcrum_id)
-        mapping_by_service = mapping_queries.current_mappings_of_services(
-            store.connection, [job.service_id] if job.service_id else []
+    with read_only_transaction() as transaction:
+        job = find_job(transaction.connection, reference)
+        runs = run_queries.runs_with_stories(transaction.connection, [job.id])
+        # An event is something unusual: for example, the job was requeued, or FulcrumCore has not accepted its report.
+        events = run_queries.events_of_job(transaction.connection, job.id)
+        # The subject of an audit entry about a job is FulcrumCore's id of the job.
+        audit_entries = audit_queries.list_entries(transaction.connection, subject_id_prefix=job.fulcrum_id)
+        mapping_by_service = mapping_queries.current_mappings_by_service(
+            transaction.connection, [job.service_id] if job.service_id else []
         )
-    fields = identity_fields(job, mapping_by_service) | detail_fields(job)
+    fields = service_and_vm_fields(job, mapping_by_service) | detail_fields(job)
     if as_json:
         rows = [run_fields(run) | {"story": run.story} for run in runs]
         show_json(fields | {"runs": rows, "events": [event_fields(event) for event in events]})

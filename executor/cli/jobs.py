@@ -11,18 +11,18 @@ from executor.cli.completion import complete_action, complete_service
 from executor.cli.help_text import examples
 from executor.cli.lookup import find_service_id
 from executor.cli.output import show_json
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import is_terminal, show_rows
 from executor.database import mapping_queries, queries
 from executor.database.times import utc_now
 from executor.model import JobStatus
-from executor.views.job_rows import identity_fields, summary_fields
+from executor.views.job_rows import service_and_vm_fields, summary_fields
 from executor.views.text import elapsed_text, short_id
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Used only in annotations. The import of SQLAlchemy's ORM is slow.
     from executor.database.tables.jobs import Job
 
-#: The columns of the table of jobs: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the table of jobs: maps each key of a row to the heading of its column.
 COLUMNS = {
     "id": "ID",
     "fulcrum": "FULCRUM",
@@ -72,21 +72,22 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
     as_json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
-    with reading_store() as store:
-        service_id = find_service_id(store.connection, service) if service else None
+    with read_only_transaction() as transaction:
+        service_id = find_service_id(transaction.connection, service) if service else None
         jobs = queries.list_jobs(
-            store.connection,
+            transaction.connection,
             statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],
             action=action,
             service_ids=[service_id] if service_id else None,
-            only_with_due_report=unreported,
+            only_unreported=unreported,
             since=since_time(since),
             limit=limit,
         )
-        mapping_by_service = mapping_queries.current_mappings_of_services(
-            store.connection, {job.service_id for job in jobs if job.service_id}
+        # A current mapping is a mapping that is not deleted.
+        mapping_by_service = mapping_queries.current_mappings_by_service(
+            transaction.connection, {job.service_id for job in jobs if job.service_id}
         )
-    rows = [summary_fields(job) | identity_fields(job, mapping_by_service) for job in jobs]
+    rows = [summary_fields(job) | service_and_vm_fields(job, mapping_by_service) for job in jobs]
     if as_json:
         show_json(rows)
         return
@@ -98,19 +99,19 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
     show_rows(table_rows, COLUMNS, if_empty="no jobs match")
 
 
-def _table_fields(job: Job, row: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that only the table shows. `row` is the row of the job for `--json`.
+def _table_fields(job: Job, json_fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that only the table shows. `json_fields` are the job's fields in `--json`.
 
     On a terminal, a long error message is cut.
     """
     message = job.error_message or ""
     if is_terminal() and len(message) > MAX_SHOWN_ERROR_LENGTH:
         message = f"{message[:MAX_SHOWN_ERROR_LENGTH]}…"
-    vm = [str(row[key]) for key in ("vmid", "vm_name") if row[key]]
+    vm = [str(json_fields[key]) for key in ("vmid", "vm_name") if json_fields[key]]
     return {
         "fulcrum": short_id(job.fulcrum_id),
         "service": short_id(job.service_id),
-        "name": row["service_name"],
+        "name": json_fields["service_name"],
         "vm": " ".join(vm) or None,
         "error": message,
     }

@@ -1,7 +1,7 @@
 """Builds typer's commands from the table of commands. A command's module is imported only when the command is called.
 
-The table of commands is `executor.cli.commands`. Other Python distributions can add commands as entry points. The table
-also lists some of these commands as extensions: the help shows an extension even if its distribution is not installed.
+The table of commands is `executor.cli.commands`. Other Python distributions can add commands as entry points. An
+extension is an entry point that the table lists, so that the help shows it even if its distribution is not installed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
 from executor.cli.garbage import resume_garbage_collection
-from executor.cli.help_text import stored_examples
+from executor.cli.help_text import examples_section_of
 from executor.errors import SmithError
 
-#: The arguments of every typer.Typer. They disable rich, because the import of rich takes longer than all other imports
-#: that the help needs.
+#: The arguments of every typer.Typer. Without markup and pretty exceptions, typer does not import rich. This import
+#: takes longer than all other imports that the help needs.
 TYPER_ARGUMENTS: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
 
 
@@ -86,7 +86,7 @@ def _load_command(command: Command) -> Any:
 def _build_command(name: str, function: Callable[..., Any]) -> Any:
     """Return a typer command that calls the function. typer reads the options and the help from the function."""
     app = typer.Typer(**TYPER_ARGUMENTS)
-    app.command(name, epilog=stored_examples(function))(function)
+    app.command(name, epilog=examples_section_of(function))(function)
     return typer.main.get_command(app)
 
 
@@ -117,9 +117,9 @@ def _do_nothing() -> None:
 
 def _load_entry_point_command(name: str) -> Any:
     """Return the command of the installed entry point with this name, or None if there is no such entry point."""
-    # entry_points is not imported at the top, because it imports importlib.metadata. This import would take an eighth
-    # of the time of `smith --help`.
-    function_or_group = import_function("entry_points", "import_extension_command")(name)
+    # The module executor.cli.entry_points is not imported at the top, because it imports importlib.metadata. That
+    # import would take an eighth of the time of `smith --help`.
+    function_or_group = import_function("entry_points", "import_entry_point_command")(name)
     if isinstance(function_or_group, typer.Typer):
         return typer.main.get_command(function_or_group)
     return None if function_or_group is None else _build_command(name, function_or_group)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from executor.cli.arguments import UnusableArgument
 from executor.database import queries
 
-if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from executor.database.core_tables import Reader
+if TYPE_CHECKING:  # Used only in annotations. The import of SQLAlchemy's ORM is slow.
+    from executor.database.core_tables import Reader  # a Connection or a Session
     from executor.database.tables.jobs import Job
 
 
@@ -28,7 +28,7 @@ def find_job(reader: Reader, reference: str) -> Job:
     if len(candidates) > 1:
         raise UnusableArgument(f"the ids of more than one job begin with {reference}: {', '.join(candidates)}")
     raise UnusableArgument(
-        f"there is no job {reference}: use the job's number, FulcrumCore's id, or the beginning of this id "
+        f"there is no job {reference}: use the job's number, its id in FulcrumCore, or the beginning of this id "
         "(see `smith jobs list`)"
     )
 

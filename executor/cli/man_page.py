@@ -24,7 +24,8 @@ smith \\- run FulcrumCore's VM jobs as Ansible playbooks at Proxmox VE
 """
 FOOTER = """\
 .SH ENVIRONMENT
-Settings are read from environment variables, from files of secrets and from the file .env of the working directory.
+Settings are read from environment variables, from files that contain one secret each, and from the file .env of the
+working directory.
 \\fBsmith config example\\fR prints all settings with their meaning.
 \\fBsmith config show\\fR prints their current values.
 """
@@ -41,6 +42,7 @@ def man_page() -> str:
         *_option_lines(root_command, context),
     ]
     lines.append(".SH COMMANDS")
+    # Each command of the root is a placeholder. `load_real_command` imports the command's module.
     for name, command in root_command.commands.items():
         if name not in OMITTED_COMMANDS and not command.hidden:
             lines += _command_lines(command.load_real_command(), f"smith {name}", context)

@@ -1,6 +1,7 @@
-"""Functions for commands that change a mapping: find it, refuse while a playbook runs, and write an audit entry.
+"""Functions for commands that change a mapping: find it, refuse a change during a run, and write an audit entry.
 
-A mapping is a row of the database that assigns a VMID to a service of FulcrumCore.
+A mapping is a row of the database that assigns a VMID to a service of FulcrumCore. A manual run is a playbook run
+that an operator has started, for example with `smith play`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     refuse_empty_mapping_reference(reference)
     matches = [
         row
-        for row in mapping_queries.find_mappings_by_reference(session, reference)
+        for row in mapping_queries.find_mappings_by_vm_or_service(session, reference)
         if row.state != MappingState.DELETED
     ]
     if not matches:
@@ -35,7 +36,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     if len(matches) > 1:
         names = ", ".join(f"{row.name} (VMID {row.vmid})" for row in matches)
         raise UnusableArgument(f"more than one mapping matches {reference}: {names}. Use the VMID")
-    return mappings.get_mapping(session, matches[0].id)
+    return mappings.get_one(session, matches[0].id)
 
 
 def refuse_while_playbook_runs(session: Session, service_id: str) -> None:

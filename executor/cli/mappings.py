@@ -10,17 +10,18 @@ import typer
 from executor.cli.arguments import AsJson, MappingReference, UnusableArgument, refuse_empty_mapping_reference
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mapping_queries
 from executor.database.times import utc_now
 from executor.model import MappingState
 from executor.views.text import elapsed_text, short_id
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Used only in annotations. The import of SQLAlchemy's ORM is slow.
     from executor.database.tables.mappings import Mapping
 
-#: The columns of the table of mappings: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the table of mappings: maps each key of a row to the heading of its column.
+#: `kind` is `qemu` for a VM, and `lxc` for a container.
 COLUMNS = {
     "vmid": "VMID",
     "kind": "KIND",
@@ -49,7 +50,7 @@ HISTORY_COLUMNS = {
 
 @examples(
     "smith mappings list",
-    "smith mappings list --state vm_lost",
+    "smith mappings list --state vm_lost    VMs that do not exist any more, although no job deleted them",
     "smith mappings list --all --json",
 )
 def list_mappings(
@@ -70,8 +71,8 @@ def list_mappings(
     states = state or []
     if include_deleted and not state:
         states = list(MappingState)
-    with reading_store() as store:
-        listed_mappings = mapping_queries.list_mappings(store.connection, states=states, limit=limit)
+    with read_only_transaction() as transaction:
+        listed_mappings = mapping_queries.list_mappings(transaction.connection, states=states, limit=limit)
     if as_json:
         show_json([_json_fields(mapping) for mapping in listed_mappings])
         return
@@ -92,19 +93,19 @@ def show_mapping(
 ) -> None:
     """Show a mapping with its history.
 
-    The history has the earlier VMs of the service, and the earlier services of the VMID.
+    The history lists the earlier mappings that match the argument. A VMID may have belonged to another service earlier.
     """
     reference = reference.strip()
     refuse_empty_mapping_reference(reference)
-    with reading_store() as store:
-        matches = mapping_queries.find_mappings_by_reference(store.connection, reference)
+    with read_only_transaction() as transaction:
+        matches = mapping_queries.find_mappings_by_vm_or_service(transaction.connection, reference)
     if not matches:
         raise UnusableArgument(f"no mapping matches {reference}: `smith mappings list --all` shows the mappings")
     # A service id or a VM's name must match only one service. A VMID may match several, because the VMs of several
     # services may have had this VMID one after the other.
     service_ids = {mapping.service_id for mapping in matches}
-    is_vmid = all(str(mapping.vmid) == reference.lstrip("0") for mapping in matches)
-    if len(service_ids) > 1 and not is_vmid:
+    is_reference_a_vmid = all(str(mapping.vmid) == reference.lstrip("0") for mapping in matches)
+    if len(service_ids) > 1 and not is_reference_a_vmid:
         raise UnusableArgument(f"more than one service matches {reference}: {', '.join(sorted(service_ids))}")
     # The first mapping is shown, and the others are its history. A mapping that is not deleted is sorted before the
     # deleted mappings, because False is sorted before True.
@@ -132,7 +133,11 @@ def _table_row(mapping: Mapping, now: datetime) -> dict[str, Any]:
 
 
 def _json_fields(mapping: Mapping) -> dict[str, Any]:
-    """Return all columns of a mapping as a dictionary with the keys of `--json`."""
+    """Return a mapping as a dictionary with the keys of `--json`.
+
+    `marker` is the line in the VM's description that contains the service's id. `deleted_at` is when the mapping was
+    marked as deleted. `delete_at` is when a scheduled deletion of the VM is due.
+    """
     return {
         "service_id": mapping.service_id,
         "cluster": mapping.cluster,

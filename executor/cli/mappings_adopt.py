@@ -13,9 +13,9 @@ import typer
 
 from executor.cli import mappings_adopt_many
 from executor.cli.adoption import Adoption
-from executor.cli.adoption_checks import find_vm_to_adopt, has_service_marker, look_up_service_id
+from executor.cli.adoption_checks import check_service_marker, find_vm_to_adopt, look_up_service_id
 from executor.cli.arguments import AsJson, confirm
-from executor.cli.clients import create_clients
+from executor.cli.clients import create_fulcrum_and_proxmox_clients
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
@@ -42,10 +42,11 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="A file with many services and VMIDs: CSV, JSON, or the SQLite file of the earlier agent in PHP.",
+            help="A file with many services and VMIDs: CSV, JSON, or the SQLite file of the PHP agent, an earlier "
+            "agent for FulcrumCore.",
         ),
     ] = None,
-    set_marker: Annotated[
+    may_write_marker: Annotated[
         bool, typer.Option("--set-marker", help="Write the service's marker into the VM's description.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, and change nothing.")] = False,
@@ -57,25 +58,28 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
 ) -> None:
     """Map an existing VM to a service.
 
-    The VM must not be a template. It must have the service's marker, or no marker if --set-marker is used.
-    The result of the service's next job contains the VM's id, which FulcrumCore stores as the service's instance id. To
-    send the VM's id now, repeat create in FulcrumCore: the create job uses this VM and creates no other VM.
+    The VM must not be a template, and must have the service's marker. With --set-marker, a missing marker is written.
+    The report of the service's next job sends the service's instance id (it contains the VMID) to FulcrumCore. To send
+    the id now, request the action create in FulcrumCore again: the job uses this VM, and creates no other VM.
 
     With --from, each row of the file names a service and a VMID. Missing markers are written. A row is left
-    out if its VM is missing, or if FulcrumCore has deleted the service or does not know it. Rows that contradict each
-    other are refused. A second run changes nothing.
+    out if its VM is missing, or if FulcrumCore has deleted the service or does not know it. Rows that name several
+    existing VMs for one service, or several services for one VM, are refused. A second run changes nothing.
     """
     if file is not None:
         if service or vmid is not None:
             raise typer.BadParameter("--from cannot be combined with --service or --vmid")
-        mappings_adopt_many.adopt(create_clients(), file, reason, dry_run=dry_run, yes=yes, as_json=as_json)
+        mappings_adopt_many.adopt(
+            create_fulcrum_and_proxmox_clients(), file, reason, dry_run=dry_run, yes=yes, as_json=as_json
+        )
         return
     if not service or vmid is None:
         raise typer.BadParameter("name a VM with --service and --vmid, or a file with --from")
-    clients = create_clients()
+    clients = create_fulcrum_and_proxmox_clients()
     service_id = look_up_service_id(clients, service)
     vm = find_vm_to_adopt(clients, clients.proxmox.vms(), vmid)
-    has_marker = has_service_marker(vm, service_id, set_marker=set_marker)
+    # Raises an error if the VM cannot be adopted. Otherwise returns whether the VM has the service's marker already.
+    has_marker = check_service_marker(vm, service_id, may_write_marker=may_write_marker)
     with open_database(clients.settings) as engine:
         adoption = Adoption(
             engine=engine,
@@ -83,14 +87,14 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             service_id=service_id,
             vm=vm,
             has_marker=has_marker,
-            playbook_output=sys.stderr if as_json else sys.stdout,
+            playbook_output=sys.stderr if as_json else sys.stdout,  # for the playbook that writes the marker
         )
-        # `check_mappings` raises CommandFailed if the adoption is not possible.
-        is_mapped_to_this_vm = adoption.check_mappings()
+        # Raises an error if the mappings forbid the adoption. Otherwise returns whether the mapping exists already.
+        is_service_mapped_to_vm = adoption.check_mappings()
         if not dry_run:
             marker_clause = "" if has_marker else ", and write the service's marker into the VM's description"
             confirm(f"Map VM {vm.vmid} ({vm.name} on {vm.node}) to service {service_id}{marker_clause}?", yes=yes)
-            adoption.execute(reason, is_mapped_to_this_vm=is_mapped_to_this_vm)
+            adoption.execute(reason, is_service_mapped_to_vm=is_service_mapped_to_vm)
     _show_adoption(adoption, dry_run=dry_run, as_json=as_json)
 
 
@@ -107,4 +111,6 @@ def _show_adoption(adoption: Adoption, *, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         show_text("nothing was changed")
     else:
-        show_text("the VM is mapped; if the service has no instance id in FulcrumCore, repeat create there")
+        show_text(
+            "the VM is mapped; if the service has no instance id in FulcrumCore, request the action create there again"
+        )

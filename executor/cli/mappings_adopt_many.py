@@ -1,8 +1,8 @@
-"""`smith mappings adopt --from FILE`: adopts many VMs, for example the VMs of the earlier agent in PHP.
+"""`smith mappings adopt --from FILE`: adopts many VMs, for example the VMs of the PHP agent.
 
-To adopt a VM means to map an existing VM to a service. Each row of the file is a pair of a service and a VMID, and gets
-an outcome. If the file names several existing VMs for one service, or several services for one VM, these pairs are
-refused: an operator must choose the right one.
+The PHP agent is an earlier agent for FulcrumCore. To adopt a VM means to map an existing VM to a service. Each row of
+the file is a pair of a service and a VMID, and gets an outcome. If the file names several existing VMs for one
+service, or several services for one VM, these pairs are refused: an operator must choose the right one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from executor.cli.adoption import Adoption
 from executor.cli.adoption_checks import (
     ServiceMissing,
     VmNotFound,
+    check_service_marker,
     find_vm_to_adopt,
-    has_service_marker,
     look_up_service_id,
 )
-from executor.cli.adoption_sources import SourceRow, read_rows
+from executor.cli.adoption_sources import AdoptionRow, read_rows
 from executor.cli.arguments import CommandFailed, UnusableArgument, confirm
 from executor.cli.clients import Clients
 from executor.cli.output import show_json, show_text
@@ -41,7 +41,7 @@ from executor.views.text import count_with_noun
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The columns of the printed table: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the printed table: maps each key of a row to the heading of its column.
 COLUMNS = {"service_id": "SERVICE", "vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "why": "WHY"}
 
 
@@ -50,7 +50,7 @@ class Outcome(StrEnum):
 
     TO_ADOPT = "would be adopted"
     ADOPTED = "adopted"
-    UNCHANGED = "adopted before"  #: the mapping and the marker exist already, so an adoption would change nothing
+    UNCHANGED = "adopted before"  #: the mapping and the marker exist already, so nothing is changed
     LEFT_OUT = "left out"  #: FulcrumCore has deleted the service or does not know it, or Proxmox does not list the VM
     REFUSED = "refused"  #: the operator must decide, or repair something
 
@@ -59,11 +59,11 @@ class Outcome(StrEnum):
 class CheckedPair:
     """A service and a VMID from one row of the file, and the outcome for them."""
 
-    row: SourceRow
+    row: AdoptionRow
     outcome: Outcome
     why: str = ""
-    adoption: Adoption | None = None
-    is_mapped_to_this_vm: bool = False
+    adoption: Adoption | None = None  #: the service and the VM; None if a check has failed
+    is_service_mapped_to_vm: bool = False
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -97,20 +97,22 @@ def adopt(  # noqa: PLR0913 (the options of the command)
         raise typer.Exit(EXIT_FAILURE if refused_count == len(pairs) else EXIT_SOME_FAILED)
 
 
-def _check_pairs(clients: Clients, engine: Engine, rows: Sequence[SourceRow], *, as_json: bool) -> list[CheckedPair]:
+def _check_pairs(clients: Clients, engine: Engine, rows: Sequence[AdoptionRow], *, as_json: bool) -> list[CheckedPair]:
     """Return the outcome of each pair. Nothing is changed."""
     vm_rows = clients.proxmox.vms()
-    playbook_output = sys.stderr if as_json else sys.stdout
+    playbook_output = sys.stderr if as_json else sys.stdout  # for the playbook that writes a marker
     pairs = [_check_pair(clients, engine, vm_rows, row, playbook_output) for row in rows]
     return _refuse_contradictions(pairs)
 
 
 def _check_pair(
-    clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: SourceRow, playbook_output: Any
+    clients: Clients, engine: Engine, vm_rows: Sequence[VmRow], row: AdoptionRow, playbook_output: Any
 ) -> CheckedPair:
     """Return the outcome of one pair. Contradictions between pairs are not checked here."""
-    if row.problem or row.vmid is None:
+    if row.problem or row.vmid is None:  # The row's service id or VMID is not valid.
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
+    # The checks change nothing, and raise an error if the VM cannot be adopted. With `may_write_marker=True`, a missing
+    # marker is no error, because the adoption writes it later.
     try:
         service_id = look_up_service_id(clients, row.service_id)
         vm = find_vm_to_adopt(clients, vm_rows, row.vmid)
@@ -119,23 +121,23 @@ def _check_pair(
             settings=clients.settings,
             service_id=service_id,
             vm=vm,
-            has_marker=has_service_marker(vm, service_id, set_marker=True),
+            has_marker=check_service_marker(vm, service_id, may_write_marker=True),
             playbook_output=playbook_output,
         )
-        is_mapped_to_this_vm = adoption.check_mappings()
+        is_service_mapped_to_vm = adoption.check_mappings()
     except (ServiceMissing, VmNotFound) as error:
         return CheckedPair(row=row, outcome=Outcome.LEFT_OUT, why=str(error))
     except (UnusableArgument, CommandFailed, JobError) as error:  # JobError: for example, the VM's node is down
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=str(error))
-    is_unchanged = is_mapped_to_this_vm and adoption.has_marker and _is_mapping_up_to_date(engine, adoption)
+    is_unchanged = is_service_mapped_to_vm and adoption.has_marker and _is_mapping_up_to_date(engine, adoption)
     outcome = Outcome.UNCHANGED if is_unchanged else Outcome.TO_ADOPT
-    return CheckedPair(row=row, outcome=outcome, adoption=adoption, is_mapped_to_this_vm=is_mapped_to_this_vm)
+    return CheckedPair(row=row, outcome=outcome, adoption=adoption, is_service_mapped_to_vm=is_service_mapped_to_vm)
 
 
 def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
-    """Return whether an adoption would change nothing in the service's mapping.
+    """Return whether the service's mapping is active and has the VM's name.
 
-    This is so if the mapping is active and has the VM's name, or if the deletion of the VM is scheduled.
+    If the VM's deletion is scheduled, return True: then the VM is not adopted, which would cancel the deletion.
     """
     with reading(engine) as session:
         mapping = mappings.find_current_mapping(session, adoption.service_id)
@@ -148,12 +150,12 @@ def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
 def _refuse_contradictions(pairs: Sequence[CheckedPair]) -> list[CheckedPair]:
     """Return the pairs. A pair with the outcome TO_ADOPT becomes REFUSED if the file contradicts it.
 
-    The file contradicts a pair if it names several existing VMs for the pair's service, or several services for the
-    pair's VM.
+    The file contradicts a pair if it names several VMs for the pair's service, or several services for the pair's VM.
+    Only pairs that passed the checks of `_check_pair` are counted.
     """
-    pairs_with_existing_vm = [pair for pair in pairs if pair.adoption is not None]
-    vm_count_by_service = Counter(pair.row.service_id for pair in pairs_with_existing_vm)
-    service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_with_existing_vm)
+    pairs_that_passed_checks = [pair for pair in pairs if pair.adoption is not None]
+    vm_count_by_service = Counter(pair.row.service_id for pair in pairs_that_passed_checks)
+    service_count_by_vmid = Counter(pair.row.vmid for pair in pairs_that_passed_checks)
 
     def refuse_if_contradictory(pair: CheckedPair) -> CheckedPair:
         if pair.outcome is not Outcome.TO_ADOPT:
@@ -176,7 +178,7 @@ def _adopt_pair(pair: CheckedPair, reason: str) -> CheckedPair:
     if pair.outcome is not Outcome.TO_ADOPT or pair.adoption is None:
         return pair
     try:
-        pair.adoption.execute(reason, is_mapped_to_this_vm=pair.is_mapped_to_this_vm)
+        pair.adoption.execute(reason, is_service_mapped_to_vm=pair.is_service_mapped_to_vm)
     except SmithError as error:
         return replace(pair, outcome=Outcome.REFUSED, why=str(error))
     marker_text = "" if pair.adoption.has_marker else "the service's marker was written into the VM"
@@ -189,7 +191,7 @@ def _show_pairs(pairs: Sequence[CheckedPair], *, as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return
-    show_heading("Mappings of the file")
+    show_heading("Rows of the file")
     show_rows(rows, COLUMNS, if_empty="the file has no rows")
     counts = Counter(pair.outcome for pair in pairs)
     show_text(", ".join(f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]) or "no rows")

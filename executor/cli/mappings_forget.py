@@ -31,7 +31,8 @@ def forget(
 ) -> None:
     """Mark a mapping as deleted; no VM is changed.
 
-    If the VM has our marker (a line in its description), `smith drift` reports the VM as `unmapped_vm` from then on.
+    If the VM has the service's marker (a line in its description), `smith drift` reports the VM as `unmapped_vm` from
+    then on.
     """
     settings = open_settings()
     with open_database(settings) as engine:
@@ -45,15 +46,15 @@ def forget(
         # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
         with transaction(engine) as session:
             refuse_while_playbook_runs(session, mapping.service_id)
-            current_mapping = mappings.get_one(session, mapping.id)
+            mapping_to_change = mappings.get_one(session, mapping.id)
             # The state DELETED is the state of the mapping: its VM may still exist.
-            if current_mapping.state == MappingState.DELETED:
+            if mapping_to_change.state == MappingState.DELETED:
                 raise CommandFailed(f"the mapping of VM {mapping.vmid} was marked as deleted in the meantime")
-            columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
+            columns_before = audit.column_values(mapping_to_change, audit.MAPPING_COLUMNS)
             note = f"forgotten by {audit.operator_name()}"
             if reason:
                 note += f": {reason}"
             mappings.mark_mapping_deleted(session, mapping.id, note)
-            record_change(session, "forget", current_mapping, columns_before, reason)
+            record_change(session, "forget", mapping_to_change, columns_before, reason)
     text = f"VM {mapping.vmid} ({mapping.name}) is no longer mapped to a service; the VM itself was not changed"
     show_outcome(text, as_json=as_json, vmid=mapping.vmid, name=mapping.name, service_id=mapping.service_id)

@@ -1,8 +1,8 @@
 """`smith mappings recall`: cancels the scheduled deletion of a VM.
 
-"VM" here also means a container. A VM or container whose deletion is scheduled has a deletion mark in Proxmox, which
-contains the time at which the deletion is due. The mark of a VM is a tag. The mark of a container is a line in the
-container's description.
+In this file, "VM" also means a container. A VM or container whose deletion is scheduled has a deletion mark in Proxmox,
+which contains the time at which the deletion is due. The mark of a VM is a tag. The mark of a container is a line in
+the container's description.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DELETION_MARK_PREFIX = "smith-delete"
 
 @examples(
     "smith mappings list --state pending_deletion     the VMs with a scheduled deletion, and when it is due",
-    "smith mappings recall 100123                     REF: a VMID, a VM's name, or the beginning of a service's id",
+    "smith mappings recall 100123                     a VMID, a VM's name, or the beginning of a service's id",
     "smith mappings recall web-1-8f2c0a11 --reason 'deleted by mistake'",
 )
 def recall(
@@ -55,7 +55,7 @@ def recall(
     and sends no more jobs for the VM.
     """
     settings = open_settings()
-    settings.require_proxmox()
+    settings.require_proxmox_settings()
     with open_database(settings) as engine:
         with reading(engine) as session:
             mapping = find_mapping(session, reference.strip())
@@ -64,6 +64,8 @@ def recall(
             show_outcome(outcome_text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm={})
             return
         playbook_output = sys.stderr if as_json else sys.stdout
+        # `locked_service` stores the playbook run in the database. Until the run ends, no agent claims a job of the
+        # service. The action is `update`, because the playbook `update` removes the deletion mark.
         with locked_service(engine, action="update", service_id=mapping.service_id, vmid=mapping.vmid) as lock:
             _cancel_deletion(engine, mapping, reason)
             result = ansible_playbook.run(_build_update_request(mapping, settings), settings, playbook_output, lock)
@@ -75,9 +77,8 @@ def recall(
 def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
     """Return whether the VM's configuration in Proxmox contains the beginning of a deletion mark.
 
-    Called for an active mapping, whose VM usually has no mark. But an earlier recall may have failed after it had set
-    the mapping to active, and before it removed the mark. Also returns True if Proxmox's list of VMs does not contain
-    the VM: then the playbook runs, and reports why the VM is missing.
+    The VM of an active mapping has a mark only if an earlier recall set the mapping to active, and then failed.
+    If Proxmox does not list the VM, return True: then the playbook runs, and reports why the VM is missing.
     """
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     vm_row = next((row for row in reader.vms() if row.vmid == mapping.vmid), None)
@@ -95,23 +96,23 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
     the mapping is neither PENDING_DELETION nor ACTIVE.
     """
     with transaction(engine) as session:
-        current_mapping = mappings.get_one(session, mapping.id)
-        is_deletion_scheduled = current_mapping.state == MappingState.PENDING_DELETION
+        mapping_to_change = mappings.get_one(session, mapping.id)
+        is_deletion_scheduled = mapping_to_change.state == MappingState.PENDING_DELETION
         # An active mapping is accepted: an earlier recall may have set it to active, and failed after that.
-        if not is_deletion_scheduled and current_mapping.state != MappingState.ACTIVE:
+        if not is_deletion_scheduled and mapping_to_change.state != MappingState.ACTIVE:
             raise CommandFailed(
-                f"the mapping of VM {current_mapping.vmid} has the state {current_mapping.state}: no deletion is "
+                f"the mapping of VM {mapping_to_change.vmid} has the state {mapping_to_change.state}: no deletion is "
                 "scheduled"
             )
-        columns_before = audit.column_values(current_mapping, audit.MAPPING_COLUMNS)
-        open_delete_job = queries.find_open_job(session, current_mapping.service_id)
-        # FulcrumCore has deleted the service, so an open job of the service is the delete job that the agent has
-        # created because the deletion is due.
+        columns_before = audit.column_values(mapping_to_change, audit.MAPPING_COLUMNS)
+        open_delete_job = queries.find_open_job(session, mapping_to_change.service_id)
+        # An open job is pending or processing. FulcrumCore sends no more jobs of the deleted service, so an open job is
+        # the delete job that the agent creates when the deletion is due.
         if is_deletion_scheduled and open_delete_job is not None and open_delete_job.status == JobStatus.PENDING:
             job_queue.cancel_or_request_cancel(session, open_delete_job.id)
         mappings.mark_mapping_active(session, mapping.id)
         if is_deletion_scheduled:
-            record_change(session, "recall", current_mapping, columns_before, reason)
+            record_change(session, "recall", mapping_to_change, columns_before, reason)
 
 
 def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playbook.PlaybookRequest:
@@ -125,7 +126,7 @@ def _build_update_request(mapping: Mapping, settings: Settings) -> ansible_playb
         "timeout_s": int(settings.smith_playbook_timeout_s),
         "cancel_deletion": True,
     }
-    if mapping.kind != GuestKind.QEMU:  # Without the member `kind`, the roles assume QEMU.
+    if mapping.kind != GuestKind.QEMU:  # Without the key `kind`, the Ansible roles assume a QEMU VM.
         vm["kind"] = mapping.kind
     playbook = collection_folder() / "playbooks" / "update.yml"
     return ansible_playbook.PlaybookRequest(action="update", playbook=playbook, vm=vm)

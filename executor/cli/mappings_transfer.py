@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 #: The value of the key `format` in a file of `smith mappings export`. Other files are refused.
 EXPORT_FORMAT = "agent-smith-mappings-1"
 MAX_FILE_BYTES = 256 * 1024 * 1024
-#: The columns of the printed table: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the printed table: maps each key of a row to the heading of its column.
 COLUMNS = {
     "service_id": "SERVICE",
     "cluster": "CLUSTER",
@@ -38,7 +38,8 @@ COLUMNS = {
     "outcome": "OUTCOME",
     "why": "WHY",
 }
-#: What happens to a mapping of the file: the values of the column `outcome`.
+#: What happens to a mapping of the file: the values of the column `outcome`. UNCHANGED: the service already has a
+#: mapping to this VM.
 REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "imported", "imported before"
 
 
@@ -132,8 +133,7 @@ def _import_all(
 ) -> list[dict[str, Any]]:
     """Insert all mappings in one transaction, and return a row of the printed table for each mapping.
 
-    A dry run also inserts the mappings, so that it refuses the same mappings as an import. Then the transaction is
-    rolled back.
+    A dry run inserts the mappings and rolls the transaction back, so that it refuses the same mappings as an import.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -147,11 +147,11 @@ def _import_all(
 
 
 def _import_mapping(session: Session, exported_mapping: dict[str, Any], reason: str) -> dict[str, Any]:
-    """Insert a mapping, unless the database has it already or it is refused. Return its row of the printed table."""
+    """Insert a mapping, if it is new and is not refused. Return the mapping's row of the printed table."""
     row = {name: exported_mapping.get(name) for name in ("service_id", "cluster", "vmid", "name")}
-    if problem := mapping_transfer.why_not_importable(exported_mapping):
+    if problem := mapping_transfer.find_import_problem(exported_mapping):
         return row | {"outcome": REFUSED, "why": problem}
-    if mapping_transfer.is_mapping_imported(session, exported_mapping):
+    if mapping_transfer.has_mapping_to_same_vm(session, exported_mapping):
         return row | {"outcome": UNCHANGED, "why": None}
     mapping = mapping_transfer.insert_mapping(session, exported_mapping)
     if mapping is None:

@@ -1,8 +1,8 @@
 """`smith db migrate` copies all rows to another database and seals this database; `smith db unseal` removes the seal.
 
-A sealed database refuses every change. If the URL of the other database contains a password, the URL is read from a
-file, an environment variable or the terminal, because every user of the machine can read a command's arguments. In the
-code, `source` is this database, and `target` is the other database.
+A sealed database refuses every change. Every user of the machine can read a command's arguments. So a URL with a
+password is refused as an argument, and read from a file, an environment variable or the terminal. In the code, `source`
+is this database, and `target` is the other database. A move is one migration; the table `moves` has a row for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
-#: The end of the error text after the copy of the rows has failed.
+#: The remedy in the error message if the copy of the rows fails.
 HOW_TO_CONTINUE = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
 
 
@@ -58,8 +58,8 @@ def migrate(
         typer.Option(
             "--to-file",
             metavar="FILE",
-            help=f"A file with the URL. Default: the environment variable {TARGET_VARIABLE}, or a question on the "
-            "terminal.",
+            help=f"A file with the URL. Default: the environment variable {TARGET_VARIABLE}. Without both, "
+            "the command asks for the URL.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -79,12 +79,14 @@ def migrate(
         source = stack.enter_context(open_database(settings))
         target = stack.enter_context(_open_target(target_url))
         target_url_without_password = move_queries.url_without_password(target.url)
+        # With SQLite, a lock is held until the `with` block ends, so no agent can start.
         stack.enter_context(requiring_stopped_agents(source, settings))
         _require_current_schema(source)
         move = _find_earlier_move(source, target_url_without_password)
         if move is None:
             table_copy.refuse_nonempty_database(target)
             confirm(f"Seal this database, and copy all of its rows to {target_url_without_password}?", yes=yes)
+            # With PostgreSQL, an agent can start after the check above. So `moves.seal` checks in its transaction.
             refuse_if_in_use = partial(_refuse_database_in_use, settings=settings)
             with transaction(source) as session:
                 move = moves.seal(
@@ -127,7 +129,7 @@ def unseal(
         confirm(f"Unseal the database? A move to {move.url} began at {move.started_at:%F %H:%M}Z. {warning}", yes=yes)
         with transaction(engine) as session:
             was_sealed = moves.unseal(session, who=audit.operator_name(), reason=reason) is not None
-    text = f"the database can be used again; do not use {move.url}"
+    text = f"the database can be used again; let no agent use {move.url}"
     show_outcome(text, as_json=as_json, was_sealed=was_sealed, url=move.url)
 
 
@@ -137,12 +139,13 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
     Raises BadParameter if --to and --to-file are both given, or if the URL in --to contains a password.
     """
     if to is None:
-        return Prompter(accepts_defaults=False).ask_secret(
+        prompter = Prompter(skips_questions_with_default=False)  # `ask_secret` ignores this argument
+        return prompter.ask_secret(
             "URL of the other database",
             file=file,
             variable=TARGET_VARIABLE,
             option="--to-file",
-            secrets_in=passwords_in,
+            secrets_in=passwords_in,  # finds the parts of the URL that are secret
         )
     if file is not None:
         raise typer.BadParameter("give only one of --to and --to-file")
@@ -157,6 +160,8 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
 def _open_target(url: str) -> Iterator[Engine]:
     """Open the other database. If its schema is missing or older than the installed Agent Smith needs, upgrade it.
 
+    Raises DatabaseError if a newer version of Agent Smith or another program has created the schema.
+
     If the other database is a SQLite file, its lock is held during the block, so that no agent uses the database.
     """
     engine = open_engine(url)
@@ -166,7 +171,7 @@ def _open_target(url: str) -> Iterator[Engine]:
         if file is not None:
             stack.enter_context(holding_database_lock(Path(f"{file}.lock")))
         move_queries.refuse_sealed_database(engine)
-        schema.refuse_unknown_schema(engine)
+        schema.refuse_newer_or_foreign_schema(engine)
         if schema.current_revision(engine) != revisions.head_revision():
             table_copy.refuse_nonempty_database(engine)
             schema.upgrade(engine)
@@ -174,8 +179,8 @@ def _open_target(url: str) -> Iterator[Engine]:
 
 
 def _require_current_schema(source: Engine) -> None:
-    """Raise DatabaseError if the schema of this database is older or newer than the installed Agent Smith needs."""
-    schema.refuse_unknown_schema(source)
+    """Raise DatabaseError unless this database has the schema that the installed Agent Smith needs."""
+    schema.refuse_newer_or_foreign_schema(source)
     if schema.current_revision(source) != revisions.head_revision():
         raise DatabaseError("the database has an older schema: run `smith db upgrade` first")
 
@@ -210,7 +215,7 @@ def _copy_rows(source: Engine, target: Engine, move: Move, *, is_quiet: bool) ->
     def on_table_copied(table: str, row_count: int) -> None:
         crash_if_requested("rows_copied", table)
 
-    if table_copy.has_rows_of_move(target, move.id):
+    if table_copy.is_copy_committed(target, move.id):
         return {}
     try:
         contents_by_table = table_copy.copy_tables(source, target, move, on_table_copied)

@@ -1,6 +1,7 @@
 """`smith nodes drain`, `resume` and `limit`: each changes how many jobs one agent process claims.
 
-A node is an agent process and its machine, not a node of Proxmox.
+A node is one agent process, not a node of Proxmox. To drain a node means to pause it, with a row in the table `pauses`.
+A pause and a limit are stored with a scope, which names the process's data folder. So they stay after a restart.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import typer
 from executor.cli.arguments import AsJson, CommandFailed
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
-from executor.cli.store import WritingStore, writing_store
+from executor.cli.store import WritableTransaction, writable_transaction
 from executor.database import agent_queries, audit, nodes, operator_changes, pause_scopes
 from executor.database.times import utc_now
 from executor.views.agent_liveness import is_alive
 from executor.views.status_document import pause_text
 from executor.views.text import count_with_noun
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # The class is used only in annotations.
     from executor.database.tables.agents import Node
 
 NodeArgument = Annotated[
@@ -31,7 +32,7 @@ NodeArgument = Annotated[
 
 
 @examples(
-    'smith nodes drain pve-ops-2 --reason "new kernel"    the running jobs end, and no more are claimed',
+    'smith nodes drain pve-ops-2 --reason "new kernel"    running jobs run to their end; no more are claimed',
 )
 def drain(
     node: NodeArgument,
@@ -40,18 +41,18 @@ def drain(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Let one agent process claim no more jobs, until `smith nodes resume`.
+    """Stop one agent process from claiming jobs, until `smith nodes resume`.
 
-    The node also claims no jobs after a restart of its agent process.
+    The agent process stays drained after a restart.
     """
     who = audit.operator_name()
-    with writing_store() as store:
-        chosen_node = _find_node(store, node)
-        is_new_pause = operator_changes.drain_agent_process(store.session, chosen_node, who=who, reason=reason)
-        pause = agent_queries.find_pause(store.session, pause_scopes.scope_of_node(chosen_node))
+    with writable_transaction() as transaction:
+        chosen_node = _find_node(transaction, node)
+        is_new_pause = operator_changes.pause_agent_process(transaction.session, chosen_node, who=who, reason=reason)
+        pause = agent_queries.find_pause(transaction.session, pause_scopes.scope_of_node(chosen_node))
         if pause is None:
             raise CommandFailed("the node was resumed in the meantime")
-        running_count = agent_queries.running_job_counts(store.session).get(chosen_node.id, 0)
+        running_count = agent_queries.running_job_counts(transaction.session).get(chosen_node.id, 0)
     text = (
         f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"
         if is_new_pause
@@ -67,9 +68,9 @@ def drain(
 @examples("smith nodes resume pve-ops-2")
 def resume(node: NodeArgument, as_json: AsJson = False) -> None:
     """Let one agent process claim jobs again."""
-    with writing_store() as store:
-        chosen_node = _find_node(store, node)
-        ended_pause = operator_changes.resume_agent_process(store.session, chosen_node, who=audit.operator_name())
+    with writable_transaction() as transaction:
+        chosen_node = _find_node(transaction, node)
+        ended_pause = operator_changes.resume_agent_process(transaction.session, chosen_node, who=audit.operator_name())
     text = (
         f"{chosen_node.host} was not drained"
         if ended_pause is None
@@ -95,15 +96,15 @@ def limit(
     """
     if reset == (jobs is not None):
         raise typer.BadParameter("give either the number of jobs or --reset")
-    with writing_store() as store:
-        chosen_node = _find_node(store, node)
-        previous_limit = chosen_node.concurrency_wanted
-        new_limit = nodes.set_job_limit(store.session, chosen_node, None if reset else jobs)
+    with writable_transaction() as transaction:
+        chosen_node = _find_node(transaction, node)
+        previous_limit = chosen_node.concurrency_wanted  # the operator's limit or SMITH_CONCURRENCY, the lower one
+        new_limit = nodes.set_job_limit(transaction.session, chosen_node, None if reset else jobs)
         audit.add_entry(
-            store.session,
+            transaction.session,
             who=audit.operator_name(),
             verb="limit",
-            subject_kind="agents",
+            subject_kind="agents",  # `subject_id` names the one agent process
             subject_id=pause_scopes.scope_of_node(chosen_node),
             before={"max_jobs": previous_limit},
             after={"max_jobs": jobs or "reset"},
@@ -119,18 +120,19 @@ def limit(
     )
 
 
-def _find_node(store: WritingStore, reference: str) -> Node:
+def _find_node(transaction: WritableTransaction, reference: str) -> Node:
     """Return the node whose host is `reference`, or whose id begins with `reference`.
 
     Agent processes that have stopped do not match. Raises CommandFailed if no node or several nodes match.
     """
-    unstopped_processes = agent_queries.processes_not_stopped(store.session)
+    unstopped_processes = agent_queries.processes_not_stopped(transaction.session)
     matches = [
         node for node in unstopped_processes if reference and (node.host == reference or node.id.startswith(reference))
     ]
-    lease_s = store.settings.smith_lease_s
+    lease_s = transaction.settings.smith_lease_s
     alive_matches = [node for node in matches if is_alive(node, utc_now(), lease_s)]
-    matches = alive_matches or matches  # Processes that are not alive count only if no match is alive.
+    # A process that crashed is not marked as stopped. It is returned only if no match is alive.
+    matches = alive_matches or matches
     if len(matches) == 1:
         return matches[0]
     if not matches:

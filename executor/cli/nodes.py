@@ -1,6 +1,7 @@
 """`smith nodes list`: lists the agent processes that use the database.
 
-A node is an agent process and its machine, not a node of Proxmox.
+A node is one agent process, not a node of Proxmox. A node that `smith nodes drain` has paused has a row in the table
+`pauses`. The row's column `scope` names the process's data folder. So the pause stays after a restart.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_rows
 from executor.database import agent_queries, pause_scopes
 from executor.database.times import utc_now
-from executor.views.status_document import agent_fields
+from executor.views.status_document import agent_process_fields
 from executor.views.text import elapsed_text
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Used only in annotations. The import of SQLAlchemy's ORM is slow.
     from executor.database.tables.agents import Node, Pause
 
 #: The maximum number of agent processes that the list shows with `--all`.
 MAX_SHOWN_NODE_COUNT = 100
-#: The columns of the list: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the list: maps each key of a row to the heading of its column.
+#: `slots` is the maximum number of parallel jobs: SMITH_CONCURRENCY, or `4 of 8` with a lower limit of the operator.
 COLUMNS = {
     "id": "NODE",
     "state": "STATE",
@@ -53,15 +55,15 @@ def list_nodes(
     A process is `vanished` if it has not updated its row for two lease durations, and the row is not marked as stopped.
     Other processes then continue the jobs of the vanished process.
     """
-    with reading_store() as store:
+    with read_only_transaction() as transaction:
         listed_nodes = (
-            agent_queries.recent_processes(store.connection, MAX_SHOWN_NODE_COUNT)
+            agent_queries.most_recently_seen_processes(transaction.connection, MAX_SHOWN_NODE_COUNT)
             if show_all
-            else agent_queries.processes_not_stopped(store.connection)
+            else agent_queries.processes_not_stopped(transaction.connection)
         )
-        job_counts = agent_queries.running_job_counts(store.connection)
-        node_pauses = agent_queries.node_pauses_by_scope(store.connection)
-        lease_s = store.settings.smith_lease_s
+        job_counts = agent_queries.running_job_counts(transaction.connection)
+        node_pauses = agent_queries.node_pauses_by_scope(transaction.connection)
+        lease_s = transaction.settings.smith_lease_s
     now = utc_now()
     rows = [
         _json_fields(node, node_pauses.get(pause_scopes.scope_of_node(node)), now, lease_s) for node in listed_nodes
@@ -76,7 +78,7 @@ def list_nodes(
 
 def _json_fields(node: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return a node as a dictionary with the keys of `--json`."""
-    fields = agent_fields(node, now, lease_s)
+    fields = agent_process_fields(node, now, lease_s)
     if pause is not None:
         fields["state"] = "paused" if fields["state"] == "running" else fields["state"]
     fields["paused"] = None if pause is None else {"since": pause.since, "who": pause.who, "reason": pause.reason}
@@ -84,9 +86,12 @@ def _json_fields(node: Node, pause: Pause | None, now: datetime, lease_s: float)
 
 
 def _table_fields(row: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the values of the table's columns that `--json` does not print."""
-    limit, slots = row["concurrency_wanted"], row["concurrency"]
-    slots_text = str(slots) if limit >= slots else f"{limit} of {slots}"
+    """Return the values of the table's columns that `--json` does not print.
+
+    `concurrency` is SMITH_CONCURRENCY. `concurrency_wanted` is the operator's limit or `concurrency`, the lower one.
+    """
+    limit, concurrency = row["concurrency_wanted"], row["concurrency"]
+    slots_text = str(concurrency) if limit >= concurrency else f"{limit} of {concurrency}"
     pause = row["paused"]
     paused_text = "" if pause is None else f"{pause['since']:%Y-%m-%d %H:%M}Z by {pause['who']}: {pause['reason']}"
     return {"slots": slots_text, "seen": f"{elapsed_text(row['seen_at'], now)} ago", "paused_text": paused_text}

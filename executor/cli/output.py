@@ -1,6 +1,7 @@
 """Prints text for operators and JSON for scripts, without secrets and terminal control sequences.
 
-Text from outside (action names, error messages, a playbook's output) is printed only through `sanitized`.
+Text from outside (action names, error messages, a playbook's output) is printed only through `sanitized` or
+`json_text`. Both replace secrets and escape control characters.
 """
 
 from __future__ import annotations
@@ -12,10 +13,7 @@ from executor.views.text import json_text, sanitized
 
 
 def show_json(document: Any) -> None:
-    """Print one JSON document, without secrets and terminal control sequences.
-
-    `json.dumps` escapes control characters, and all characters outside ASCII.
-    """
+    """Print one JSON document, without secrets and terminal control sequences."""
     print(json_text(document))
 
 

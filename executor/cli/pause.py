@@ -11,7 +11,7 @@ from executor.cli.arguments import EXIT_INTERRUPTED, AsJson, CommandFailed
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
 from executor.cli.output import show_outcome, show_text
-from executor.cli.store import open_database, writing_store
+from executor.cli.store import open_database, writable_transaction
 from executor.database import agent_queries, audit, operator_changes, queries
 from executor.database.engine import reading
 from executor.model import JobStatus
@@ -51,17 +51,17 @@ def pause(
     ] = 0.0,
     as_json: AsJson = False,
 ) -> None:
-    """Let the agents claim no more jobs, until `smith resume`.
+    """Stop the agents from claiming jobs, until `smith resume`.
 
     Heartbeats, polls and reports continue. FulcrumCore fails a job that stays pending longer than FulcrumCore's job
     timeout.
     """
-    with writing_store() as store:
-        is_new_pause = operator_changes.pause_agents(store.session, who=audit.operator_name(), reason=reason)
-        current_pause = agent_queries.find_pause(store.session)
+    with writable_transaction() as transaction:
+        is_new_pause = operator_changes.pause_agents(transaction.session, who=audit.operator_name(), reason=reason)
+        current_pause = agent_queries.find_pause(transaction.session)
         if current_pause is None:
             raise CommandFailed("the agents were resumed in the meantime")
-        running_count = queries.count_open_jobs(store.session)[JobStatus.PROCESSING]
+        running_count = queries.count_open_jobs(transaction.session)[JobStatus.PROCESSING]
     text = f"paused: {pause_text(current_pause)}" if is_new_pause else f"already paused: {pause_text(current_pause)}"
     if not wait:
         running_jobs = count_with_noun(running_count, "running job")
@@ -71,8 +71,8 @@ def pause(
     if not as_json:
         show_text(text)
     running_count = _wait_for_jobs(timeout_s, is_quiet=as_json)
-    running_jobs = count_with_noun(running_count, "running job")
-    outcome_text = f"not ended yet: {running_jobs}" if running_count else "no job is running"
+    running_jobs = count_with_noun(running_count, "job")
+    outcome_text = f"{running_jobs} still running after {timeout_s:g} s" if running_count else "no job is running"
     show_outcome(outcome_text, as_json=as_json, paused=True, was_paused=not is_new_pause, running=running_count)
     if running_count:
         raise typer.Exit(1)
@@ -81,8 +81,8 @@ def pause(
 @examples("smith resume")
 def resume(as_json: AsJson = False) -> None:
     """Let the agents claim jobs again."""
-    with writing_store() as store:
-        ended_pause = operator_changes.resume_agents(store.session, who=audit.operator_name())
+    with writable_transaction() as transaction:
+        ended_pause = operator_changes.resume_agents(transaction.session, who=audit.operator_name())
     text = (
         "the agents are not paused: nothing to resume"
         if ended_pause is None

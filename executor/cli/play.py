@@ -1,6 +1,8 @@
 """`smith play`: runs one action with ansible-playbook, and shows the same result that an agent would store for a job.
 
 The playbook gets one extra variable, the dictionary `vm`. A member of `vm` is a key with its value, such as cores=4.
+The spec of a member is its entry in the argument_specs of the playbook's roles. The effect of an action is whether it
+reads, changes or destroys a VM.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_error
 from executor.cli.play_target import Target, find_target
 from executor.cli.play_values import read_members
-from executor.cli.play_vm import build_request, complete_vm_variable
+from executor.cli.play_vm import build_request, fill_in_vm_variable
 from executor.cli.service_lock import lock_service_of_vm
 from executor.cli.store import open_database_if_exists
 from executor.errors import EXIT_FAILURE
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 @examples(
-    "smith play start --service web-1                 REF: a VMID, a VM's name, or the beginning of a service's id",
+    "smith play start --service web-1                 a VMID, a VM's name, or the beginning of a service's id",
     "smith play update --service web-1 -e cores=4 --check",
     "smith play create --vars vm.yml                  asks for missing members of vm",
     "smith play delete --vmid 100123 --yes --reason 'order 4711'",
@@ -104,26 +106,27 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     if sum(option is not None for option in (service, vmid, vm_name, hosts)) > 1:
         raise typer.BadParameter("--service, --vmid, --name and --hosts cannot be combined")
     settings = open_settings()
-    settings.require_proxmox()
+    settings.require_proxmox_settings()
     action = find_action(action_name)
     effect = find_effect(action)
     play_plan.require_yes_or_terminal(action, effect, is_check_mode=check, yes=yes, as_json=as_json)
-    must_ask = play_plan.must_ask(effect, is_check_mode=check, yes=yes, as_json=as_json)
+    must_show_plan = play_plan.must_show_plan(effect, is_check_mode=check, yes=yes, as_json=as_json)
     vm_member_specs = action_checks.read_vm_member_specs(action.playbook)
     vm_members_from_operator = read_members(vars_file, member_arguments or [], vm_member_specs)
     if hosts is not None:
         hosts_options = play_many.HostsOptions(
-            pattern=hosts, max_parallel=parallel, is_check_mode=check, must_ask=must_ask, reason=reason
+            pattern=hosts, max_parallel=parallel, is_check_mode=check, must_show_plan=must_show_plan, reason=reason
         )
         play_many.play(action, vm_members_from_operator, vm_member_specs, settings, hosts_options, as_json=as_json)
         return
     with open_database_if_exists(settings) as engine:
+        # `target.identity` has the members that identify the chosen VM, such as its service's id and its VMID.
         target = find_target(engine, settings, action, service=service, vmid=vmid, name=vm_name)
-        vm = complete_vm_variable(vm_members_from_operator, action, settings, target.identity, vm_member_specs)
+        vm = fill_in_vm_variable(vm_members_from_operator, action, settings, target.identity, vm_member_specs)
         request = build_request(action, vm, vm_member_specs, is_check_mode=check)
         if not as_json:
             play_plan.show_target(request, target, engine)
-        if must_ask:
+        if must_show_plan:
             play_plan.show_plan_and_confirm(action, effect, request, settings)
         result, run_ident, is_mapping_updated = _run_playbook(
             request, target, settings, engine, reason, as_json=as_json
@@ -140,7 +143,8 @@ def _run_playbook(  # noqa: PLR0913 (each value is needed for the run, or for wh
 ) -> tuple[JobResult, str, bool]:
     """Run the playbook and store its result. Return the result, the run's ident, and whether the mapping was updated.
 
-    In check mode nothing is stored, and the ident is empty.
+    `lock_service_of_vm` stores the run in the database. Until the run ends, no agent claims a job of the VM's service.
+    The returned ident is empty if no run is stored: in check mode, without a database, or without a service.
     With --json, the playbook's output is printed on stderr.
     """
     output = sys.stderr if as_json else sys.stdout

@@ -14,14 +14,14 @@ import yaml
 
 from executor.cli.ansible_playbook import ansible_program_path, build_environment, temporary_private_folder
 from executor.cli.arguments import CommandFailed, UnusableArgument
-from executor.proxies import host_in_url
+from executor.proxies import format_host_for_url
 from executor.runs.actions import collection_folder
 from executor.settings.settings import Settings
 
 #: The inventory plugin of community.proxmox. It reads only files whose names end with `proxmox.yml`.
 INVENTORY_PLUGIN = "community.proxmox.proxmox"
 INVENTORY_FILE = "smith.proxmox.yml"
-#: The maximum time for reading the inventory. Even a large cluster needs less, although each VM takes three requests.
+#: The maximum time for reading the inventory.
 INVENTORY_TIMEOUT_S = 600.0
 #: The maximum length of Ansible's error text in our error message, in characters.
 MAX_ERROR_LENGTH = 300
@@ -70,7 +70,7 @@ def _write_inventory(file: Path, settings: Settings) -> None:
     """Write this project's inventory, with the Proxmox login added, to `file`. Only this user can read the file."""
     inventory = yaml.safe_load((collection_folder() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
-        "url": f"https://{host_in_url(settings.proxmox_host)}:{settings.proxmox_port}",
+        "url": f"https://{format_host_for_url(settings.proxmox_host)}:{settings.proxmox_port}",
         "user": settings.proxmox_user,
         "validate_certs": settings.proxmox_validate_certs,
     }

@@ -1,4 +1,8 @@
-"""`smith play --hosts`: runs one action on several VMs of the dynamic inventory inventory/smith.proxmox.yml."""
+"""`smith play --hosts`: runs one action on several VMs of the dynamic inventory inventory/smith.proxmox.yml.
+
+The action's playbook runs once for each VM, and gets the VM as the extra variable `vm`, a dictionary. A member of `vm`
+is a key with its value.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from executor.cli.arguments import EXIT_INTERRUPTED, UnusableArgument
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.play_target import find_row_by_vmid, read_identity
 from executor.cli.play_values import VmMemberSpecs
-from executor.cli.play_vm import build_request, complete_vm_variable
+from executor.cli.play_vm import build_request, fill_in_vm_variable
 from executor.cli.service_lock import lock_service_of_vm
 from executor.cli.store import open_database_if_exists
 from executor.cli.tables import show_heading, show_rows
@@ -32,14 +36,14 @@ from executor.views.text import count_with_noun, sanitized
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
 
-#: The columns of the table of VMs: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the table of VMs: maps each key of a row to the heading of its column.
 COLUMNS = {
     "vmid": "VMID",
     "name": "NAME",
     "outcome": "OUTCOME",
     "changed": "CHANGED",
     "run_ident": "RUN",
-    "why": "DETAILS",
+    "detail": "DETAILS",
 }
 NOT_RUN_TEXT = "not run, because the command was interrupted"
 
@@ -51,7 +55,7 @@ class HostsOptions:
     pattern: str  #: the Ansible pattern that selects the VMs
     max_parallel: int  #: the maximum number of VMs on which the action runs at the same time
     is_check_mode: bool
-    must_ask: bool  #: whether the plan is shown, and the operator is asked for confirmation
+    must_show_plan: bool  #: whether the plan is shown, and the operator is asked for confirmation
     reason: str
 
 
@@ -59,7 +63,7 @@ class HostsOptions:
 class Outcome:
     """How the action ended on one VM. If `result` is None, `problem` says why the playbook did not run."""
 
-    vm: dict[str, Any]
+    vm: dict[str, Any]  #: the members of the extra variable `vm`; only `vmid` if the VM could not be read
     result: JobResult | None = None
     run_ident: str = ""
     problem: str = ""
@@ -97,6 +101,9 @@ def play(  # noqa: PLR0913 (the requests and the runs need these values)
 ) -> None:
     """Run the action on each VM that the pattern selects, and print a summary.
 
+    `vm_members_from_operator` are the members of `vm` from --vars and -e. `vm_member_specs` has the argument spec of
+    each member.
+
     Raises typer.Exit with EXIT_SOME_FAILED if the action failed on some of the VMs, and with EXIT_FAILURE if the action
     failed on all VMs.
     """
@@ -108,7 +115,7 @@ def play(  # noqa: PLR0913 (the requests and the runs need these values)
             vms = count_with_noun(len(requests), "VM")
             show_heading(f"{action.name} on {vms}, {hosts_options.max_parallel} at the same time")
             show_rows([request.vm for request in requests], {"vmid": "VMID", "name": "NAME"}, if_empty="no VM")
-        if hosts_options.must_ask and requests:
+        if hosts_options.must_show_plan and requests:
             _show_plans_and_confirm(action, requests, settings, hosts_options)
         stopper = PlaybookStopper()
         outcomes += _run_requests(
@@ -128,6 +135,7 @@ def _show_plans_and_confirm(
     show_text("\nchecking what would be changed …")
     check_mode_requests = [replace(request, is_check_mode=True) for request in requests]
     stopper = PlaybookStopper()
+    # In check mode no run is stored, so the engine is None. What the playbooks print is not shown.
     _show_outcomes(
         _run_requests(check_mode_requests, settings, None, hosts_options, stopper, io.StringIO()),
         is_check_mode=True,
@@ -135,7 +143,7 @@ def _show_plans_and_confirm(
     )
     if stopper.is_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
-    if not action.is_ours:
+    if not action.is_ours:  # The action is not built-in: the provider has added it.
         show_text(play_plan.INCOMPLETE_PLAN_NOTE)
     arguments.confirm(f"Run {action.name} on {count_with_noun(len(requests), 'VM')}?", yes=False)
 
@@ -147,7 +155,10 @@ def _build_requests(
     settings: Settings,
     hosts_options: HostsOptions,
 ) -> tuple[list[PlaybookRequest], list[Outcome]]:
-    """Return a request for each selected VM, and an outcome for each VM on which the action cannot run."""
+    """Return a request for each selected VM, and an outcome for each VM on which the action cannot run.
+
+    A VM's identity is the members of `vm` that identify the VM, such as `vmid`. The identity is read from Proxmox.
+    """
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     vm_rows = reader.vms()
     requests: list[PlaybookRequest] = []
@@ -158,7 +169,7 @@ def _build_requests(
         except (UnusableArgument, JobError) as error:  # JobError: for example, the VM's node does not answer
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
             continue
-        vm = complete_vm_variable(dict(vm_members_from_operator), action, settings, identity, vm_member_specs)
+        vm = fill_in_vm_variable(dict(vm_members_from_operator), action, settings, identity, vm_member_specs)
         requests.append(build_request(action, vm, vm_member_specs, is_check_mode=hosts_options.is_check_mode))
     return requests, outcomes
 
@@ -202,7 +213,11 @@ def _run_request(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     stopper: PlaybookStopper,
     output: Output,
 ) -> Outcome:
-    """Run one request. Outside check mode, hold the lock of its service. A SmithError becomes a failed outcome."""
+    """Run one request, and write what its playbook prints to the text stream `output`.
+
+    Outside check mode, `lock_service_of_vm` stores the run in the database. Until the run ends, no agent claims a job
+    of the VM's service. A SmithError becomes a failed outcome.
+    """
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
@@ -236,9 +251,15 @@ def _json_fields(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
 
 
 def _table_row(outcome: Outcome) -> dict[str, Any]:
+    """Return the row of one VM. In check mode, `planned` has the changes that the playbook would make."""
     result = outcome.result
     if result is None:
-        return {"vmid": outcome.vm["vmid"], "name": outcome.vm.get("name"), "outcome": "failed", "why": outcome.problem}
+        return {
+            "vmid": outcome.vm["vmid"],
+            "name": outcome.vm.get("name"),
+            "outcome": "failed",
+            "detail": outcome.problem,
+        }
     planned_changes_text = (
         "; ".join(play_plan.describe_changes(result.vm["planned"])) if result.vm.get("planned") else ""
     )
@@ -248,5 +269,5 @@ def _table_row(outcome: Outcome) -> dict[str, Any]:
         "outcome": "ok" if result.succeeded else "failed",
         "changed": bool(result.vm.get("changed")),
         "run_ident": outcome.run_ident,
-        "why": planned_changes_text if result.succeeded else result.operator_message,
+        "detail": planned_changes_text if result.succeeded else result.operator_message,
     }

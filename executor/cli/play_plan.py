@@ -1,6 +1,7 @@
 """Shows what `smith play` is about to do. On a terminal, asks for confirmation before an action changes something.
 
-The plan of an action is the member `planned` of the result of its playbook in check mode: a dictionary of the changes.
+In check mode, the playbook of an action reports the dictionary `planned`, which has the changes that it would make.
+This dictionary is called the plan, and its keys are called members.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ MEMBER_TEXTS = {
     "backup": "a backup will be written to the storage {}",
     "node": "the VM will be moved to the node {}",
 }
-#: A note below the plan of an action that a provider has added. The plan may be incomplete.
+#: A note below the plan of an action that a provider has added, because this plan may be incomplete.
 INCOMPLETE_PLAN_NOTE = (
     "(check mode skips Ansible tasks that do not support it, so the action may change more than this plan shows)"
 )
@@ -63,13 +64,16 @@ def require_yes_or_terminal(
         raise typer.BadParameter(f"{action.name} destroys data, and {obstacle}: use --yes")
 
 
-def must_ask(effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> bool:
-    """Return whether the operator is shown the plan and is asked for confirmation."""
+def must_show_plan(effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool) -> bool:
+    """Return whether the plan is shown before the action is run, so that the operator can confirm the plan."""
     return effect != ActionEffect.READS and not (is_check_mode or yes or as_json) and sys.stdin.isatty()
 
 
 def show_target(request: PlaybookRequest, target: Target, engine: Engine | None) -> None:
-    """Print the VM and its service. Raises CommandFailed if a job of the service is running, except in check mode."""
+    """Print the VM and its service. `engine` is None if there is no database.
+
+    Raises CommandFailed if a job of the service is running, except in check mode.
+    """
     vm, job = request.vm, None
     service_id = str(vm.get("service_id") or "")
     if engine is not None and service_id:
@@ -85,7 +89,9 @@ def show_target(request: PlaybookRequest, target: Target, engine: Engine | None)
             "vm": f"{vm.get('vmid', '')} ({vm.get('name', '')}){node}",
             "service": service_id,
             "service name": service.get("name"),
+            # The customer who uses the service: the consumer in FulcrumCore, the tenant in our database.
             "consumer": job.tenant_id if job is not None else None,
+            # The state of the mapping in which the result will be stored, for example `active`.
             "mapping": "no mapping is changed" if target.mapping is None else target.mapping.state,
         }
     )
@@ -101,12 +107,13 @@ def _newest_job(engine: Engine, service_id: str) -> Job | None:
 def show_plan_and_confirm(action: Action, effect: ActionEffect, request: PlaybookRequest, settings: Settings) -> None:
     """Run the playbook in check mode, show the plan, and ask for confirmation.
 
-    The operator is not asked if the action is built-in and destroys no data, and its plan is empty.
+    For a built-in action that destroys no data, the operator is not asked if the plan is empty.
     Raises typer.Exit if the operator does not agree, or if the playbook fails in check mode.
     """
     show_text("\nchecking what would be changed …")
     try:
-        result = ansible_playbook.run(replace(request, is_check_mode=True), settings, io.StringIO())
+        discarded_output = io.StringIO()
+        result = ansible_playbook.run(replace(request, is_check_mode=True), settings, discarded_output)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if not result.succeeded:
@@ -116,7 +123,7 @@ def show_plan_and_confirm(action: Action, effect: ActionEffect, request: Playboo
     planned_changes = result.vm.get("planned") or {}
     for line in describe_changes(planned_changes):
         show_text(line)
-    if not action.is_ours:
+    if not action.is_ours:  # a provider has added the action
         show_text(INCOMPLETE_PLAN_NOTE)
     elif not planned_changes and effect != ActionEffect.DESTROYS:
         return

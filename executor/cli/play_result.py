@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
     from executor.database.tables.mappings import Mapping
 
-#: The settings that list the values that a service may request, keyed by a part of the error message for a value that
-#: these settings do not list. Tenants may read the error message, so the message names no settings.
+#: A playbook fails if a service requests, for example, a bridge that the settings do not offer. Customers may read its
+#: error message, so the message names no settings. This maps a part of the message to the settings.
 SETTINGS_OF_OFFERED_VALUES = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",
@@ -30,9 +30,12 @@ SETTINGS_OF_OFFERED_VALUES = {
 
 
 def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: JobResult) -> bool:
-    """Store the result of a successful run in the service's mapping. Return whether the result was stored.
+    """Store values from the result of a successful run, such as the VM's node, in the service's mapping.
 
-    A problem is printed and not raised, because the playbook has already changed the VM.
+    `engine` is None if there is no database, and `mapping` is None without the option --service.
+    If the mapping changes, `record_change` writes an audit entry with the verb `play`.
+    A problem is printed and not raised, because the playbook has already changed the VM. Returns whether the values
+    were stored.
     """
     if engine is None or mapping is None or not result.succeeded:
         return False
@@ -47,7 +50,7 @@ def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: Job
             mappings.apply_result(session, mapping.id, result.vm)
             session.refresh(current_mapping)
             if columns_before != audit.column_values(current_mapping, audit.MAPPING_COLUMNS):
-                record_change(session, "play", current_mapping, columns_before, "")
+                record_change(session, "play", current_mapping, columns_before, reason="")
     except DatabaseError as error:
         show_error(f"the mapping could not be written, although the playbook has changed the VM: {error}")
         return False
@@ -57,7 +60,10 @@ def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: Job
 def result_document(
     result: JobResult, *, run_ident: str, is_check_mode: bool, is_mapping_updated: bool
 ) -> dict[str, Any]:
-    """Return the result as the document that `--json` prints for one VM."""
+    """Return the result of a run, which has one VM, as a dictionary for `--json`.
+
+    `run_ident` is '' if the run is not stored in the database, for example in check mode.
+    """
     return {
         "succeeded": result.succeeded,
         "error_code": result.code,
@@ -98,7 +104,7 @@ def show_result(  # noqa: PLR0913 (each value decides what is shown)
         if hint := offered_values_hint(result.operator_message):
             show_error(hint)
     elif is_check_mode:
-        show_text("nothing was changed" if result.vm.get("planned") else "nothing would be changed")
+        show_text("check mode: nothing was changed" if result.vm.get("planned") else "nothing would be changed")
     elif mapping is None:
         show_text("no mapping was changed, because a mapping is updated only with --service")
     elif is_mapping_updated:

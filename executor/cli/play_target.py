@@ -17,7 +17,7 @@ from executor.database.engine import reading
 from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import VmRow, complete_vm_row
+from executor.proxmox.rows import VmRow, fill_in_vm_row
 from executor.runs.actions import Action
 from executor.settings.settings import Settings
 
@@ -48,7 +48,7 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
     vmid: int | None,
     name: str | None,
 ) -> Target:
-    """Return the VM that one of the options selects.
+    """Return the VM that one of the options selects. `engine` is None if there is no database.
 
     If no option is given, the operator sets, with --vars or -e, the members of `vm` that identify the VM.
     The VM of the action `create` does not exist yet, so the options --vmid and --name only set members of `vm`.
@@ -68,18 +68,24 @@ def find_target(  # noqa: PLR0913 (three options select the VM)
 
 
 def _find_service_mapping(engine: Engine | None, settings: Settings, reference: str) -> Mapping:
-    """Return the mapping that matches the reference. Raises UnusableArgument unless exactly one mapping matches."""
+    """Return the mapping that matches the reference: a VMID, a VM's name, or the beginning of a service's id.
+
+    Raises UnusableArgument unless exactly one mapping matches.
+    """
     if engine is None:
-        # This raises DatabaseError with the reason why there is no database. Only if an agent has created the database
-        # in the meantime, the next line is reached.
+        # `open_database` raises DatabaseError with the reason why there is no database. It raises nothing if an agent
+        # has created the database since this command started.
         with open_database(settings):
-            raise CommandFailed("there is no database, so no service has a mapping: use --vmid or --name")
+            raise CommandFailed("an agent has created the database just now: call the command again")
     with reading(engine) as session:
         return find_mapping(session, reference.strip())
 
 
 def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
-    """Raise CommandFailed if a job of the service is running. `service_lock` checks this again before the run."""
+    """Raise CommandFailed if a job of the service is running.
+
+    If a job starts after this check, the command fails later, when it locks the service for the run.
+    """
     with reading(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:
@@ -87,7 +93,10 @@ def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
 
 
 def _find_vm_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow:
-    """Return the VM with this VMID or with this name. Raises UnusableArgument unless exactly one VM matches."""
+    """Return the row of the VM with this VMID or with this name. `rows` is Proxmox's list of VMs.
+
+    Raises UnusableArgument unless exactly one VM matches.
+    """
     if vmid is not None:
         return find_row_by_vmid(rows, vmid)
     matches = [row for row in rows if row.name == name and not row.is_template]
@@ -102,7 +111,7 @@ def _find_vm_row(rows: list[VmRow], vmid: int | None, name: str | None) -> VmRow
 
 
 def find_row_by_vmid(rows: list[VmRow], vmid: int) -> VmRow:
-    """Return the VM with this VMID. Raises UnusableArgument if Proxmox does not list the VM for the token."""
+    """Return the row of the VM with this VMID. Raises UnusableArgument if Proxmox's list of VMs has no such row."""
     for row in rows:
         if row.vmid == vmid:
             return row
@@ -118,7 +127,9 @@ def read_identity(reader: ProxmoxReader, vm_row: VmRow) -> dict[str, Any]:
     marker.
     """
     config = reader.vm_config(vm_row.node, vm_row.vmid, kind=vm_row.kind)
-    vm_row, service_id = complete_vm_row(vm_row, config), reader.service_id_in_marker(config)
+    # Take the name from the configuration, because Proxmox's list of VMs may lack it.
+    vm_row = fill_in_vm_row(vm_row, config)
+    service_id = reader.service_id_in_marker(config)
     if not service_id:
         text = f"VM {vm_row.vmid} ({vm_row.name}) has no marker of Agent Smith, so no action may change it"
         raise UnusableArgument(text)

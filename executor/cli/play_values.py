@@ -1,7 +1,7 @@
 """Reads the extra variable `vm` of `smith play` from a YAML file and from `-e KEY=VALUE`.
 
 `vm` is a dictionary. A member of `vm` is a key with its value. The roles and action plugins of a playbook describe each
-member by an option, as in the file meta/argument_specs.yml of a role.
+member in argument_specs: its type, and whether it is required or secret.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ VALUE_DESCRIPTION_BY_TYPE = {
 #: The texts that are accepted as a value of the type bool.
 TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
-#: The options that describe the members of `vm`, for example `{"type": "int", "required": True}`, keyed by the member's
-#: name. If a member is a dictionary, its option has the key `options`, which describes the members of this dictionary.
+#: The argument_specs of the members of `vm`, for example `{"type": "int", "required": True}`, keyed by the member's
+#: name. If a member is a dictionary, its spec has the key `options`, which describes the members of this dictionary.
 VmMemberSpecs = Mapping[str, Mapping[str, Any]]
-#: Members that are accepted for every playbook, even if no argument_specs of the playbook's roles describe them.
+#: Members that are accepted for every playbook, even if no argument_specs of the playbook's roles describe them:
+#: the service's properties, and the bridges, VLANs, storages and tags that a service may use.
 GENERAL_MEMBERS = ("properties", "allowed")
 
 
@@ -93,24 +94,25 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 def _set_member(vm: dict[str, Any], member_path: list[str], text: str, member_specs: VmMemberSpecs) -> None:
     """Set a member of `vm`. With `-e a.b=c`, `member_path` is [a, b]: the member b of the dictionary a is set."""
-    key, last_name = ".".join(member_path), member_path[-1]
+    key, member_name = ".".join(member_path), member_path[-1]
     members, inner_specs = vm, member_specs
     for name in member_path[:-1]:
         inner_members = members.setdefault(name, {})
         if not isinstance(inner_members, dict):
             raise typer.BadParameter(f"{sanitized(name)} is not a dictionary, so -e cannot set a member of it")
         members, inner_specs = inner_members, inner_specs.get(name, {}).get("options") or {}
-    member_spec = inner_specs.get(last_name, {})
+    member_spec = inner_specs.get(member_name, {})
+    # A text with VAULT_PREFIX refers to a secret in FulcrumCore's vault, and is no secret itself.
     if _is_secret(member_path, member_spec) and not text.startswith(VAULT_PREFIX):
         raise typer.BadParameter(
             f"{key} is a secret, and other users can read a command line: set it in the file of --vars"
         )
-    # The argument_specs describe no members of this dictionary, for example of `properties`.
+    # If no argument_specs describe the members of the dictionary (for example `properties`), the text is YAML.
     if not inner_specs and len(member_path) > 1:
-        members[last_name] = _parse_yaml(text)
+        members[member_name] = _parse_yaml(text)
         return
     try:
-        members[last_name] = parse_value(text, str(member_spec.get("type") or "str"))
+        members[member_name] = parse_value(text, str(member_spec.get("type") or "str"))
     except ValueError:
         raise typer.BadParameter(f"{key} must be {VALUE_DESCRIPTION_BY_TYPE[member_spec['type']]}") from None
 
@@ -118,7 +120,7 @@ def _set_member(vm: dict[str, Any], member_path: list[str], text: str, member_sp
 def _is_secret(member_path: list[str], member_spec: Mapping[str, Any]) -> bool:
     """Return whether a member is a secret. If no argument_specs describe the member, its name decides.
 
-    A dictionary with no_log is no secret itself: only some of its members are, for example cloud_init.password.
+    The no_log of a dictionary is ignored, because only some of its members are secrets, such as cloud_init.password.
     """
     if member_spec:
         return bool(member_spec.get("no_log")) and member_spec.get("type") != "dict"
@@ -156,8 +158,8 @@ def parse_value(text: str, member_type: str) -> Any:
 def secrets_in(members: Mapping[str, Any], member_specs: VmMemberSpecs) -> list[str]:
     """Return the values of the members that are secrets, so that the caller can redact them.
 
-    A member is a secret if its argument_specs say `no_log`, or if its name matches SECRET_KEY_PATTERN. Members inside
-    members are searched, too.
+    A member is a secret if its argument_specs say `no_log`, or if its name matches SECRET_KEY_PATTERN. A dictionary
+    that is the value of a member, or is in a list, is searched in the same way.
     """
     secrets: list[str] = []
     for name, value in members.items():

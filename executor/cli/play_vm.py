@@ -21,16 +21,17 @@ from executor.redaction import redactor
 from executor.runs import action_schema
 from executor.runs.actions import Action, collection_folder
 from executor.runs.extra_vars import find_os_template
-from executor.runs.request import PlanSettings
-from executor.settings.offered import allowed_values, template_not_offered_error
+from executor.runs.request import PlaybookSettings
+from executor.settings.offered import allowed_values, template_not_configured_error
 from executor.settings.settings import Settings
 from executor.views.text import SHORT_ID_LENGTH, sanitized
 
-#: The members that name the source of a new VM or container. The action `create` needs one of them.
+#: The members that name the source of a new VM or container. The action `create` needs one of these members.
+#: `blank` creates a VM with empty disks, and `os_template` creates a container.
 SOURCE_MEMBERS_OF_CREATE = ("template_vmid", "template", "iso", "blank", "os_template")
 
 
-def complete_vm_variable(
+def fill_in_vm_variable(
     vm_members_from_operator: dict[str, Any],
     action: Action,
     settings: Settings,
@@ -42,12 +43,13 @@ def complete_vm_variable(
     The operator is asked for each missing member. Raises typer.BadParameter if an operator's member contradicts the
     identity, or if a member is missing and there is no terminal.
     """
-    for name in COMPARED_MEMBERS:
+    for name in COMPARED_MEMBERS:  # the members that must equal the VM's identity if the operator sets them
         if name in vm_members_from_operator and name in identity and vm_members_from_operator[name] != identity[name]:
             value = sanitized(str(vm_members_from_operator[name]))
             raise typer.BadParameter(f"the VM's {name} is {identity[name]}, not {value}")
     vm = {**_members_from_settings(action, settings, vm_members_from_operator), **vm_members_from_operator, **identity}
-    vm["allowed"] = allowed_values(settings)  # replaces the operator's value, so the limits of an agent's runs apply
+    # The bridges, VLANs, storages and tags that the settings allow. The operator cannot allow others with --vars or -e.
+    vm["allowed"] = allowed_values(settings)
     required_member_specs = {
         name: member_spec for name, member_spec in member_specs.items() if member_spec.get("required")
     }
@@ -70,21 +72,25 @@ def complete_vm_variable(
 def _members_from_settings(
     action: Action, settings: Settings, vm_members_from_operator: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the members that an agent sets from the settings for a job with this action."""
+    """Return the members whose values come from the settings, for the action's playbook."""
     members: dict[str, Any] = {
         "cluster": settings.smith_cluster,
         "timeout_s": int(settings.smith_playbook_timeout_s),
         "shutdown_timeout_s": int(settings.smith_shutdown_timeout_s),
     }
     if action.name in ("start", "restart"):
+        # The maximum time for which the action waits until the guest agent reports an IP address.
         members["address_timeout_s"] = int(settings.smith_address_timeout_s)
     if action.name == "backup" and settings.proxmox_backup_storage:
         members["backup_storage"] = settings.proxmox_backup_storage
     if action.name == "delete":
         final_backup_storage = settings.proxmox_backup_storage if settings.smith_final_backup else ""
         delete_members = {
+            # The time for which the VM is kept, stopped and marked for deletion, before it is destroyed.
             "grace_s": int(settings.smith_delete_grace_s),
+            # Whether the VM is also removed from backup jobs, replication and HA.
             "purge": settings.smith_delete_purge,
+            # Whether the action removes the volumes that Proxmox could not delete with the VM.
             "remove_volumes_left": settings.smith_delete_remove_volumes,
             "final_backup": final_backup_storage,
         }
@@ -107,12 +113,12 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     """Replace the name of a template by the VMID or the volume from the settings.
 
     PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
-    Raises JobError for a template that the setting does not contain. With PROXMOX_ANY_TEMPLATE, every VM template and
-    every volume is accepted, but no unknown name of a container template.
+    Raises JobError for a template that the setting does not contain. With PROXMOX_ANY_TEMPLATE, every VM template
+    and every volume is accepted, but a name of a container template must be in PROXMOX_OS_TEMPLATES.
     """
     if vm.get("os_template"):
         vm["os_template"] = find_os_template(
-            str(vm["os_template"]), PlanSettings.from_settings(settings, collection_folder())
+            str(vm["os_template"]), PlaybookSettings.from_settings(settings, collection_folder())
         )
     if not settings.proxmox_any_template:
         _require_offered_template(vm, settings)
@@ -131,7 +137,7 @@ def _require_offered_template(vm: Mapping[str, Any], settings: Settings) -> None
         (vm.get("template_vmid"), vmid_by_name.values()),
     ):
         if template and template not in offered_templates:
-            raise template_not_offered_error(str(template), vmid_by_name)
+            raise template_not_configured_error(str(template), vmid_by_name)
 
 
 def _ask_for_member(name: str, member_spec: Mapping[str, Any], vm: Mapping[str, Any]) -> Any:
@@ -168,7 +174,7 @@ def build_request(
 ) -> PlaybookRequest:
     """Register the secrets in `vm` with the redactor, and return the request for the playbook.
 
-    Raises JobError if the properties violate the action's schema.
+    Raises JobError if the service's properties (the member `properties`) violate the action's schema.
     """
     action_schema.check_properties(action, vm.get("properties") or {})
     redactor.add(*secrets_in(vm, member_specs))

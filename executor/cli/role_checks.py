@@ -30,7 +30,7 @@ def check_roles(roles: Iterable[str], playbook_folder: Path) -> CheckResult:
 
 
 def _find_problem(specs_file: Path) -> str:
-    """Return why Ansible cannot use the argument specs of the role's main tasks, or ''."""
+    """Return the problem of the argument specs of the role's entry point `main`, or '' if there is none."""
     try:
         document = yaml.safe_load(specs_file.read_text(encoding="utf-8"))
     except OSError as error:

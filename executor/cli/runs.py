@@ -13,27 +13,27 @@ from executor.cli.help_text import examples
 from executor.cli.lookup import find_job
 from executor.cli.output import show_json, show_text
 from executor.cli.run_log import NO_OUTPUT_TEXT, find_manual_run
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database import mapping_queries, run_queries
 from executor.model import RunStatus
 from executor.settings.settings import Settings
 from executor.views import artifacts
-from executor.views.job_rows import identity_fields, manual_run_fields, run_fields
+from executor.views.job_rows import manual_run_fields, run_fields, service_and_vm_fields
 from executor.views.text import short_id
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from executor.database.core_tables import Reader
     from executor.database.tables.jobs import Run
 
-#: The columns of the table of runs: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the table of runs: maps each key of a row to the heading of its column.
 COLUMNS = {
     "ident": "RUN",
     "job_id": "JOB",
-    "fulcrum": "FULCRUM",
+    "fulcrum": "FULCRUM",  # the beginning of the job's id in FulcrumCore
     "attempt": "TRY",
     "playbook": "PLAYBOOK",
-    "name": "NAME",
+    "name": "NAME",  # the service's name
     "vm": "VM",
     "status": "STATUS",
     "rc": "RC",
@@ -51,7 +51,12 @@ COLUMNS = {
 def list_runs(
     job_reference: Annotated[
         str | None,
-        typer.Option("--job", metavar="REF", help="List only the runs of this job.", autocompletion=complete_job),
+        typer.Option(
+            "--job",
+            metavar="REF",
+            help="List only the runs of this job: its number, FulcrumCore's id, or the beginning of this id.",
+            autocompletion=complete_job,
+        ),
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="List only runs that ended without success.")] = False,
     since: Since = None,
@@ -62,9 +67,11 @@ def list_runs(
 
     A run without a job was started by an operator.
     """
-    with reading_store() as store:
-        job_id = None if job_reference is None else find_job(store.connection, job_reference).id
-        rows = _read_newest_runs(store.connection, limit, job_id=job_id, since=since_time(since), only_failed=failed)
+    with read_only_transaction() as transaction:
+        job_id = None if job_reference is None else find_job(transaction.connection, job_reference).id
+        rows = _read_newest_runs(
+            transaction.connection, limit, job_id=job_id, since=since_time(since), only_failed=failed
+        )
     if as_json:
         show_json(rows)
     else:
@@ -75,13 +82,16 @@ def list_runs(
 def _read_newest_runs(
     reader: Reader, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
 ) -> list[dict[str, Any]]:
-    """Return at most `limit` rows for `--json`: the newest runs, which agents or operators have started."""
+    """Return at most `limit` rows for `--json`: the newest runs, which agents or operators have started.
+
+    `reader` is a connection or session of SQLAlchemy.
+    """
     runs = run_queries.recent_runs(reader, limit, job_id=job_id, since=since, only_failed=only_failed)
-    mappings_by_service = mapping_queries.current_mappings_of_services(
+    mappings_by_service = mapping_queries.current_mappings_by_service(
         reader, {job.service_id for _run, job in runs if job.service_id}
     )
     rows = [
-        run_fields(run) | {"fulcrum_id": job.fulcrum_id} | identity_fields(job, mappings_by_service)
+        run_fields(run) | {"fulcrum_id": job.fulcrum_id} | service_and_vm_fields(job, mappings_by_service)
         for run, job in runs
     ]
     if job_id is None:
@@ -90,6 +100,7 @@ def _read_newest_runs(
             manual_run_fields(run) | {"fulcrum_id": None, "service_name": None, "vm_name": None}
             for run in manual_run_rows
             if (since is None or run.started_at >= since)
+            # A run whose end is not stored has the status None. It is not listed as failed.
             and (not only_failed or run.status not in (None, RunStatus.SUCCESSFUL))
         ]
     return sorted(rows, key=lambda row: row["started_at"], reverse=True)[:limit]
@@ -109,12 +120,12 @@ def show_run(
     as_json: AsJson = False,
 ) -> None:
     """Show one run with its artifacts and the end of its output."""
-    with reading_store() as store:
-        run = run_queries.find_run(store.connection, ident)
+    with read_only_transaction() as transaction:
+        run = run_queries.find_run(transaction.connection, ident)
         fields = (
-            _fields_of_manual_run(store.connection, ident, lines)
+            _fields_of_manual_run(transaction.connection, ident, lines)
             if run is None
-            else _fields_of_job_run(run, store.settings, lines)
+            else _fields_of_job_run(run, transaction.settings, lines)
         )
     if as_json:
         show_json(fields)

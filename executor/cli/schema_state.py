@@ -18,7 +18,7 @@ from executor.errors import EXIT_DATABASE
     "smith db current --json",
 )
 def show_revisions(as_json: AsJson = False) -> None:
-    """Show the schema's revision, and the revision that this version needs."""
+    """Show the schema's revision, and the revision that Agent Smith needs."""
     with open_database(open_settings()) as engine:
         revision = schema.current_revision(engine)
         url = engine.url.render_as_string(hide_password=True)

@@ -1,9 +1,9 @@
 """Keeps a command and the agent from changing one VM at the same time.
 
 Before a command runs a playbook that changes a service's VM, it stores the run in the table `manual_runs`, and
-renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. If the lease cannot
-be renewed, the guard of the playbook, a process of its own, ends the playbook before the lease expires. The guard does
-this even while the command itself is suspended.
+renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. The process that
+has started the playbook is called the guard. If the lease cannot be renewed, the guard ends the playbook before the
+lease expires, even while the command itself is suspended.
 
 Without a database there is no agent that could work on the VM, so nothing is stored.
 """
@@ -68,7 +68,7 @@ class ServiceLock:
         self._on_deadline_changed = on_deadline_changed
         on_deadline_changed(self._deadline_s)
 
-    def set_result(self, result: JobResult) -> None:
+    def set_result_to_store(self, result: JobResult) -> None:
         """Set the result that `store_end` stores. A run for which no result is set is stored as interrupted."""
         self._result = result
 
@@ -89,7 +89,8 @@ class ServiceLock:
             except DatabaseError:
                 pass  # the guard ends the playbook if no renewal succeeds in time
             else:
-                if not is_renewed:  # the lease had expired or was ended, so the playbook must end now
+                # Either the lease had expired, and the playbook must end now, or `store_end` has stored the run's end.
+                if not is_renewed:
                     self._on_deadline_changed(renewal_started_at_s)
                     return
                 self.extend_deadline(renewal_started_at_s)

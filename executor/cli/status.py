@@ -1,7 +1,7 @@
 """`smith status`: shows whether the agents, FulcrumCore and Proxmox work, and what waits for an operator.
 
-The status is read as one dictionary, which `--json` prints: the `document`. Its key `nodes` has one row for each agent
-process. These are not the nodes of Proxmox.
+The dictionary `document` contains the status, and `--json` prints it. Its key `nodes` has one row for each agent
+process, not for each Proxmox node.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json, show_text
-from executor.cli.store import reading_store
+from executor.cli.store import read_only_transaction
 from executor.cli.tables import show_fields, show_heading, show_rows
 from executor.database.times import utc_now
 from executor.views.status_document import Status, read_status
 from executor.views.text import elapsed_text
 
+#: The columns of the jobs whose result FulcrumCore has not accepted.
 POSTPONED_REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
+#: The columns of the jobs that an Agent Smith with another database has claimed with this agent's token.
 CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FULCRUM", "since": "SINCE"}
 FAILING_CRITICAL_JOB_COLUMNS = {
     "name": "NAME",
@@ -28,14 +30,14 @@ FAILING_CRITICAL_JOB_COLUMNS = {
     "last_ok": "LAST OK",
     "last_error": "LAST ERROR",
 }
-#: The columns of the table of agent processes: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the table of agent processes: maps each key of a row to the heading of its column.
 AGENT_COLUMNS = {
     "id": "AGENT",
     "state": "STATE",
     "host": "HOST",
     "pid": "PID",
     "concurrency": "SLOTS",
-    "seen": "SEEN",
+    "seen": "SEEN",  # when the process was last known to be running
     "started": "STARTED",
     "version": "VERSION",
     "stop_reason": "STOP REASON",
@@ -53,16 +55,20 @@ def show(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show whether agents, FulcrumCore and Proxmox work; count jobs and VMs."""
+    """Show whether agents, FulcrumCore and Proxmox work; count jobs and mappings."""
     if watch:
         if as_json:
             raise typer.BadParameter("--watch cannot be combined with --json")
-        from executor.cli.watch import watch_store  # noqa: PLC0415 (only --watch needs it)
+        from executor.cli.watch import repeat_view  # noqa: PLC0415 (only --watch needs it)
 
-        watch_store(lambda store: _show_status(read_status(store.connection, store.settings.smith_lease_s), utc_now()))
+        repeat_view(
+            lambda transaction: _show_status(
+                read_status(transaction.connection, transaction.settings.smith_lease_s), utc_now()
+            )
+        )
         return
-    with reading_store() as store:
-        status = read_status(store.connection, store.settings.smith_lease_s)
+    with read_only_transaction() as transaction:
+        status = read_status(transaction.connection, transaction.settings.smith_lease_s)
     if as_json:
         show_json(status.document)
     else:
@@ -74,11 +80,12 @@ def _show_status(status: Status, now: datetime) -> None:
     show_fields(
         {
             "agents": _agents_text(document),
+            # Who paused the claiming of jobs, when and why. Empty, and not shown, if jobs are claimed.
             "paused": status.pause_text,
             "FulcrumCore": status.fulcrum_text,
             "Proxmox": status.proxmox_text,
             "jobs": _counts_text(document["jobs"]),
-            "reports due": document["reports_due"],
+            "reports to send": document["reports_due"],
             "mappings": _counts_text(document["mappings"]),
             "overdue critical jobs": ", ".join(document["critical_overdue"]) or "none",
         }
@@ -89,13 +96,14 @@ def _show_status(status: Status, now: datetime) -> None:
         show_rows(rows, FAILING_CRITICAL_JOB_COLUMNS, if_empty="")
     if jobs_with_postponed_report := document["reports_postponed"]:
         show_heading(
-            "Results that FulcrumCore has not accepted (`smith jobs retry JOB` sends the result of a job again)"
+            "Results that FulcrumCore has not accepted (the agent will send them again; `smith jobs retry JOB` lets "
+            "the agent send the result of a job now)"
         )
         show_rows(jobs_with_postponed_report, POSTPONED_REPORT_COLUMNS, if_empty="")
     if jobs_claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
-            "Jobs that another installation with this agent's token has claimed (stop the other installation, which is "
-            "an Agent Smith with another database; then `smith jobs retry JOB` lets this agent continue a job)"
+            "Jobs that another installation with this agent's token has claimed (an installation is an Agent Smith "
+            "with its own database. Stop the other one. Then `smith jobs retry JOB` lets this agent continue a job)"
         )
         show_rows(jobs_claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
     show_heading("Agents")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from executor.cli.context import open_settings
 from executor.database import revisions, schema
-from executor.database.engine import open_engine, reading_without_orm, sqlite_file, transaction
-from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable
+from executor.database.engine import open_engine, read_only_connection, sqlite_file, transaction
+from executor.errors import DatabaseError, DatabaseUnavailable, StatementRefused
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingStore:
+class ReadOnlyTransaction:
     """The connection of an open read-only transaction, and the settings."""
 
     settings: Settings
@@ -30,7 +30,7 @@ class ReadingStore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WritingStore:
+class WritableTransaction:
     """The session of an open transaction that may change rows, and the settings."""
 
     settings: Settings
@@ -38,7 +38,7 @@ class WritingStore:
 
 
 @contextmanager
-def reading_store() -> Iterator[ReadingStore]:
+def read_only_transaction() -> Iterator[ReadOnlyTransaction]:
     """Open a read-only transaction for the block. The transaction neither waits for a running agent nor delays it.
 
     SQLAlchemy's ORM is not imported, because the import is slow.
@@ -46,16 +46,16 @@ def reading_store() -> Iterator[ReadingStore]:
     Raises DatabaseError when there is no database, or when this version cannot read the database's schema.
     """
     settings = open_settings()
-    with open_database(settings) as engine, reading_without_orm(engine) as connection:
-        yield ReadingStore(settings=settings, connection=connection)
+    with open_database(settings) as engine, read_only_connection(engine) as connection:
+        yield ReadOnlyTransaction(settings=settings, connection=connection)
 
 
 @contextmanager
-def writing_store() -> Iterator[WritingStore]:
+def writable_transaction() -> Iterator[WritableTransaction]:
     """Open a transaction that is committed at the end of the block. Raises DatabaseError."""
     settings = open_settings()
     with open_database(settings) as engine, transaction(engine) as session:
-        yield WritingStore(settings=settings, session=session)
+        yield WritableTransaction(settings=settings, session=session)
 
 
 @contextmanager
@@ -63,15 +63,15 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
     """Open the database for the block. Raises DatabaseError if there is no database.
 
     An SQL statement in the block may fail because the database is sealed (its rows were moved to another database), or
-    because its schema is older or newer than this version needs. Then the DatabaseError names this cause, and not the
-    statement. With `may_create`, a SQLite file that does not exist is created.
+    because its schema is older or newer than this version needs. Then a DatabaseError with this cause replaces the
+    error of the statement. With `may_create`, a SQLite file that does not exist is created.
     """
     if not may_create:
         _require_existing_sqlite_file(settings.smith_database_url)
     engine = open_engine(settings.smith_database_url)
     try:
         yield engine
-    except (DatabaseUnavailable, DatabaseRefused) as error:
+    except (DatabaseUnavailable, StatementRefused) as error:
         cause = _find_seal_or_schema_problem(engine)
         if cause is not None:
             raise cause from error
@@ -114,7 +114,7 @@ def _find_seal_or_schema_problem(engine: Engine) -> DatabaseError | None:
 
     try:
         move_queries.refuse_sealed_database(engine)
-        schema.refuse_unknown_schema(engine)
+        schema.refuse_newer_or_foreign_schema(engine)  # a foreign schema has the tables of another program
         current_revision, needed_revision = schema.current_revision(engine), revisions.head_revision()
     except DatabaseError as error:
         return error

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from executor.cli.table_layout import COLUMN_GAP, FLEXIBLE_COLUMNS, columns_that_fit
+from executor.cli.table_layout import COLUMN_GAP, FREE_TEXT_COLUMNS, columns_that_fit
 from executor.cli.tables import CELL_PADDING, coloured_cell_text, print_renderable, terminal_width, wrap_at_spaces
 
 
@@ -35,14 +35,14 @@ class StreamedTable:
             show_header=not self._is_heading_printed,
         )
         cells = {key: coloured_cell_text(row.get(key)) for key in self._shown_keys}
-        remaining_width = self._table_width
+        remaining_width = self._table_width  # None if stdout is no terminal
         for key, cell in cells.items():
-            is_flexible = key in FLEXIBLE_COLUMNS
-            if remaining_width is not None and is_flexible:
+            has_free_text = key in FREE_TEXT_COLUMNS
+            if remaining_width is not None and has_free_text:
                 cells[key] = wrap_at_spaces(cell, remaining_width)
             elif remaining_width is not None:
                 remaining_width -= max(cell.cell_len, self._widths[key]) + COLUMN_GAP
-            table.add_column(self._headings[key], no_wrap=True, min_width=None if is_flexible else self._widths[key])
+            table.add_column(self._headings[key], no_wrap=True, min_width=None if has_free_text else self._widths[key])
         table.add_row(*cells.values())
         print_renderable(table)
         sys.stdout.flush()

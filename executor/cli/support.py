@@ -20,7 +20,7 @@ from executor.cli.tables import show_rows
 from executor.database.times import utc_now
 from executor.redaction import redactor
 
-#: The columns of the list of files: the heading of each column, keyed by the key of its values in a row.
+#: The columns of the list of files: maps each key of a row to the heading of its column.
 COLUMNS = {"name": "FILE", "bytes": "BYTES"}
 
 
@@ -50,8 +50,8 @@ def support(
     file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")
     if file.exists():
         raise CommandFailed(f"{file} exists: choose another name with --output")
-    # `collect_files` redacts the parts of each file one by one. A secret may extend over two parts, so the whole text
-    # is redacted, too.
+    # `collect_files` masks secrets in the parts of each file one by one. A secret may extend over two parts, so secrets
+    # are also masked in the whole text.
     files = {
         name: redactor.redact(text) for name, text in collect_files(settings, log_files or [], with_doctor=with_doctor)
     }

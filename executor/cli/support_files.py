@@ -1,6 +1,6 @@
-"""Collects the files of a support archive. Each file is text without secrets and without customers' properties.
+"""Collects the files of a support archive. Secrets are masked, and properties of services are left out.
 
-If a part cannot be read, the archive contains the error instead, so that an archive can always be written.
+If the content of a file cannot be read, the file contains the error instead. So an archive can always be written.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from executor.cli.store import ReadingStore, open_database
+from executor.cli.store import ReadOnlyTransaction, open_database
 from executor.cli.version import collect_versions
 from executor.database import agent_queries, audit_queries, database_check, queries, run_queries, schema, statistics
-from executor.database.engine import reading, reading_without_orm
+from executor.database.engine import read_only_connection, reading
 from executor.database.times import utc_now
 from executor.errors import SmithError
 from executor.model import JobStatus
@@ -42,7 +42,10 @@ CUSTOMER_FIELDS = ("params", "service", "result")
 
 
 def collect_files(settings: Settings, log_files: list[Path], *, with_doctor: bool) -> Iterator[tuple[str, str]]:
-    """Yield the name and the text of each file. `open_settings` has registered the secrets with the redactor."""
+    """Yield the name and the text of each file.
+
+    The caller must have read the settings with `open_settings`, which registers their secrets for masking.
+    """
     yield "versions.json", _read_as_json(lambda: collect_versions() | {"platform": platform.platform()})
     yield "settings.json", _read_as_json(lambda: [asdict(row) for row in setting_rows(settings)])
     yield "machine.json", _read_as_json(lambda: _read_machine_facts(settings))
@@ -61,10 +64,13 @@ def collect_files(settings: Settings, log_files: list[Path], *, with_doctor: boo
         yield "doctor.json", _read_as_json(_run_doctor)
 
 
-def _read_as_json(read_part: Callable[[], Any]) -> str:
-    """Call `read_part`, and return its result or its error as JSON text without secrets."""
+def _read_as_json(read_content: Callable[[], Any]) -> str:
+    """Call `read_content`, and return its result or its error as JSON text without secrets.
+
+    `mask_secrets` masks the values of keys such as `password`, and `json_text` masks the secrets of the settings.
+    """
     try:
-        return json_text(mask_secrets(read_part()))
+        return json_text(mask_secrets(read_content()))
     except (SmithError, OSError) as error:
         return json_text({"not_collected": str(error)})
 
@@ -97,22 +103,26 @@ def _read_database_facts(engine: Engine) -> dict[str, Any]:
         }
 
 
-def _in_transaction(engine: Engine, settings: Settings, read_part: Callable[[ReadingStore], Any]) -> Any:
-    with reading_without_orm(engine) as connection:
-        return read_part(ReadingStore(settings=settings, connection=connection))
+def _in_transaction(engine: Engine, settings: Settings, read_content: Callable[[ReadOnlyTransaction], Any]) -> Any:
+    with read_only_connection(engine) as connection:
+        return read_content(ReadOnlyTransaction(settings=settings, connection=connection))
 
 
-def _read_status_document(store: ReadingStore) -> Any:
-    return read_status(store.connection, store.settings.smith_lease_s).document
+def _read_status_document(transaction: ReadOnlyTransaction) -> Any:
+    return read_status(transaction.connection, transaction.settings.smith_lease_s).document
 
 
-def _read_critical_jobs(store: ReadingStore) -> list[dict[str, Any]]:
-    return [critical_jobs.json_fields(job, utc_now()) for job in agent_queries.list_critical_jobs(store.connection)]
+def _read_critical_jobs(transaction: ReadOnlyTransaction) -> list[dict[str, Any]]:
+    jobs = agent_queries.list_critical_jobs(transaction.connection)
+    return [critical_jobs.json_fields(job, utc_now()) for job in jobs]
 
 
-def _read_failed_jobs(store: ReadingStore) -> list[dict[str, Any]]:
-    """Return the newest failed jobs with their runs and events, without CUSTOMER_FIELDS."""
-    connection = store.connection
+def _read_failed_jobs(transaction: ReadOnlyTransaction) -> list[dict[str, Any]]:
+    """Return the newest failed jobs with their runs and events, without CUSTOMER_FIELDS.
+
+    The `story` of a run is a stored summary of what the run has done.
+    """
+    connection = transaction.connection
     failed_jobs = []
     for job in queries.list_jobs(connection, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT):
         runs, events = (
@@ -134,7 +144,8 @@ def _read_failed_jobs(store: ReadingStore) -> list[dict[str, Any]]:
 def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator[tuple[str, str]]:
     """For each failed job whose artifacts are on this machine, yield the name and the text of a file.
 
-    The text is the end of the output of the job's newest run.
+    The text is the end of the output of the job's newest run. `sanitized` masks secrets, and escapes control
+    characters.
     """
     try:
         with reading(engine) as session:

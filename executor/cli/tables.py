@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from executor.cli.output import show_text
-from executor.cli.table_layout import COLUMN_GAP, MIN_FLEXIBLE_WIDTH, columns_that_fit, flexible_widths
+from executor.cli.table_layout import COLUMN_GAP, MIN_FREE_TEXT_WIDTH, columns_that_fit, free_text_widths
 from executor.redaction import redactor
 from executor.views.text import sanitized, to_json_types
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 #: The line width in characters for rich. It is so large that rich wraps no line, because `wrap_at_spaces` wraps texts.
-MAX_WIDTH = 100_000
+UNWRAPPED_LINE_WIDTH = 100_000
 #: The spaces at the end of a line, even if colour sequences are between or after the spaces.
 _TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
 #: The text of a cell without a value.
@@ -32,13 +32,14 @@ NO_VALUE = "-"
 EMPTY_FIELD_VALUES: tuple[object, ...] = (None, "", [], {}, ())
 #: The padding of a cell: top, right, bottom and left, in characters. The right padding is `table_layout.COLUMN_GAP`.
 CELL_PADDING = (0, 2, 0, 0)
-#: The colour of a cell, keyed by the cell's text. A cell with another text has no colour.
+#: The colour of a cell, keyed by the cell's text, which is a status, usually of a job, a report, a run, an Ansible task
+#: or a mapping. A cell with another text has no colour.
 COLOUR_BY_TEXT = {
     "pending": "yellow",
     "reserved": "yellow",
     "due": "yellow",
-    "missing": "yellow",
-    "warning": "yellow",
+    "missing": "yellow",  # a required setting that has no value
+    "warning": "yellow",  # a check of `smith doctor`
     "processing": "cyan",
     "running": "cyan",
     "completed": "green",
@@ -46,27 +47,28 @@ COLOUR_BY_TEXT = {
     "successful": "green",
     "ok": "green",
     "changed": "green",
+    # The next four are statuses of an object in FulcrumCore, as `smith bootstrap core` prints them.
     "found": "green",
     "made": "green",
     "differs": "yellow",
     "would be created": "yellow",
     "failed": "red",
-    "wrong": "red",
     "timeout": "red",
     "unreachable": "red",
-    "vm_lost": "red",
-    "overdue": "red",
-    "vanished": "red",
+    "vm_lost": "red",  # a mapping whose VM does not exist any more
+    "overdue": "red",  # a critical job
+    "vanished": "red",  # an agent process that has probably crashed
 }
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, if_empty: str) -> None:
     """Print a table, or `if_empty` if there are no rows. `columns` has the headings, keyed by the keys of the rows.
 
-    On a terminal, only free text (the columns `table_layout.FLEXIBLE_COLUMNS`) is wrapped, and
-    `table_layout.columns_that_fit` decides which columns are omitted. A word that is wider than its column, such as
-    the id of a Proxmox task, is not broken. The column of such a word is moved to the right end of the table, so that
-    the terminal can wrap it. Without a terminal, nothing is wrapped and no column is omitted.
+    On a terminal, only the columns with free text (`table_layout.FREE_TEXT_COLUMNS`) are wrapped,
+    and `table_layout.columns_that_fit` decides which columns are omitted. A word that is wider than its column, such as
+    the id of a Proxmox task, is not broken. The column of such a word is moved to the right end of the table. There,
+    the terminal can break the word without shifting another column. Without a terminal, nothing is wrapped and no
+    column is omitted.
     """
     if not rows:
         show_text(if_empty)
@@ -77,10 +79,15 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
     from rich.table import Table  # noqa: PLC0415
 
     cells = [{key: coloured_cell_text(row.get(key)) for key in columns} for row in rows]
-    natural_widths = {key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()}
+    unwrapped_widths = {
+        key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()
+    }
     empty_keys = [key for key in columns if all(row.get(key) in EMPTY_FIELD_VALUES for row in rows)]
-    shown_keys, table_width = columns_that_fit(natural_widths, terminal_width(), empty_keys=empty_keys)
-    for key, column_width in flexible_widths(shown_keys, natural_widths, table_width or MAX_WIDTH).items():
+    shown_keys, table_width = columns_that_fit(unwrapped_widths, terminal_width(), empty_keys=empty_keys)
+    # `table_width` is None only without a terminal. The type checker does not know that stdout is a terminal here.
+    for key, column_width in free_text_widths(
+        shown_keys, unwrapped_widths, table_width or UNWRAPPED_LINE_WIDTH
+    ).items():
         for row in cells:
             row[key] = wrap_at_spaces(row[key], column_width)
         if any(line.cell_len > column_width for row in cells for line in row[key].split("\n")):
@@ -146,7 +153,7 @@ def wrap_at_spaces(text: Text, width: int) -> Text:
     from rich.cells import cell_len  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    width = max(width, MIN_FLEXIBLE_WIDTH)
+    width = max(width, MIN_FREE_TEXT_WIDTH)
     lines = [""]
     for word in re.findall(r"\s*\S+", text.plain):
         if lines[-1] and cell_len(lines[-1] + word) > width:
@@ -178,7 +185,7 @@ def cell_text(value: Any) -> str:
 
 
 def is_terminal() -> bool:
-    """Return whether stdout is a terminal. Only on a terminal, long texts may be shortened."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -192,7 +199,7 @@ def print_renderable(renderable: RenderableType) -> None:
     from rich.console import Console  # noqa: PLC0415
 
     # Without a height, rich would use 80 columns if TERM is `dumb`, as in a cron job.
-    console = Console(file=sys.stdout, width=MAX_WIDTH, height=1, highlight=False, markup=False, emoji=False)
+    console = Console(file=sys.stdout, width=UNWRAPPED_LINE_WIDTH, height=1, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:
         console.print(renderable)
     lines: Iterable[str] = captured.get().rstrip("\n").split("\n")

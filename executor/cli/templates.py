@@ -1,4 +1,4 @@
-"""`smith templates`: lists the templates for VMs and containers, and the nodes that can clone or use each template."""
+"""`smith templates`: lists the templates for VMs and containers, and the nodes on which each template can be used."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from executor.model import GuestKind
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
-from executor.proxmox.rows import StorageRow, VmRow, as_text, mark_storages_of_unknown_status_available
+from executor.proxmox.rows import StorageRow, VmRow, as_text, assume_unknown_storages_available
 from executor.settings.settings import Settings
-from executor.shared.marker import markers_in
+from executor.shared.marker import marker_values_in
 
-#: The columns of the table of templates: the heading of each column, keyed by the key of its values in a row.
+#: The keys of a row that the table of templates shows, and the heading of each column.
 COLUMNS = {
     "images": "IMAGE",
     "kind": "KIND",
@@ -28,36 +28,47 @@ COLUMNS = {
     "storages": "STORAGE",
     "tags": "TAGS",
     "cloud_init": "CLOUD-INIT",
-    "reachable_from": "REACHABLE FROM",
+    "reachable_from": "USABLE ON",  # the nodes on which a VM or container can be created from the template
     "problem": "PROBLEM",
 }
+NO_TEMPLATE_TEXT = (
+    "the Proxmox token sees no template, and PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES are empty: create a template, "
+    "or give the token VM.Audit on the templates"
+)
+UNKNOWN_STORAGES_TEXT = (
+    "the column USABLE ON may lack nodes, because the storages of a template are unknown, or the Proxmox token does "
+    "not see a storage that a clone needs: mend the errors in the column PROBLEM, or give the token Datastore.Audit on "
+    "all storages"
+)
 
 
 @examples("smith templates list", "smith templates list --json")
 def list_templates(as_json: AsJson = False) -> None:
     """List the templates in Proxmox and in the settings.
 
-    A create job that clones a template names an image, to which one or more templates belong. Each row has the names
-    of the images for which a create job uses the template, the nodes that can use the template, and its problem, if
-    any.
+    A create job names an image. PROXMOX_TEMPLATES or PROXMOX_OS_TEMPLATES sets the template of an image. For any other
+    image, PROXMOX_ANY_TEMPLATE allows the VM templates with the image's name or with the tag `image-NAME`. Each row has
+    the names of the images for which a create job uses the template, the nodes on which the template can be used, and
+    its problem, if any.
     """
     settings = open_settings()
-    settings.require_proxmox()
+    settings.require_proxmox_settings()
     reader = ProxmoxReader(ProxmoxConnection.from_settings(settings))
     rows = template_rows(reader, settings)
     if as_json:
         show_json(rows)
         return
-    show_rows(rows, COLUMNS, if_empty="the token sees no template, and PROXMOX_TEMPLATES is empty")
+    show_rows(rows, COLUMNS, if_empty=NO_TEMPLATE_TEXT)
     if not all(row["storages_are_known"] for row in rows):
-        show_error("the token lacks Datastore.Audit on some storages: more nodes may reach some templates")
+        show_error(UNKNOWN_STORAGES_TEXT)
 
 
 def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, Any]]:
     """Return one row for each template in Proxmox or in the settings. A row has the keys that `--json` prints."""
     vm_templates = [vm for vm in _read_qemu_vms(reader) if vm.is_template]
     vm_templates.sort(key=lambda vm_template: vm_template.vmid)
-    storages = mark_storages_of_unknown_status_available(reader.storages(), reader.nodes())
+    # Some online nodes send no status of their storages. Such storages count as available.
+    storages = assume_unknown_storages_available(reader.storages(), reader.nodes())
     names_by_vmid = image_names_by_vmid(vm_templates, settings)
     rows = []
     for vm_template in vm_templates:
@@ -73,9 +84,10 @@ def template_rows(reader: ProxmoxReader, settings: Settings) -> list[dict[str, A
 
 
 def _read_qemu_vms(reader: ProxmoxReader) -> list[VmRow]:
-    """Return the QEMU VMs. Facts that Proxmox's list of VMs lacks are read from the configurations of the VMs.
+    """Return the QEMU VMs.
 
-    A VM whose configuration cannot be read is left out.
+    If Proxmox's list lacks the name, cores and memory of a VM, they are read from the VM's configuration. A VM whose
+    configuration cannot be read is left out.
     """
     rows: list[VmRow] = []
     for row in reader.vms():
@@ -102,7 +114,8 @@ def image_names_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[i
                 image_name,
                 settings.proxmox_templates,
                 vm_templates,
-                is_any_template_allowed=settings.proxmox_any_template,
+                # An unconfigured template is a template that PROXMOX_TEMPLATES does not contain.
+                are_unconfigured_templates_allowed=settings.proxmox_any_template,
             )
         except JobError:
             continue  # No template can be used for this name, or the name is ambiguous.
@@ -116,12 +129,13 @@ def _vm_template_row(
 ) -> dict[str, Any]:
     """Return the row of a VM template. `vm_template` is the template's entry in Proxmox's list of VMs."""
     config, problem = _read_config(vm_template, reader)
-    if not problem and (markers := markers_in(as_text(config.get("description")))):
-        problem = templates.why_marked_template_is_refused(markers)
-    template = templates.template_facts(vm_template, config)
+    if not problem and (markers := marker_values_in(as_text(config.get("description")))):
+        problem = templates.why_template_with_marker_cannot_be_cloned(markers)
+    template = templates.parse_template(vm_template, config)
     # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
     target_storage = settings.proxmox_storage if settings.proxmox_full_clones else ""
-    # `is_complete` is False if the token does not see all of the needed storages: more nodes may be possible then.
+    # `is_complete` is False if the storages that the clone needs are unknown, or if the Proxmox token does not see one
+    # of them. Then a clone may be possible on other nodes, too.
     possible_nodes = templates.nodes_for_clone(template, storages, target_storage or "")
     return {
         "kind": GuestKind.QEMU,
@@ -197,6 +211,6 @@ def _missing_template_row(name: str, vmid: int) -> dict[str, Any]:
         "tags": [],
         "cloud_init": None,
         "reachable_from": [],
-        "storages_are_known": True,
+        "storages_are_known": True,  # so that UNKNOWN_STORAGES_TEXT is not shown because of this row
         "problem": "PROXMOX_TEMPLATES names this VMID, but the token sees no template with this VMID",
     }

@@ -11,9 +11,9 @@ import typer
 from executor.cli.arguments import AsJson
 from executor.cli.help_text import examples
 from executor.cli.output import show_json
-from executor.cli.store import ReadingStore, reading_store
+from executor.cli.store import ReadOnlyTransaction, read_only_transaction
 from executor.cli.tables import show_fields, show_heading, show_rows
-from executor.cli.watch import watch_store
+from executor.cli.watch import repeat_view
 from executor.database.times import utc_now
 from executor.model import JobStatus
 from executor.views.activity import read_activity
@@ -52,40 +52,43 @@ def show(
 ) -> None:
     """Show running jobs with their steps, the queue, and the last failures.
 
-    The steps are up to 5 s old (a sixth of SMITH_LEASE_S, whose default is 30 s).
+    The agents store the steps every 5 s (a sixth of SMITH_LEASE_S, whose default is 30 s).
     """
     if not (once or as_json):
-        watch_store(lambda store: _show_view(_read_status(store), _read_activity(store)))
+        repeat_view(lambda transaction: _show_view(_read_status(transaction), _read_activity(transaction)))
         return
-    with reading_store() as store:
-        status, activity = _read_status(store), _read_activity(store)
+    with read_only_transaction() as transaction:
+        status, activity = _read_status(transaction), _read_activity(transaction)
     if as_json:
         show_json(status.document | activity)
     else:
         _show_view(status, activity)
 
 
-def _read_activity(store: ReadingStore) -> dict[str, Any]:
-    return read_activity(store.connection, store.settings, utc_now())
+def _read_activity(transaction: ReadOnlyTransaction) -> dict[str, Any]:
+    return read_activity(transaction.connection, transaction.settings, utc_now())
 
 
-def _read_status(store: ReadingStore) -> Status:
-    return read_status(store.connection, store.settings.smith_lease_s)
+def _read_status(transaction: ReadOnlyTransaction) -> Status:
+    return read_status(transaction.connection, transaction.settings.smith_lease_s)
 
 
 def _show_view(status: Status, activity: dict[str, Any]) -> None:
-    document, now = status.document, utc_now()
-    limits = [f"{name} {value:g}" for name, value in activity["limits"].items() if value]
+    document, now = status.document, utc_now()  # the document has the keys of `smith status --json`
+    # An agent process that reaches one of these limits (settings) ends, and a new process starts. 0 means no limit.
+    restart_limits = [f"{name} {value:g}" for name, value in activity["limits"].items() if value]
     show_fields(
         {
             "agents": f"{document['agents_running']} running" if document["agents_running"] else "no agent is running",
             "paused": status.pause_text,
             "FulcrumCore": status.fulcrum_text,
             "Proxmox": status.proxmox_text,
-            "slots": f"{document['jobs'][JobStatus.PROCESSING]} of {document['slots']}",
+            # An agent that is running and not draining has one slot for each job that it may run in parallel.
+            "slots": f"{document['jobs'][JobStatus.PROCESSING]} of {document['slots']} in use",
             "queue": _count_text(document["jobs"][JobStatus.PENDING], activity["oldest_pending_at"], now),
+            # A report is due until FulcrumCore has acknowledged the result of the ended job.
             "outbox": _count_text(document["reports_due"], activity["oldest_due_report_at"], now),
-            "limits": ", ".join(limits),
+            "agent restart limits": ", ".join(restart_limits),
         }
     )
     show_heading("Running")

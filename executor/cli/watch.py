@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from executor.cli.context import open_settings
 from executor.cli.output import show_text
-from executor.cli.store import ReadingStore, open_database
-from executor.database.engine import reading_without_orm
+from executor.cli.store import ReadOnlyTransaction, open_database
+from executor.database.engine import read_only_connection
 from executor.errors import DatabaseUnavailable
 
 #: The interval at which the view is printed.
@@ -29,7 +29,7 @@ class _TerminalText(io.StringIO):
         return True
 
 
-def watch_store(print_view: Callable[[ReadingStore], None]) -> None:
+def repeat_view(print_view: Callable[[ReadOnlyTransaction], None]) -> None:
     """Call `print_view` every INTERVAL_S seconds until Ctrl-C. On a terminal, each view replaces the previous view.
 
     While the database cannot be used, the error is shown in place of the view.
@@ -43,8 +43,8 @@ def watch_store(print_view: Callable[[ReadingStore], None]) -> None:
             view_text = _TerminalText() if is_terminal else io.StringIO()
             with contextlib.redirect_stdout(view_text):
                 try:
-                    with reading_without_orm(engine) as connection:
-                        print_view(ReadingStore(settings=settings, connection=connection))
+                    with read_only_connection(engine) as connection:
+                        print_view(ReadOnlyTransaction(settings=settings, connection=connection))
                 except DatabaseUnavailable as error:
                     show_text(str(error))
             _write_view(view_text.getvalue(), is_terminal=is_terminal)

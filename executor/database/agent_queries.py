@@ -1,6 +1,8 @@
 """Reads the agent processes, the pauses and the critical jobs.
 
-In this module, a node is an agent process, not a Proxmox node. A critical job is periodic work of the agents.
+A row of the table `nodes` is one agent process, not a Proxmox node. Its id is the boot id, which the process chooses at
+its start. During a pause, agents claim no jobs. The scope of a pause is ALL_AGENTS, or names the data folder of one
+agent process, so that the pause outlasts a restart of the process. A critical job is periodic work of the agents.
 """
 
 from __future__ import annotations
@@ -14,23 +16,24 @@ from executor.database.core_tables import critical_jobs, jobs, nodes, pauses, re
 from executor.database.literals import PROCESSING_LITERAL
 from executor.database.pause_scopes import ALL_AGENTS, NODE_SCOPE_PREFIX
 
-if TYPE_CHECKING:  # The classes need the ORM. A row that a query returns has the attributes of its class.
+if TYPE_CHECKING:  # The import of these classes is slow. A query returns read-only rows with the same attributes.
+    # A Reader is a connection or a session.
     from executor.database.core_tables import Reader
     from executor.database.tables.agents import CriticalJob, Node, Pause
 
 
-def recent_processes(reader: Reader, limit: int) -> Sequence[Node]:
+def most_recently_seen_processes(reader: Reader, limit: int) -> Sequence[Node]:
     """Return the rows of at most `limit` agent processes. The process that was running most recently is first."""
     return read_rows(reader, select(nodes).order_by(nodes.c.seen_at.desc(), nodes.c.id).limit(limit))
 
 
 def processes_not_stopped(reader: Reader) -> Sequence[Node]:
-    """Return the rows of the agent processes that have not stored their stop. Some of them may have been killed."""
+    """Return the rows of the agent processes without a `stopped_at`. A process that was killed may have none."""
     return read_rows(reader, select(nodes).where(nodes.c.stopped_at.is_(None)).order_by(nodes.c.seen_at.desc()))
 
 
 def find_process_not_stopped(reader: Reader, boot_id: str) -> Node | None:
-    """Return the row of this agent process; None if it does not exist, or the process has stored its stop."""
+    """Return the row of this agent process; None if it does not exist, or has a `stopped_at`."""
     stmt = select(nodes).where(nodes.c.id == boot_id, nodes.c.stopped_at.is_(None))
     process: Node | None = read_row(reader, stmt)
     return process
@@ -49,7 +52,7 @@ def find_pause(reader: Reader, scope: str = ALL_AGENTS) -> Pause | None:
 
 
 def node_pauses_by_scope(reader: Reader) -> dict[str, Pause]:
-    """Return the pauses of single nodes. The keys are their scopes."""
+    """Return the pauses of single agent processes. The keys are their scopes."""
     has_prefix = pauses.c.scope.startswith(NODE_SCOPE_PREFIX, autoescape=True)
     return {pause.scope: pause for pause in read_rows(reader, select(pauses).where(has_prefix))}
 

@@ -1,14 +1,17 @@
-"""Stores what the agents of one PostgreSQL database have allocated to their runs: memory, cores and clones.
+"""Stores how much memory and how many cores agents have allocated to runs, and which runs are cloning a VM.
 
-In this module, an agent is one agent process. Each agent counts its own allocations in memory (`placement/placer.py`,
-`placement/clone_limit.py`). The tables `allocations` and `clone_targets` show these allocations to the other agents. On
-SQLite, no other agent exists, and both tables stay empty.
+In this module, an agent is one agent process. The class `Node` is the row of an agent process, not of a Proxmox node.
 
-The row of a run in progress counts only while the agent that wrote the row is running. A clone target, or target for
-short, is the storage on which a clone is created: a shared storage, or the local storage of one Proxmox node.
+The tables `allocations` and `clone_targets` show the allocations of each agent to the other agents that use the same
+PostgreSQL database, so that all agents together do not overload a Proxmox node or a storage. On SQLite, no other agent
+exists, and both tables stay empty.
 
-No function commits. A caller that reads and then writes calls `lock_tables` first, so that two agents do not
-decide at the same time.
+If an allocation counts, the agents subtract its memory and cores from what its Proxmox node has free. The allocation of
+a run in progress counts only while the agent that wrote the row is running. A clone target, or target for short, is the
+storage on which a clone is created: a shared storage, or the local storage of one Proxmox node.
+
+No function commits. A caller that reads and then writes calls `lock_tables` first. Otherwise, two agents could
+allocate the same memory, or together start too many clones.
 """
 
 from __future__ import annotations
@@ -27,14 +30,16 @@ from executor.database.times import db_now
 
 #: The key of the PostgreSQL advisory lock. The value is the ASCII text "SMIA".
 LOCK_KEY = 0x534D4941
-#: How long an allocation counts after its start. An older row exists only if the end of its run was not stored.
-MAX_AGE_S = 7200.0
-#: How long an allocation still counts after its end if Proxmox does not show the size of the VM.
-MAX_AGE_AFTER_END_S = 120.0
-#: A target for which no clone was requested during this time no longer counts, because the settings may name another
-#: storage now.
+#: An allocation counts for at most this time after its start. An older row exists only if the end of its run was not
+#: stored.
+MAX_ALLOCATION_AGE_S = 7200.0
+#: After the end of its run, an allocation counts until Proxmox's list of VMs contains the VM's memory and cores, but at
+#: most for this time.
+MAX_USE_AFTER_RUN_END_S = 120.0
+#: A target for which no clone was requested during this time is ignored and deleted, because the settings may name
+#: another storage now.
 MAX_TARGET_IDLE_S = 86_400.0
-#: The maximum difference between an age measured with an agent's clock and the same age by the database's clock.
+#: The agent's clock and the database's clock may measure the age of a list of VMs differently, by at most this time.
 CLOCK_TOLERANCE_S = 1.0
 
 
@@ -44,7 +49,7 @@ class AllocationOwner:
 
     boot_id: str  #: `Node.id`, a random id that each agent process chooses at its start
     cluster: str  #: the agent's setting SMITH_CLUSTER
-    vanished_after_s: float  #: another agent that has not renewed its leases for this time counts as ended
+    vanished_after_s: float  #: an agent that was last seen (`Node.seen_at`) longer ago counts as ended
 
 
 def lock_tables(session: Session) -> None:
@@ -57,21 +62,21 @@ def lock_tables(session: Session) -> None:
 
 
 def allocations_of_other_agents(
-    session: Session, owner: AllocationOwner, *, vm_lists_age_s: float, vmids_of_unknown_size: Collection[int]
+    session: Session, owner: AllocationOwner, *, vm_list_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
-    """Return the other agents' allocations that this agent's lists of Proxmox's VMs do not show yet.
+    """Return the other agents' allocations whose memory and cores this agent's list of Proxmox's VMs does not contain.
 
-    `vm_lists_age_s` is the age of these lists. `vmids_of_unknown_size` are the VMs whose size the lists do not show,
-    because the VMs have no statistics yet.
+    `vm_list_age_s` is the time since this agent read the list. `vmids_of_unknown_size` are the VMs whose memory and
+    cores the list lacks, because their Proxmox nodes have sent no statistics of them.
     """
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_recently_started_and_agent_running(owner))
-    has_ended_since_vm_lists = Allocation.ended_at > db_now(-vm_lists_age_s - CLOCK_TOLERANCE_S)
+    has_ended_since_list_was_read = Allocation.ended_at > db_now(-vm_list_age_s - CLOCK_TOLERANCE_S)
     is_of_unknown_size = Allocation.vmid.in_(vmids_of_unknown_size) & (
-        Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
+        Allocation.ended_at > db_now(-MAX_USE_AFTER_RUN_END_S)
     )
     is_of_other_agent = (Allocation.cluster == owner.cluster) & (Allocation.boot_id != owner.boot_id)
     stmt = select(Allocation).where(
-        is_of_other_agent, or_(is_in_progress, has_ended_since_vm_lists, is_of_unknown_size)
+        is_of_other_agent, or_(is_in_progress, has_ended_since_list_was_read, is_of_unknown_size)
     )
     return session.scalars(stmt).all()
 
@@ -97,7 +102,7 @@ def store_allocation(  # noqa: PLR0913 (one parameter for each column)
 
 
 def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
-    """Store that the run for this VM has ended. The run's allocation and clone end at the same time."""
+    """Store that the run for this VM has ended, and that its clone is not running."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
@@ -105,14 +110,16 @@ def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
 def delete_obsolete_allocations(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
     """Delete all old rows, and the rows of this agent that are neither in `kept_vmids` nor recently ended.
 
-    A row is old if its run ended more than MAX_AGE_AFTER_END_S ago or started more than MAX_AGE_S ago. A row is
-    recently ended if its run ended less than MAX_AGE_AFTER_END_S ago. `kept_vmids` are the VMIDs of the allocations
-    that this agent still counts.
+    A row is old if its run ended more than MAX_USE_AFTER_RUN_END_S ago or started more than MAX_ALLOCATION_AGE_S ago.
+    A row is recently ended if its run ended less than MAX_USE_AFTER_RUN_END_S ago. `kept_vmids` are the VMIDs of the
+    allocations that this agent has in its memory.
     """
     is_own_and_not_kept = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
-    is_old = or_(Allocation.ended_at < db_now(-MAX_AGE_AFTER_END_S), Allocation.started_at < db_now(-MAX_AGE_S))
-    # Other agents may still use lists of VMs that Proxmox sent before the end of the run.
-    is_recently_ended = Allocation.ended_at > db_now(-MAX_AGE_AFTER_END_S)
+    is_old = or_(
+        Allocation.ended_at < db_now(-MAX_USE_AFTER_RUN_END_S), Allocation.started_at < db_now(-MAX_ALLOCATION_AGE_S)
+    )
+    # Other agents need a recently ended row, because their lists of VMs may be older than the end of the run.
+    is_recently_ended = Allocation.ended_at > db_now(-MAX_USE_AFTER_RUN_END_S)
     session.execute(
         delete(Allocation).where(or_(and_(is_own_and_not_kept, func.coalesce(~is_recently_ended, True)), is_old))
     )
@@ -124,17 +131,19 @@ def _update_own_allocation(owner: AllocationOwner, vmid: int) -> Any:
 
 
 def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
-    """Return the SQL condition that the run of a row started less than MAX_AGE_S ago and its agent is running."""
+    """Return the SQL condition that a row's run started less than MAX_ALLOCATION_AGE_S ago and its agent is running."""
     is_running = (
         (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.vanished_after_s))
     )
-    return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_AGE_S))
+    return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_ALLOCATION_AGE_S))
 
 
 # --- clones -----------------------------------------------------------------------------------------------------------
 
 
-def try_store_clone_start(session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int) -> bool:
+def store_clone_start_if_below_limit(
+    session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int
+) -> bool:
     """Store that a clone starts on a target, and return True. If the target's limit is reached, only return False.
 
     In both cases, store that the target is used now. The caller has called `lock_tables`, and has stored the VM's
@@ -155,7 +164,7 @@ def _store_use_and_return_limit(session: Session, owner: AllocationOwner, target
 
     `max_clones` is this agent's setting SMITH_CLONES_PER_STORAGE. The column `highest` contains the highest setting
     that an agent has stored so far. If `max_clones` is higher, an operator has raised the setting. Then `max_clones`
-    becomes the target's limit at once.
+    becomes the target's limit, even if `halve_clone_limit` has lowered the limit.
     """
     session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_TARGET_IDLE_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}
@@ -168,13 +177,17 @@ def _store_use_and_return_limit(session: Session, owner: AllocationOwner, target
     return session.scalar(select(CloneTarget.max_clones).where(_is_target(owner, target))) or max_clones
 
 
-def end_clone(session: Session, owner: AllocationOwner, vmid: int) -> None:
+def mark_clone_ended(session: Session, owner: AllocationOwner, vmid: int) -> None:
     """Store that Proxmox has made the clone. The run continues: it configures and starts the VM."""
     session.execute(_update_own_allocation(owner, vmid).values(is_cloning=False))
 
 
 def halve_clone_limit(session: Session, owner: AllocationOwner, target: str) -> int:
-    """Halve the limit of a target; return the new limit. The caller has called `lock_tables`."""
+    """Halve the limit of a target and return the new limit.
+
+    A clone on the target has failed, because Proxmox did not get its lock of a storage or a guest in time. The caller
+    has called `lock_tables`.
+    """
     row = session.get_one(CloneTarget, (owner.cluster, target))
     row.max_clones, row.successes = max(row.max_clones // 2, 1), 0
     return row.max_clones

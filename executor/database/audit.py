@@ -1,8 +1,8 @@
-"""Stores audit entries. Each entry says who changed which object (for example a job, a mapping or a pause), and why.
+"""Stores audit entries. Each entry says who changed which object (for example a job or a mapping), and why.
 
 There is one entry for each change that an operator makes, and for each automatic correction. The change and its entry
 are written in the same transaction, so that the database stores either both or neither. Entries are never deleted. Only
-`executor.database.erasure` erases the values of an entry.
+`executor.database.erasure` sets the columns `before`, `after` and `reason` of an entry to NULL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_SUBJECT_ID_LENGTH = 100
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 2000
 #: The columns of a job that `before` and `after` of an audit entry contain. `params` and `service` are not among them,
-#: because their values may be large.
+#: because their values may be large. At `report_after`, the backoff of the report ends.
 JOB_COLUMNS = (
     "action",
     "service_id",
@@ -58,13 +58,17 @@ def add_entry(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Add an entry: `who` made the change `verb` (for example "cancel") to one subject.
 
-    `subject_kind` determines what `subject_id` is. "job": the job's `fulcrum_id`. "mapping" and "service": the service
-    id. "agents": the scope of a pause or a limit, which is all agents or one agent process (see `pause_scopes`).
-    "database": the id of the move that `smith db migrate` made, in the table `moves`.
+    `subject_kind` determines what `subject_id` is:
+
+    - "job": the job's `fulcrum_id`
+    - "mapping" and "service": the service id
+    - "agents" (an operator pauses agents, or limits their parallel jobs): `all` for all agents, or `node:<id>` for one
+      agent process, not for a Proxmox node; `<id>` is the id of the data folder of this process
+    - "database": the id of a move of all rows to another database (table `moves`)
+
     `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
     masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. A secret
-    cannot be masked later: the database refuses every change of an entry, except the change of all three columns to
-    NULL (`executor.database.erasure`).
+    cannot be masked later: the database allows no change of an entry, only the erasure of its values.
     """
     entry = AuditEntry(
         at=utc_now(),

@@ -10,7 +10,8 @@ from sqlalchemy import select
 
 from executor.database.core_tables import audit, read_rows
 
-if TYPE_CHECKING:  # The class needs the ORM. A row that the query returns has the attributes of the class.
+if TYPE_CHECKING:  # The import of AuditEntry is slow. The query returns read-only rows with the same attributes.
+    # A Reader is a connection or a session.
     from executor.database.core_tables import Reader
     from executor.database.tables.audit import AuditEntry
 

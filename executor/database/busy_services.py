@@ -1,4 +1,4 @@
-"""Finds the services for which a job, a report or a playbook run has not ended yet."""
+"""Finds the services with a job that has not ended, a report that must be sent, or a playbook run in progress."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from executor.database.literals import DUE_LITERAL, PENDING_LITERAL, PROCESSING_
 from executor.database.tables.jobs import Job
 
 
-def find_ids(session: Session, service_id: str | None = None) -> frozenset[str]:
+def find_busy_service_ids(session: Session, service_id: str | None = None) -> frozenset[str]:
     """Return the ids of the services with an open job, a due report, or a run in progress that an operator started.
 
-    With `service_id`, check only this service.
+    An open job is pending or processing. A report is due while the agent must send it, or send it again. With
+    `service_id`, check only this service.
     """
     # There is one query for each partial index, because a single query with OR would read the whole table.
     conditions = (

@@ -1,4 +1,12 @@
-"""Builds the SQL statement of `job_queue.claim`: one UPDATE that selects a pending job and claims it for an owner."""
+"""Builds the SQL statement of `job_queue.claim`: one UPDATE that selects a pending job and claims it for an owner.
+
+The owner of a job is the agent process that has claimed it. A tenant is the customer in FulcrumCore that uses a job's
+service. A tenant key is a tenant id, or '' for jobs without a tenant. The column `core_created_at` contains the time at
+which FulcrumCore created the job.
+
+The conditions compare with SQL literals such as PENDING_LITERAL, because SQLite uses a partial index only if the text
+of the statement contains the value.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +33,6 @@ MaxCreates = int | ScalarSelect[int]
 def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
-    The text of the statement does not depend on the rows, so the database driver and SQLAlchemy prepare it once.
     `max_creates` limits how many create jobs run at the same time. If at least MIN_CRASHES_FOR_PROBATION crashes of the
     agent were counted for a job, the job is on probation, which means that it runs alone. If the next job is on
     probation and the owner has another job, the UPDATE claims nothing. An owner that has a job on probation claims no
@@ -46,7 +53,7 @@ def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) 
             attempt=Job.attempt + 1,
             lease_until=db_now(lease_s),
             available_at=None,
-            is_waiting=False,
+            is_waiting=False,  # becomes True while the attempt waits for an answer of Proxmox or for other clones
         )
         .returning(Job)
         .execution_options(populate_existing=True)
@@ -57,8 +64,8 @@ def _next_job_id(max_creates: MaxCreates | None) -> Select[int]:
     """Return a query for the id of the next job, by the three rules of `job_queue.claim`.
 
     The rules are: the highest priority, the tenant with the fewest processing jobs, and the oldest job. First the query
-    selects the tenant, and then its oldest job. Each step reads only the first entries of a part of an index, so a
-    claim takes as long with many pending jobs as with few.
+    selects the tenant, and then its oldest job. Each step reads only a few entries of an index, so a claim takes
+    as long with many pending jobs as with few.
     """
     tenant = _next_tenant(max_creates).subquery("next_tenant")
     # `_next_tenant` has found the tenant's oldest job already. This query selects the job again to lock the job: if
@@ -106,8 +113,9 @@ def _oldest_job_id(
 
 
 def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
-    """Return a query for the highest priority of a claimable job, and each tenant with a pending job of this priority.
+    """Return a query with one row for each tenant that has a pending job with the highest priority of a claimable job.
 
+    It is possible that none of the tenant's jobs is claimable. A row contains the priority and the tenant key.
     The recursion reads one entry of the index `ix_jobs_to_claim_of_tenant` for each tenant, and not one for each job.
     It ends with a row that has NULL instead of a tenant.
     """
@@ -158,6 +166,7 @@ def _is_claimable(job_alias: Any, max_creates: MaxCreates | None) -> ColumnEleme
     manual_run_of_service = select(manual_run.id).where(
         manual_runs.is_in_progress(manual_run), manual_run.service_id == job_alias.service_id
     )
+    # A remaining backoff longer than MAX_BACKOFF_S counts as over, because the database's clock was set back.
     is_backoff_over = is_wait_over(job_alias.available_at, MAX_BACKOFF_S)
     is_service_free = ~processing_job_of_service.exists() & ~manual_run_of_service.exists()
     condition = and_(job_alias.status == PENDING_LITERAL, is_backoff_over, is_service_free)

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
 
-    #: What a query uses to read: a connection of the Core, or a session of the ORM. A session first stores the changes
-    #: of its objects.
+    #: What a query uses to read: a connection of SQLAlchemy Core, or a session of the ORM.
     Reader = Connection | Session
 
 
@@ -69,6 +68,12 @@ def _json_values(*names: str) -> Iterator[ColumnClause[Any]]:
     return _columns(JSON(none_as_null=True), names)
 
 
+# `defect` says why the job cannot run. The columns `reserved_…` contain the amounts that a pending or processing
+# job will add to its tenant's usage. `group_id` is the id of the service's group in FulcrumCore.
+# `is_waiting` is true while the attempt waits for an answer of Proxmox or for other clones. At `claim_sent_at`, the
+# worker sent the claim of the job to FulcrumCore, which accepted it at `claimed_at`. `report_note` says why the report
+# has its state, or why it is retried. At `report_after`, the backoff of the report ends. Until `report_claimed_until`,
+# only the agent process that has claimed the report sends it.
 jobs = table(
     "jobs",
     *_integers("id", "priority", "attempt", "crashes", "epoch", "report_attempts"),
@@ -81,6 +86,7 @@ jobs = table(
     *_times("claimed_at", "started_at", "finished_at", "reported_at", "report_after", "report_claimed_until"),
     *_json_values("params", "service", "result"),
 )
+# `story` is a summary of what the run did. `node` is the id of the agent process that has the artifacts.
 runs = table(
     "runs",
     *_integers("id", "job_id", "attempt", "rc"),
@@ -101,6 +107,7 @@ manual_runs = table(
     *_times("started_at", "lease_until", "ended_at"),
     *_json_values("upids"),
 )
+# `kind` says whether the guest is a VM or a container. A VM that is pending deletion is not deleted before `delete_at`.
 mappings = table(
     "mappings",
     *_integers("id", "vmid", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
@@ -114,6 +121,10 @@ audit = table(
     *_times("at"),
     *_json_values("before", "after"),
 )
+# A row is an agent process, not a Proxmox node. `concurrency` is the maximum number of jobs that the process can run in
+# parallel. `concurrency_wanted` is the number that it may run now: an operator can lower it. The process is `draining`
+# if it claims no more jobs. `fences` is true if the process ends its runs before its leases expire. `installation_id`
+# is the id of its data folder.
 nodes = table(
     "nodes",
     *_integers("pid", "concurrency_wanted", "concurrency"),
@@ -122,6 +133,7 @@ nodes = table(
     *_times("started_at", "seen_at", "stopped_at", "proxmox_checked_at"),
 )
 pauses = table("pauses", *_texts("scope", "who", "reason"), *_times("since"))
+# `runs` is the number of executions of the critical job, and `node` is the id of the agent process of the last one.
 critical_jobs = table(
     "critical_jobs",
     *_integers("failures", "runs"),
@@ -129,8 +141,10 @@ critical_jobs = table(
     *_texts("name", "last_error", "node"),
     *_times("due_at", "last_started_at", "last_finished_at", "last_ok_at"),
 )
+# A move copies all rows to (or from) another database: `direction` is `to` or `from`; `url` is the other database.
 moves = table("moves", *_texts("id", "direction", "url", "who"), *_times("started_at", "completed_at"))
 
-#: The columns of runs without `story`, and of manual runs without `output`. The values of these two may be long.
+#: The columns of runs without `story`, and of manual runs without `output`: the values of `story` and `output` may be
+#: long.
 RUN_COLUMNS = [run_column for run_column in runs.c if run_column.name != "story"]
 MANUAL_RUN_COLUMNS = [run_column for run_column in manual_runs.c if run_column.name != "output"]

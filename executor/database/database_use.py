@@ -1,8 +1,9 @@
 """Stores which agent of FulcrumCore uses a PostgreSQL database, and for which Proxmox cluster. No function commits.
 
-The agent and the cluster together are called the use of the database. All processes of one agent share the agent's
-jobs. Another agent cannot report these jobs: FulcrumCore accepts only the token of the agent that claimed them. So only
-one agent at a time uses a database. The only row of the table `database_use` names this agent.
+In this module, a use is a pair: the agent that uses the database, and its cluster. All processes of one agent share the
+agent's jobs. Another agent cannot report these jobs: FulcrumCore accepts only the token of the agent that claimed them.
+So only one agent at a time uses a database. The only row of the table `database_use` names this agent. An agent with
+another cluster counts as another agent.
 """
 
 from __future__ import annotations
@@ -23,43 +24,44 @@ ROW_ID = 1
 
 @dataclass(frozen=True, kw_only=True)
 class AgentAndCluster:
-    """The agent that uses the database, and the agent's cluster: together, a use of the database."""
+    """A use: the agent that uses the database, and the agent's cluster."""
 
     agent_id: str
     cluster: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherUse(AgentAndCluster):
-    """A use by another agent or for another cluster, as it was stored when the row was read.
+class UseByOtherAgent(AgentAndCluster):
+    """A use by another agent or for another cluster, as it was when the row was read.
 
-    When the agent that has this use calls `confirm_use`, `confirmed_at` in the row changes.
+    The other agent changes `confirmed_at` in the row regularly. A changed value shows that the other agent uses
+    the database.
     """
 
     confirmed_at: datetime
 
 
-def confirm_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
+def confirm_use(session: Session, use: AgentAndCluster) -> UseByOtherAgent | None:
     """Confirm this use: store that FulcrumCore accepts this agent's token now. Return None.
 
-    If the database has another use, store nothing, and return the other use.
+    If the database is used by another agent or for another cluster, store nothing, and return that use.
     """
     if execute_and_count(session, update(DatabaseUse).where(_is_row_of_use(use)).values(confirmed_at=db_now())):
         return None
     stmt = insert_into(session, DatabaseUse).values(id=ROW_ID, confirmed_at=db_now(), **vars(use))
     session.execute(stmt.on_conflict_do_nothing(index_elements=["id"]))
-    return find_other_use(session, use)
+    return find_use_by_other_agent(session, use)
 
 
-def find_other_use(session: Session, use: AgentAndCluster) -> OtherUse | None:
+def find_use_by_other_agent(session: Session, use: AgentAndCluster) -> UseByOtherAgent | None:
     """Return the use of the database by another agent or for another cluster, or None."""
     row = session.get(DatabaseUse, ROW_ID, populate_existing=True)
     if row is None or (row.agent_id, row.cluster) == (use.agent_id, use.cluster):
         return None
-    return OtherUse(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
+    return UseByOtherAgent(agent_id=row.agent_id, cluster=row.cluster, confirmed_at=row.confirmed_at)
 
 
-def take_over(session: Session, use: AgentAndCluster, replaced_use: OtherUse) -> bool:
+def take_over(session: Session, use: AgentAndCluster, replaced_use: UseByOtherAgent) -> bool:
     """Replace the use `replaced_use` with `use`. Return True if it was replaced.
 
     If `replaced_use` was confirmed after the caller had read it, nothing is stored.
@@ -70,7 +72,7 @@ def take_over(session: Session, use: AgentAndCluster, replaced_use: OtherUse) ->
 
 
 def store_agent_id_of_process(session: Session, boot_id: str, agent_id: str) -> None:
-    """Store to which agent of FulcrumCore an agent process belongs."""
+    """Store to which agent of FulcrumCore the agent process with the id `boot_id` belongs."""
     session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
 
 

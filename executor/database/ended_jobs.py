@@ -1,6 +1,6 @@
-"""Returns the counts and the durations of recently ended jobs, and the last failed jobs, for the overview page.
+"""Returns counts and durations of recently ended jobs, and the last failed jobs, for the overview page and `smith top`.
 
-Each query reads an index of ended jobs.
+Each query reads an index of ended jobs. A `Reader` is a connection or session of SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from executor.database.core_tables import jobs, read_rows
 from executor.database.literals import ENDED_LITERALS
 from executor.model import JobStatus
 
-if TYPE_CHECKING:  # The class needs the ORM. A row that a query returns has the attributes of the class.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.core_tables import Reader
     from executor.database.tables.jobs import Job
 
@@ -63,7 +63,7 @@ def ended_job_counts_by_hour(reader: Reader, now: datetime, *, hours: int) -> li
 
 
 def last_failed_jobs(reader: Reader, limit: int) -> Sequence[Job]:
-    """Return the jobs that failed last, newest first."""
+    """Return the rows of the jobs that failed last, newest first. A row has the attributes of `Job`."""
     # The condition on all ended jobs excludes no failed job. It is there because the database uses the index
     # `ix_jobs_ended`, which is sorted by time, only for a statement with this condition.
     is_failed = jobs.c.status.in_(ENDED_LITERALS) & (jobs.c.status == JobStatus.FAILED)

@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, Operational
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from executor.database import file_ownership
-from executor.errors import DatabaseError, DatabaseLocked, DatabaseRefused, DatabaseUnavailable
+from executor.errors import DatabaseError, DatabaseLocked, DatabaseUnavailable, StatementRefused
 
 if TYPE_CHECKING:  # At run time, only functions that need the ORM import it, so that commands that only read are fast.
     from sqlalchemy.orm import Session
@@ -32,8 +32,8 @@ BUSY_TIMEOUT_MS = 15_000
 #: The number of connections to SQLite that the pool keeps open, and the number that it may open in addition.
 POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
 #: The same numbers for PostgreSQL. There, each connection is a process of the server, and all agent processes share the
-#: server. With the connection of `executor.database.notifications`, an agent process has at most 12 connections, and
-#: at most 6 of them stay open while it is idle.
+#: server. With one more connection, which waits for notifications of new jobs, an agent process has at most 12
+#: connections, and at most 6 of them stay open while it is idle.
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
@@ -99,7 +99,8 @@ def _prepare_sqlite_file(file: Path) -> None:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not file.exists():
-            os.close(file_ownership.open_with_folder_owner(file, os.O_WRONLY))
+            # If root creates the file, the file gets the owner of its folder.
+            os.close(file_ownership.open_or_create_file(file, os.O_WRONLY))
     except OSError as error:
         raise DatabaseError(f"cannot write the database {file}: {_reason_and_remedy(error, file.parent)}") from error
     if reason := file_ownership.why_database_unusable(file):
@@ -154,11 +155,10 @@ def _set_up_sqlite_connection(connection: Any, _record: Any) -> None:
 
 
 def _begin_transaction(connection: Any) -> None:
-    """Start a transaction on SQLite. The execution options of the engine decide how:
+    """Start a transaction on SQLite. These execution options of the engine change how the transaction starts:
 
-    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS. The timeout is set only if the connection's
-    previous transaction had another timeout.
-    - `smith_migrating`, which the module `schema` sets, turns foreign keys off.
+    - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS.
+    - `smith_migrating`, which is set for a migration of the schema, turns the checks of foreign keys off.
     - `smith_read_only`, which for example `reading` sets, starts the transaction without the write lock.
     """
     options = connection.get_execution_options()
@@ -177,23 +177,23 @@ def _begin_transaction(connection: Any) -> None:
 def transaction(engine: Engine) -> Iterator[Session]:
     """Open a transaction for writes. It is committed at the end of the block, or rolled back if the block raises.
 
-    If the database fails, DatabaseUnavailable is raised when a retry may succeed, and DatabaseRefused otherwise.
+    If the database fails, DatabaseUnavailable is raised when a retry may succeed, and StatementRefused otherwise.
     """
     from sqlalchemy.orm import Session  # noqa: PLC0415 (see the imports at the beginning)
 
-    with translating_errors(engine), Session(engine, expire_on_commit=False) as session, session.begin():
+    with raise_as_database_error(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 def can_begin_write(engine: Engine, *, within_s: float) -> bool:
-    """Return whether a transaction for writes can begin within this time: False if the database stays locked.
+    """Return whether a transaction for writes can begin within `within_s`: False if the database stays locked.
 
     Raises DatabaseError for every other failure.
     """
     engine_with_timeout = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
     try:
         with (
-            translating_errors(engine),
+            raise_as_database_error(engine),
             engine_with_timeout.connect() as connection,
             connection.begin() as open_transaction,
         ):
@@ -211,17 +211,17 @@ def reading(engine: Engine) -> Iterator[Session]:
     from sqlalchemy.orm import Session  # noqa: PLC0415 (see the imports at the beginning)
 
     read_only_engine = engine.execution_options(smith_read_only=True)
-    with translating_errors(engine), Session(read_only_engine, expire_on_commit=False) as session:
+    with raise_as_database_error(engine), Session(read_only_engine, expire_on_commit=False) as session:
         yield session
 
 
 @contextlib.contextmanager
-def reading_without_orm(engine: Engine) -> Iterator[Connection]:
+def read_only_connection(engine: Engine) -> Iterator[Connection]:
     """Open a transaction for reads, like `reading`, but yield a connection, which needs no import of the ORM.
 
-    The functions of the modules whose name ends in `queries`, and of `ended_jobs`, take such a connection.
+    The functions that take a `Reader` (a connection or a session) work with it.
     """
-    with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
+    with raise_as_database_error(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         yield connection
 
 
@@ -254,8 +254,12 @@ def write_with_retry(
 
 
 @contextlib.contextmanager
-def translating_errors(engine: Engine) -> Iterator[None]:
-    """Translate SQLAlchemy's errors into DatabaseLocked, DatabaseUnavailable or DatabaseRefused."""
+def raise_as_database_error(engine: Engine) -> Iterator[None]:
+    """Translate SQLAlchemy's errors into DatabaseUnavailable or StatementRefused.
+
+    If the wait for a lock was too long, the error is DatabaseUnavailable on SQLite, and on PostgreSQL its subclass
+    DatabaseLocked.
+    """
     try:
         yield
     except SQLAlchemyError as error:
@@ -265,7 +269,7 @@ def translating_errors(engine: Engine) -> Iterator[None]:
 def _error_class(error: SQLAlchemyError) -> type[DatabaseError]:
     if getattr(getattr(error, "orig", None), "sqlstate", None) == LOCK_NOT_AVAILABLE:
         return DatabaseLocked
-    return DatabaseUnavailable if _may_succeed_later(error) else DatabaseRefused
+    return DatabaseUnavailable if _may_succeed_later(error) else StatementRefused
 
 
 def _may_succeed_later(error: SQLAlchemyError) -> bool:

@@ -1,10 +1,12 @@
 """Erases what the database contains about a service that has ended.
 
+A service has ended if it has no VM and no volume of a VM, its jobs and runs have ended, and no report is due.
+
 The rows of the service's jobs, runs and mappings are deleted. So are the rows of the runs that operators started for
-the service, and the rows in `secret_references` that bind secrets of FulcrumCore's vault to the service.
+the service, and the rows in `secret_references`, which say which secrets of FulcrumCore's vault the service may use.
 
 Audit entries stay, because they prove what was done. Only their values are erased: the columns `before`, `after` and
-`reason`, which may contain a customer's names, become NULL. The triggers of the table allow only this change.
+`reason`, which may contain a customer's names, become NULL. The triggers of the audit table allow only this change.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ColumnElement
 
 from executor.database import audit, busy_services, job_events, manual_runs, secret_references, volumes_left
-from executor.database.engine import sqlite_file, translating_errors
+from executor.database.engine import raise_as_database_error, sqlite_file
 from executor.database.statements import execute_and_count
 from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job, Run
@@ -37,7 +39,7 @@ class StoredData:
     job_ids: Sequence[int]
     runs: Sequence[Run]
     mappings: Sequence[Mapping]
-    secret_reference_count: int  #: the number of secrets of FulcrumCore's vault that are bound to the service
+    secret_reference_count: int  #: how many secrets of FulcrumCore's vault the service may use
     manual_run_count: int  #: the number of runs that operators started for the service
     audit_entry_count: int  #: the number of audit entries whose values are not erased yet
     #: The latest time at which a job ended or a mapping was deleted; None if neither has happened.
@@ -53,7 +55,7 @@ class StoredData:
 def services_of_consumer(session: Session, consumer_id: str) -> list[str]:
     """Return the ids of the services whose stored jobs name this consumer. A service without a stored job is not found.
 
-    A consumer is the participant in FulcrumCore that uses a service.
+    A consumer is the participant in FulcrumCore that uses a service. This database calls the consumer a tenant.
     """
     stmt = select(Job.service_id).where(Job.tenant_id == consumer_id, Job.service_id.is_not(None)).distinct()
     return [service_id for service_id in session.scalars(stmt.limit(MAX_SERVICES)) if service_id]
@@ -65,9 +67,7 @@ def find_stored_data(session: Session, service_id: str) -> StoredData:
     mapping_rows = session.scalars(select(Mapping).where(Mapping.service_id == service_id).order_by(Mapping.id)).all()
     job_ids = [job_id for job_id, _finished_at in jobs]
     end_times = [finished_at for _job_id, finished_at in jobs] + [row.deleted_at for row in mapping_rows]
-    entry_count_query = (
-        select(func.count()).select_from(AuditEntry).where(_is_entry_of_service_with_values(session, service_id))
-    )
+    entry_count_query = select(func.count()).select_from(AuditEntry).where(_has_values_to_erase(session, service_id))
     return StoredData(
         service_id=service_id,
         job_ids=job_ids,
@@ -84,12 +84,22 @@ def why_service_has_not_ended(session: Session, data: StoredData) -> str:
     """Return why a service has not ended; '' if it has ended, so that its rows may be deleted."""
     if manual_runs.run_in_progress(session, data.service_id) is not None:
         return "a run that an operator started is in progress"
-    if busy_services.find_ids(session, data.service_id):
-        return "a job is open, or its report is due"
+    if busy_services.find_busy_service_ids(session, data.service_id):
+        return "a job has not ended, or its report is due"
     if any(row.state != MappingState.DELETED for row in data.mappings):
-        return "the service has a mapping, so its VM may exist: delete the service, or see `smith mappings forget`"
-    if any(volumes_left.has_volumes_left(row) for row in data.mappings):
-        return "volumes of the deleted VM may still exist: remove these volumes, then run `smith drift fix`"
+        remedy = (
+            "delete the service, or run `smith mappings forget`, which marks the mapping as deleted and keeps the VM"
+        )
+        return f"the service has a mapping, so its VM may exist: {remedy}"
+    left_volume_ids = [
+        volume_id
+        for row in data.mappings
+        if volumes_left.has_volumes_left(row)
+        for volume_id in volumes_left.volume_ids_in_note(row)
+    ]
+    if left_volume_ids:
+        remedy = "remove these volumes, then run `smith drift fix`, which deletes the mapping's note about them"
+        return f"volumes of the deleted VM may still exist ({', '.join(left_volume_ids)}): {remedy}"
     return ""
 
 
@@ -101,7 +111,7 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
     erased_entry_count = execute_and_count(
         session,
         update(AuditEntry)
-        .where(_is_entry_of_service_with_values(session, data.service_id))
+        .where(_has_values_to_erase(session, data.service_id))
         .values(before=None, after=None, reason=None)
         .execution_options(synchronize_session=False),
     )
@@ -128,23 +138,23 @@ def erase(session: Session, data: StoredData, *, who: str, reason: str) -> None:
 
 
 def was_service_erased(session: Session, service_id: str | None) -> bool:
-    """Return whether the audit log has an entry about the erasure of this service or, with None, of any service.
-
-    `services_of_consumer` cannot answer this: after an erasure, no row names the consumer of the service any more.
-    """
+    """Return whether the audit log has an entry about the erasure of this service or, with None, of any service."""
     entry = select(AuditEntry.id).where(AuditEntry.subject_kind == "service", AuditEntry.verb == "erase")
     if service_id is not None:
         entry = entry.where(AuditEntry.subject_id == service_id)
     return session.scalar(entry.limit(1)) is not None
 
 
-def _is_entry_of_service_with_values(session: Session, service_id: str) -> ColumnElement[bool]:
-    """Return the condition that an audit entry is about this service and has values."""
-    job_ids = select(Job.fulcrum_id).where(Job.service_id == service_id)
+def _has_values_to_erase(session: Session, service_id: str) -> ColumnElement[bool]:
+    """Return the SQL condition that an audit entry about this service has values to erase.
+
+    The entry of an earlier erasure keeps its values.
+    """
+    fulcrum_ids = select(Job.fulcrum_id).where(Job.service_id == service_id)
     is_of_service = or_(
         AuditEntry.subject_id == service_id,
-        AuditEntry.subject_id.in_(job_ids),
-        # The job of an entry may have been pruned. The entry's values name the service.
+        AuditEntry.subject_id.in_(fulcrum_ids),
+        # If the job of an entry was pruned (deleted because it is old), only the entry's values name the service.
         AuditEntry.before["service_id"].as_string() == service_id,
         AuditEntry.after["service_id"].as_string() == service_id,
     )
@@ -160,7 +170,7 @@ def overwrite_deleted_rows(engine: Engine) -> None:
     """
     if sqlite_file(engine.url.render_as_string(hide_password=False)) is None:
         return
-    with translating_errors(engine), engine.connect() as connection:
+    with raise_as_database_error(engine), engine.connect() as connection:
         # VACUUM is refused inside a transaction, and SQLAlchemy's connection always begins one.
         connection.rollback()
         driver_connection = connection.connection.driver_connection

@@ -1,4 +1,4 @@
-"""Makes the owner of the database's folder the owner of new files in it, and reports files that a user cannot use.
+"""Gives new files in the database's folder to the owner of the folder, and reports files that this process cannot use.
 
 An operator may call a command as root, for example `smith db upgrade`. The agent, which runs as another user, must
 still be able to use each file that such a command creates.
@@ -16,11 +16,11 @@ from pathlib import Path
 COMPANION_SUFFIXES = ("-wal", "-shm", ".lock")
 
 
-def open_with_folder_owner(file: Path, flags: int) -> int:
+def open_or_create_file(file: Path, flags: int) -> int:
     """Open the file and create it if it does not exist; return the descriptor. Raises OSError.
 
-    If root opens a file that is new or empty, the file gets the owner of its folder. A symbolic link is refused with
-    OSError, because otherwise the owner of the folder could make root change any other file.
+    If root opens a file that is empty, as each new file is, the file gets the owner of its folder. A symbolic link is
+    refused with OSError, because otherwise the owner of the folder could make root open any other file.
     """
     descriptor = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -33,7 +33,7 @@ def open_with_folder_owner(file: Path, flags: int) -> int:
     return descriptor
 
 
-def change_owner_if_root(owner: os.stat_result, *files: Path) -> None:
+def change_owner_if_run_as_root(owner: os.stat_result, *files: Path) -> None:
     """If this process is root, give each existing file the user and the group of `owner`. Do not follow symbolic links.
 
     `owner` is the stat result of a file or a folder.
@@ -46,7 +46,7 @@ def change_owner_if_root(owner: os.stat_result, *files: Path) -> None:
 
 
 def why_database_unusable(database: Path) -> str:
-    """Return which file of the database this user cannot use, and the remedy; '' if the user can use all files."""
+    """Return which file of the database this process cannot use, and the remedy; '' if it can use all files."""
     for file in (database, *(Path(f"{database}{suffix}") for suffix in COMPANION_SUFFIXES)):
         if file.exists() and not os.access(file, os.R_OK | os.W_OK):
             if os.statvfs(file).f_flag & os.ST_RDONLY:

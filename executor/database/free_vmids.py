@@ -28,9 +28,9 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
     """Return a VMID of the range that has no current mapping, is not in quarantine, and is not in `used_vmids`.
 
     `used_vmids` are the VMIDs that guests in Proxmox use. The VMID of a deleted mapping is in quarantine for
-    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist. The names of volumes
-    contain the VMID, so these volumes would have the names of a new VM's volumes. Raises JobError CAPACITY when no VMID
-    of the range is available.
+    `quarantine_s` after the deletion, and as long as volumes of the deleted VM still exist. Proxmox identifies
+    the VM of a volume by the VMID in the volume's name. So the volumes would belong to a new VM with this VMID. Raises
+    JobError CAPACITY when no VMID of the range is available.
     """
     _cluster, lowest, highest = vmid_range
     excluded_vmids = used_vmids | unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
@@ -42,8 +42,8 @@ def pick_vmid(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: f
         if vmid not in excluded_vmids:
             return vmid
     remedy = "set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX to a larger range"
-    text = f"no VMID is free between {lowest} and {highest}: {remedy}"
-    raise JobError(ErrorCode.CAPACITY, "no VMID is free", text)
+    operator_detail = f"no VMID is free between {lowest} and {highest}: {remedy}"
+    raise JobError(ErrorCode.CAPACITY, "no VMID is free", operator_detail)
 
 
 def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarantine_s: float) -> set[int]:

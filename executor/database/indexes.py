@@ -25,9 +25,10 @@ def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) ->
 
 
 _partial_index("ix_jobs_one_processing_per_service", Job.service_id, unique=True, only="status = 'processing'")
+# `core_created_at` is the time at which FulcrumCore created the job.
 _partial_index("ix_jobs_to_claim", text("priority DESC"), Job.core_created_at, Job.id, only="status = 'pending'")
-# On SQLite, Alembic cannot copy an index with an expression: a migration that rebuilds the table `jobs` must create the
-# following index again.
+# On SQLite, Alembic cannot copy an index with an expression such as `coalesce`: a migration that rebuilds the table
+# `jobs` must create the following index again.
 _partial_index(
     "ix_jobs_to_claim_of_tenant",
     text("priority DESC"),
@@ -36,6 +37,8 @@ _partial_index(
     Job.id,
     only="status = 'pending'",
 )
+# If the report state is 'due', FulcrumCore has not acknowledged the job's result. If it is 'claimed_elsewhere', another
+# installation, which has another database, has claimed the job at FulcrumCore.
 _partial_index("ix_jobs_to_report", Job.finished_at, only="report_state = 'due'")
 _partial_index("ix_jobs_claimed_elsewhere", Job.finished_at, only="report_state = 'claimed_elsewhere'")
 _partial_index("ix_jobs_ended", Job.finished_at, Job.status, only="status IN ('completed', 'failed')")
@@ -49,14 +52,16 @@ _partial_index("ix_mappings_one_per_service", Mapping.service_id, unique=True, o
 _partial_index("ix_mappings_one_per_vmid", Mapping.cluster, Mapping.vmid, unique=True, only="state != 'deleted'")
 _partial_index("ix_mappings_deleted", Mapping.deleted_at, only="state = 'deleted'")
 _partial_index("ix_mappings_tenant", Mapping.tenant_id, only="state != 'deleted'")
+# The note of a deleted mapping begins with this text if volumes of the deleted VM may still exist.
 _partial_index(
     "ix_mappings_volumes_left",
     Mapping.cluster,
     Mapping.vmid,
     only="state = 'deleted' AND substr(note, 1, 14) = 'VOLUMES_LEFT: '",
 )
+# A row of this table says that a service may use one secret of FulcrumCore's vault.
 Index("ix_secret_references_service", SecretReference.service_id)
 Index("ix_audit_subject", AuditEntry.subject_kind, AuditEntry.subject_id)
 
-#: The tables with their indexes.
+#: The object `all_tables.METADATA`, to which this module has added the indexes.
 METADATA: MetaData = all_tables.METADATA

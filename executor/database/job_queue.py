@@ -1,8 +1,11 @@
-"""Inserts, claims and finishes jobs: steps 1, 2 and 6 of a job's processing (see ARCHITECTURE.md).
+"""Inserts, claims, requeues, finishes, cancels and deletes jobs.
 
-Only this module, `reaping` and `reopening` change the status of a job. The poller submits a job. An agent process
-claims the job and so becomes its owner. The owner renews the job's lease while the job runs, and finishes the job. The
-column `owner` contains the process's `boot_id`: a random id that each agent process chooses at its start.
+Only this module, `reaping`, `reopening` and `outbox` change the status of a job. `reopening` makes an ended job pending
+again. `outbox` makes a completed job failed if FulcrumCore refuses the report of its success.
+
+The poller submits a job. An agent process claims the job and so becomes its owner. The owner renews the job's lease
+while the job runs, and finishes the job. The column `owner` contains the process's `boot_id`: a random id that each
+agent process chooses at its start.
 `reaping.reap` takes a job from its owner after the owner has ended, or has not renewed the job's lease for too long.
 
 There are two claims. `claim` changes only the database. After that, the owner also claims the job at FulcrumCore, which
@@ -49,8 +52,8 @@ from executor.shared.error_codes import ErrorCode
 #: The key of the PostgreSQL advisory lock that a claim takes before it counts the running create jobs. The value is
 #: the ASCII text "SMIT".
 CREATE_LIMIT_LOCK_KEY = 0x534D4954
-#: The error message of a job that FulcrumCore lists as Processing, although no agent of this database has claimed it.
-#: The other installation has another database.
+#: The error message of a job that an installation with another database has claimed. FulcrumCore lists the job as
+#: Processing, but no agent process of this database has claimed it.
 CLAIMED_ELSEWHERE_TEXT = "another installation with this agent's token has claimed the job"
 #: How many times one call of `claim` tries to claim a job before it returns None.
 MAX_CLAIM_ATTEMPTS = 5
@@ -74,17 +77,17 @@ class NewJob:
 
     fulcrum_id: str
     service_id: str | None
-    group_id: str | None
+    group_id: str | None  #: the id of the service's group in FulcrumCore
     action: str
     params: dict[str, Any] | None
-    service: dict[str, Any] | None
+    service: dict[str, Any] | None  #: the service as FulcrumCore's API describes it
     defect: str | None  #: why the job cannot run, or None; the worker claims a job with a defect, and then fails it
     priority: int
-    core_created_at: datetime
-    deadline_at: datetime
-    tenant_id: str | None = None
-    #: True if the agent has already claimed the job at FulcrumCore. This happens only if the database was lost together
-    #: with the job's row.
+    core_created_at: datetime  #: when FulcrumCore created the job
+    deadline_at: datetime  #: by FulcrumCore's clock; FulcrumCore fails a job that has not ended at this time
+    tenant_id: str | None = None  #: the participant in FulcrumCore that uses the service
+    #: True if FulcrumCore lists the job as claimed by this agent. Either this agent claimed the job and then lost its
+    #: database, or another installation claimed the job (`is_claimed_elsewhere`).
     is_claimed_at_fulcrum: bool = False
     #: True if another installation (see CLAIMED_ELSEWHERE_TEXT) has claimed the job. `submit` then stores it as failed.
     is_claimed_elsewhere: bool = False
@@ -118,7 +121,7 @@ def submit(session: Session, new_job: NewJob) -> int | None:
         "status": JobStatus.PENDING,
         "claim_sent_at": now if new_job.is_claimed_at_fulcrum else None,
         "claimed_at": now if new_job.is_claimed_at_fulcrum else None,
-        "report_state": ReportState.LOCAL if new_job.is_local else ReportState.NONE,
+        "report_state": ReportState.LOCAL if new_job.is_local else ReportState.NONE,  # NONE: the job has not ended
     }
     if new_job.is_claimed_elsewhere:
         values |= _columns_of_job_claimed_elsewhere(now)
@@ -173,13 +176,13 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreat
 
 def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     """Take the advisory locks of a claim on PostgreSQL. SQLite allows only one writer at a time, so it needs none."""
-    locks = [func.pg_advisory_xact_lock_shared(manual_runs.LOCK_KEY)]
+    locks = [func.pg_advisory_xact_lock_shared(manual_runs.MANUAL_RUN_LOCK_KEY)]  # blocks `manual_runs.start`
     if is_create_limited:  # otherwise, two simultaneous claims could together exceed the limit
         locks.append(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK_KEY))
     session.execute(select(*locks))
 
 
-#: The SQL condition that an operator has paused all agents. The pause of a single agent process has another scope.
+#: The SQL condition that an operator has paused all agents. The pause of only one agent has another scope.
 _ARE_ALL_AGENTS_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{ALL_AGENTS}'")).exists()
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_AGENTS_PAUSED).limit(1)
 
@@ -207,7 +210,7 @@ def write_with_lease(session: Session, lease: Lease, **columns: Any) -> None:
 def store_fulcrum_claim_sent(session: Session, lease: Lease) -> None:
     """Store that the worker is about to send the claim of the job to FulcrumCore.
 
-    If FulcrumCore's answer is lost, the next attempt of the job still knows that FulcrumCore may have accepted the
+    If FulcrumCore's answer is lost, the stored time tells the next attempt that FulcrumCore may have accepted the
     claim.
     """
     write_with_lease(session, lease, claim_sent_at=utc_now())
@@ -219,21 +222,27 @@ def store_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
 
 
 def store_reserved_amounts(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
-    """Store the amounts that the job adds to its tenant's usage. The keys are the field names of `usage.Amounts`."""
+    """Store the amounts that are reserved for the job, because the job will add them to its tenant's usage.
+
+    The keys are vms, cores, memory_mib, disk_gib, snapshots and backups.
+    """
     write_with_lease(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
 def store_wait_before_run(session: Session, lease: Lease) -> None:
-    """Store that the attempt waits for a Proxmox node or a clone slot before its run starts.
+    """Store that the attempt waits for an answer of Proxmox or for a clone slot before its run starts.
 
-    A clone slot is the permission to run one clone. If the agent process ends during this wait, its end does not count
-    as a crash of the job.
+    A clone slot is the permission to run one clone. A crash of the agent process during the wait is not counted in the
+    column `crashes`.
     """
     write_with_lease(session, lease, is_waiting=True)
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report_state: ReportState = ReportState.DUE) -> None:
     """End the job: store its result and the state of its report.
+
+    The column `result` contains the facts about the VM that the playbook returned. Tenants may read `error_message`;
+    `operator_detail` is the error message for operators.
 
     Raises StaleJob when the lease is no longer valid. The caller must then discard the result.
     """
@@ -250,7 +259,7 @@ def finish(session: Session, lease: Lease, result: JobResult, report_state: Repo
         finished_at=utc_now(),
         lease_until=None,
         report_state=report_state_unless_local(report_state),
-        report_after=None,
+        report_after=None,  # the report has no backoff
     )
 
 
@@ -336,8 +345,8 @@ def cancel_or_request_cancel(session: Session, job_id: int) -> JobStatus | None:
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
     """Delete at most `limit` jobs that ended before `ended_before`.
 
-    Jobs with the report state DUE or CLAIMED_ELSEWHERE are kept, because they may still be open at FulcrumCore. Returns
-    the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
+    Jobs with the report state DUE or CLAIMED_ELSEWHERE are kept, because they may not have ended at FulcrumCore.
+    Returns the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
     """
     old_jobs = (
         select(Job.id)

@@ -13,10 +13,14 @@ from executor.database.times import utc_now
 
 
 def store_run_start(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
-    """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart."""
+    """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart.
+
+    The attempt no longer waits for an answer of Proxmox or for the permission to clone (`is_waiting`).
+    """
     now = utc_now()
     write_with_lease(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)
     attempt = session.scalar(select(Job.attempt).where(Job.id == lease.job_id)) or 0
+    # The column `node` contains the id of the agent process that runs the playbook. It is not a Proxmox node.
     columns = {"attempt": attempt, "playbook": playbook, "started_at": now, "node": lease.owner}
     session.add(Run(job_id=lease.job_id, ident=run_ident, **columns))
 
@@ -36,8 +40,8 @@ def store_run_end(  # noqa: PLR0913 (one parameter for each column)
 
     `story` is a summary of what the run did (`executor.runs.story`). If it is None, the stored summary does not change.
 
-    The function needs no lease: an agent process that is no longer the owner of the job may also call the function,
-    because no decision depends on these values.
+    The function needs no lease, because no decision depends on these values. So an agent process may call it after its
+    lease of the job has become invalid.
     """
     columns = {"ended_at": utc_now(), "status": status, "rc": rc, "reason": reason, "folder": folder, "upids": upids}
     if story is not None:
@@ -45,6 +49,6 @@ def store_run_end(  # noqa: PLR0913 (one parameter for each column)
     session.execute(update(Run).where(Run.ident == run_ident).values(**columns))
 
 
-def store_run_progress(session: Session, run_ident: str, story: dict[str, Any]) -> None:
+def store_run_story(session: Session, run_ident: str, story: dict[str, Any]) -> None:
     """Store the summary of what a run has done so far (`executor.runs.story`), unless the run has ended."""
     session.execute(update(Run).where(Run.ident == run_ident, Run.ended_at.is_(None)).values(story=story))

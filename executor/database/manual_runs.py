@@ -1,11 +1,11 @@
 """Stores the playbook runs that operators start with commands. During such a run, no job of the same service starts.
 
 A run that has not ended holds a lease, which its command renews. `start` refuses a run while a job or another run of
-the service is in progress, and `claim_statement` skips the jobs of a service while such a run has a valid lease.
+the service is in progress. No agent claims a job of a service while a run of this service holds a valid lease.
 So an operator and an agent never work on one VM at the same time, even on different hosts. No function commits.
 
-When the lease of a run has expired, the run has ended: its command ends the playbook before that time
-(`cli/service_lock.py`).
+If the lease of a run cannot be renewed, the playbook is ended before the lease expires (`cli/service_lock.py`). So a
+run whose lease has expired has ended.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from executor.model import RunStatus
 #: The key of a PostgreSQL advisory lock. `start` takes the lock exclusively, and each claim of a job takes it as a
 #: shared lock. Without the lock, a claim and a simultaneous start would not see each other's row. The value is the
 #: ASCII text "SMIM".
-LOCK_KEY = 0x534D494D
+MANUAL_RUN_LOCK_KEY = 0x534D494D
 #: The maximum duration of a lease. If the end of a lease is farther in the future than this, the lease counts as
 #: expired: it was written before the database's clock was set back.
 MAX_LEASE_S = 3600.0
 #: The error message of a run whose command has not stored the run's end.
-REASON_FOR_LOST_RUN = "the command ended without storing the end of the run"
+REASON_END_NOT_STORED = "the command ended without storing the end of the run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +60,14 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
     started for the service is in progress, returns this job or run, and stores nothing.
     """
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(LOCK_KEY)))
+        session.execute(select(func.pg_advisory_xact_lock(MANUAL_RUN_LOCK_KEY)))
     service_id = new_run.service_id
     job = session.scalar(select(Job).where(Job.status == PROCESSING_LITERAL, Job.service_id == service_id))
     obstacle = job or run_in_progress(session, service_id)
     if obstacle is not None:
         return obstacle
-    end_lost_runs = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
-    session.execute(end_lost_runs.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_FOR_LOST_RUN))
+    end_expired_runs = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
+    session.execute(end_expired_runs.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_END_NOT_STORED))
     columns = {"started_at": utc_now(), "lease_until": db_now(lease_s)}
     session.add(ManualRun(**vars(new_run), **columns))
     session.flush()
@@ -86,7 +86,7 @@ def services_with_run_in_progress(session: Session, service_id: str | None = Non
 
 
 def renew(session: Session, ident: str, *, lease_s: float, output: str | None = None) -> bool:
-    """Extend the lease of a run. Store the run's `output` so far; None keeps the stored output.
+    """Extend the lease of a run. Store `output`, an excerpt of its playbook's output; None keeps the stored excerpt.
 
     Return False if the run has ended or its lease has expired. Then another run or job of the service may have started.
     """

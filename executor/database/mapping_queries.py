@@ -1,4 +1,8 @@
-"""Finds, lists and counts mappings for commands and pages. A mapping is current if its state is not deleted."""
+"""Finds, lists and counts mappings for commands and web pages. A mapping is current if its state is not deleted.
+
+A `Reader` is an SQLAlchemy connection or session. A row that a function returns has the attributes of the class
+`Mapping`, but is not an object of the ORM.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,20 @@ from sqlalchemy import Select, func, literal, select
 
 from executor.database.core_tables import mappings, read_rows
 from executor.database.literals import DELETED_LITERAL
-from executor.database.statements import is_integer_text, may_begin_id
+from executor.database.statements import could_be_id_prefix, fits_integer_column
 from executor.database.vm_names import SERVICE_ID_PART_LENGTH
 from executor.model import MappingState
 
-if TYPE_CHECKING:  # The class needs the ORM. A row that a query returns has the attributes of the class.
+if TYPE_CHECKING:  # The import of `Mapping` would import the ORM, which is slow.
     from executor.database.core_tables import Reader
     from executor.database.tables.mappings import Mapping
 
 _IS_CURRENT = mappings.c.state != DELETED_LITERAL
-#: The maximum number of mappings that `find_mappings_by_reference` returns.
+#: The maximum number of mappings that `find_mappings_by_vm_or_service` returns.
 MAX_FOUND_MAPPINGS = 100
 
 
-def current_mappings_of_services(reader: Reader, service_ids: Collection[str]) -> dict[str, Mapping]:
+def current_mappings_by_service(reader: Reader, service_ids: Collection[str]) -> dict[str, Mapping]:
     """Return the current mappings of these services. The keys are the service ids."""
     stmt = select(mappings).where(mappings.c.service_id.in_(service_ids), _IS_CURRENT)
     return {row.service_id: row for row in read_rows(reader, stmt)}
@@ -36,21 +40,22 @@ def list_mappings(reader: Reader, *, states: Sequence[str] = (), limit: int = 10
     return read_rows(reader, stmt.where(_IS_CURRENT))
 
 
-def find_mappings_by_reference(reader: Reader, reference: str) -> Sequence[Mapping]:
+def find_mappings_by_vm_or_service(reader: Reader, reference: str) -> Sequence[Mapping]:
     """Return the mappings that `reference` names, newest first. Deleted mappings are included.
 
-    `reference` is a VMID, a VM's name with or without its suffix (see `vm_names.vm_name`), a service id, or the
-    beginning of a service id. A number that is not the VMID of a mapping is searched as a name and, if it has enough
-    digits (see `may_begin_id`), as the beginning of a service id.
+    `reference` is a VMID, a VM's name, a VM's name without its suffix (a dash and the first SERVICE_ID_PART_LENGTH
+    digits of the service id), a service id, or the beginning of a service id. A number is first
+    searched as a VMID. If no mapping has this VMID, the number is searched as a name. A number with at least 8 digits
+    is then also searched as the beginning of a service id.
     """
     if not reference:
         return []
-    if is_integer_text(reference) and (matches := find_mappings_by_vmid(reader, int(reference))):
+    if fits_integer_column(reference) and (matches := find_mappings_by_vmid(reader, int(reference))):
         return matches
     suffix = func.substr(mappings.c.service_id, 1, SERVICE_ID_PART_LENGTH)
     has_name = (mappings.c.name == reference) | (mappings.c.name == literal(f"{reference}-").concat(suffix))
     matches_reference = has_name
-    if may_begin_id(reference):
+    if could_be_id_prefix(reference):
         matches_reference |= mappings.c.service_id.startswith(reference.lower(), autoescape=True)
     return read_rows(reader, _newest_mappings_query().where(matches_reference))
 
@@ -64,14 +69,14 @@ def _newest_mappings_query() -> Select[Any]:
     return select(mappings).order_by(mappings.c.id.desc()).limit(MAX_FOUND_MAPPINGS)
 
 
-def count_mappings_by_state(reader: Reader, *, should_count_deleted: bool = True) -> dict[str, int]:
+def count_mappings_by_state(reader: Reader, *, should_count_deleted_mappings: bool = True) -> dict[str, int]:
     """Return the number of mappings in each state. The keys are all states, including states without a mapping.
 
-    If `should_count_deleted` is False, the state deleted is left out.
+    If `should_count_deleted_mappings` is False, the state deleted is left out.
     """
     stmt = select(mappings.c.state, func.count()).group_by(mappings.c.state)
     counts = {state.value: 0 for state in MappingState}
-    if not should_count_deleted:
+    if not should_count_deleted_mappings:
         stmt = stmt.where(_IS_CURRENT)
         del counts[MappingState.DELETED.value]
     return counts | dict(reader.execute(stmt).all())

@@ -16,18 +16,19 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database import mappings
-from executor.database.literals import DELETED_LITERAL
+from executor.database.literals import DELETED_LITERAL  # an SQL literal, so that SQLite uses partial indexes
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 
 #: The columns that are exported and imported. The marker is not among them, because it is computed from the service id.
+#: `snapshots` and `backups` are the numbers of snapshots and backups that the VM has.
 COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
 )
-#: The columns by which `is_mapping_imported` recognizes a mapping that was imported before.
+#: The columns by which `has_mapping_to_same_vm` recognizes a mapping that was imported before.
 IDENTITY_COLUMNS = ("service_id", "cluster", "vmid")
 #: The maximum lengths of the columns with texts.
 MAX_TEXT_LENGTHS = {"service_id": 36, "cluster": 100, "node": 100, "name": 100, "mac_address": 20, "tenant_id": 36}
@@ -52,7 +53,7 @@ def export_mappings(session: Session) -> list[dict[str, Any]]:
     return [{name: _json_value(getattr(row, name)) for name in COLUMNS} for row in rows]
 
 
-def why_not_importable(values: Dictionary[str, Any]) -> str:
+def find_import_problem(values: Dictionary[str, Any]) -> str:
     """Return why these values cannot be the columns of a current mapping; '' if they can. Pure function."""
     return next(_import_problems(values), "")
 
@@ -104,14 +105,14 @@ def _delete_at_problem(delete_at: Any, state: str) -> str:
     return "" if has_zone else "delete_at has no time zone"
 
 
-def is_mapping_imported(session: Session, values: Dictionary[str, Any]) -> bool:
+def has_mapping_to_same_vm(session: Session, values: Dictionary[str, Any]) -> bool:
     """Return whether the service already has a current mapping to this VM."""
     row = mappings.find_current_mapping(session, values["service_id"])
     return row is not None and all(getattr(row, name) == values[name] for name in IDENTITY_COLUMNS)
 
 
 def insert_mapping(session: Session, values: Dictionary[str, Any]) -> Mapping | None:
-    """Insert a mapping with values that `why_not_importable` accepts.
+    """Insert a mapping with values that `find_import_problem` accepts.
 
     Returns None when the VMID or the service already has a current mapping.
     """

@@ -1,10 +1,11 @@
 """Stores which VM serves which service: step 4 of a job's processing (see ARCHITECTURE.md).
 
-A VMID is reserved for a service before any request to Proxmox uses the VMID. Two create jobs never use the same VMID:
-a unique index allows at most one current mapping for each VMID of a cluster. A current mapping is one that is not
-deleted. The rows of deleted mappings stay as history until `prune` removes them. After a mapping is deleted, its VMID
-is in quarantine: for some time, no new mapping uses the VMID. If volumes of the deleted VM still exist, no new mapping
-uses the VMID until these volumes are removed. No function commits: the caller opens and commits the transaction.
+A VMID is reserved for a service before any request to Proxmox uses the VMID. A current mapping is one that is not
+deleted. A unique index allows at most one current mapping for each VMID of a cluster, so two services never have the
+same VMID at the same time. The rows of deleted mappings stay as history until `prune` removes them. After a mapping is
+deleted, its VMID is in quarantine: for some time, no new mapping uses the VMID. If volumes of the deleted VM still
+exist, no new mapping uses the VMID until these volumes are removed. No function commits: the caller opens and commits
+the transaction.
 """
 
 from __future__ import annotations
@@ -37,11 +38,6 @@ NOTE_FOUND_BY_MARKER = "found by its marker"
 MAX_DUE_MAPPINGS = 100
 
 
-def get_mapping(session: Session, mapping_id: int) -> Mapping:
-    """Return the mapping with this row id. If it does not exist, the caller's transaction raises DatabaseRefused."""
-    return session.get_one(Mapping, mapping_id)
-
-
 def find_current_mapping(session: Session, service_id: str) -> Mapping | None:
     """Return the service's current mapping, or None if the service has no current mapping."""
     stmt = select(Mapping).where(Mapping.service_id == service_id, IS_CURRENT)
@@ -54,7 +50,7 @@ def get(session: Session, mapping_id: int) -> Mapping | None:
 
 
 def get_one(session: Session, mapping_id: int) -> Mapping:
-    """Return the mapping with this row id. If it does not exist, the caller's transaction raises DatabaseRefused."""
+    """Return the mapping with this row id. Raises NoResultFound if it does not exist."""
     return session.get_one(Mapping, mapping_id)
 
 
@@ -136,9 +132,9 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
 ) -> Mapping | None:
     """Map an existing VM to a service.
 
-    If the service is mapped to this VMID already, the mapping is updated. If the service is mapped to a VM that is
-    lost, the mapping to the lost VM is marked as deleted, and a new mapping is created. Returns None, without a change,
-    when the service has another VM that is not lost, or when the VMID is mapped to another service.
+    If the service is mapped to this VMID already, the mapping is updated. If the service is mapped to a VM that is lost
+    (it no longer exists), the mapping to the lost VM is marked as deleted, and a new mapping is created. Returns None,
+    without a change, when the service has another VM that is not lost, or when the VMID is mapped to another service.
     """
     current_mapping = find_current_mapping(session, service_id)
     if current_mapping is not None and (current_mapping.vmid, current_mapping.cluster) == (vmid, cluster):
@@ -149,7 +145,7 @@ def adopt(  # noqa: PLR0913 (one parameter for each column)
         return None
     with session.begin_nested() as savepoint:
         if current_mapping is not None:
-            mark_mapping_deleted(session, current_mapping.id, f"the VM was found on VMID {vmid}")
+            mark_mapping_deleted(session, current_mapping.id, f"the service has another VM now: VMID {vmid}")
         new_mapping = insert_active_mapping(
             session, service_id=service_id, cluster=cluster, vmid=vmid, name=name, node=node, kind=kind
         )
@@ -198,8 +194,8 @@ def mark_mapping_deleted(session: Session, mapping_id: int, note: str) -> None:
 def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
     """Mark a reserved mapping as deleted, and store the reason in its `note`.
 
-    A mapping in another state does not change: such a mapping has a VM, and without the mapping, this VM would belong
-    to no service.
+    A mapping in another state does not change: its VM may exist, and without the mapping, the VM would belong to no
+    service.
     """
     now = utc_now()
     stmt = update(Mapping).where(Mapping.id == mapping_id, Mapping.state == MappingState.RESERVED)

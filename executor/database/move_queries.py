@@ -1,4 +1,7 @@
-"""Reads whether `smith db migrate` has moved the rows of a database to another database, which seals the database."""
+"""Reads whether a database is sealed.
+
+A sealed database refuses changes, because `smith db migrate` moves or has moved its rows to another database.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from sqlalchemy import Connection, Engine, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from executor.database.core_tables import moves, read_row
-from executor.database.engine import INVALID_URL_TEXT, reading_without_orm
+from executor.database.core_tables import moves, read_row  # tables for SQLAlchemy Core
+from executor.database.engine import INVALID_URL_TEXT, read_only_connection
 from executor.errors import DatabaseError
 from executor.model import MoveDirection
 
-if TYPE_CHECKING:  # The class needs the ORM. A row that a query returns has the attributes of the class.
+if TYPE_CHECKING:
+    # The import of this ORM class is slow. A value that is annotated as `Move` is a read-only row of SQLAlchemy Core,
+    # which has the same attributes.
     from executor.database.tables.moves import Move
 
 #: The parameters of a URL that may contain a secret.
@@ -21,7 +26,7 @@ SECRET_PARAMETERS = ("password", "sslpassword")
 
 
 def url_without_password(url: str | URL) -> str:
-    """Return a database's URL without the password, and without a mask such as `***`, to store or show the URL."""
+    """Return a database's URL without the password (not even as `***`), to store or show the URL."""
     try:
         parsed_url = make_url(url)
     except ArgumentError:  # the text of this error may contain the password
@@ -32,16 +37,20 @@ def url_without_password(url: str | URL) -> str:
 
 
 def find_sealing_move(connection: Connection) -> Move | None:
-    """Return the move that has sealed this database, or None. Also return None if the table `moves` does not exist."""
+    """Return the move (of this database's rows to another database) that sealed this database, or None.
+
+    Also return None if the table `moves` does not exist.
+    """
     if not inspect(connection).has_table(moves.name):
         return None
+    # TO: the rows are moved from this database to another database. A target database has a row with FROM.
     move: Move | None = read_row(connection, select(moves).where(moves.c.direction == MoveDirection.TO))
     return move
 
 
 def why_sealed(engine: Engine) -> str:
     """Return why this database is sealed, and what the operator can do; '' if the database is not sealed."""
-    with reading_without_orm(engine) as connection:
+    with read_only_connection(engine) as connection:
         move = find_sealing_move(connection)
     if move is None:
         return ""

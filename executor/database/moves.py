@@ -1,10 +1,10 @@
 """Seals a database whose rows are moved to another database. A sealed database refuses every change.
 
-A move copies every row of one database, the source, to another database, the target (`table_copy`). In both databases,
-a row of the table `moves` records the move. In the source, this row is the seal. Triggers are created together with the
-seal, and dropped together with the seal. With these triggers, the source itself refuses every change of a table other
-than `moves`. So neither an agent that was suspended during the move nor a command of an earlier version can change the
-source. No function commits.
+A move copies every row of one database, the source, to another database, the target. In both databases, a row of the
+table `moves` records the move. In the source, this row is the seal. Triggers are created together with the seal, and
+dropped together with the seal. With these triggers, the source itself refuses every change of a table other than
+`moves`. So neither an agent process that the operating system suspended during the move nor a command of an earlier
+version can change the source. No function commits.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def seal(session: Session, *, target_url: str, who: str, refuse_if_in_use: Calla
         names = ", ".join(table.name for table in tables_to_move())
         session.connection().exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
     refuse_if_in_use(session)
+    # `TO` means that this database is the source.
     move = Move(id=uuid.uuid4().hex, direction=MoveDirection.TO, url=target_url, who=who, started_at=utc_now())
     session.add(move)
     _record_in_audit(session, move, verb="seal", who=who)
@@ -94,7 +95,7 @@ def _statements_to_create_triggers(session: Session) -> Iterator[str]:
         for name, table_name, operation in _sqlite_triggers():
             yield f"CREATE TRIGGER {name} BEFORE {operation} ON {table_name} {refusal}"
         return
-    # For this error code, the driver raises ProgrammingError. It becomes DatabaseRefused, so callers do not retry.
+    # For this error code, the driver raises ProgrammingError, which is not retried.
     raise_text = f"RAISE EXCEPTION '{TRIGGER_ERROR_TEXT}' USING ERRCODE = 'insufficient_privilege'"
     yield f"CREATE FUNCTION {_TRIGGER_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
     for table in tables_to_move():

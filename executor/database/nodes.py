@@ -5,7 +5,7 @@ chooses at its start. The same id is in the column `owner` of each job that the 
 
 An operator can limit how many jobs an agent process runs in parallel, or can pause the process. The limit or the pause
 is stored for the installation (the data folder) of the process, so it also applies to later processes of the
-installation.
+installation. The column `scope` names the installation.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AgentProcess:
     version: str
     concurrency: int  #: the maximum number of jobs that the process runs in parallel
     fences: bool = False  #: True if the process ends its runs before its leases expire
-    cluster: str | None = None  #: SMITH_CLUSTER
+    cluster: str | None = None  #: SMITH_CLUSTER, the operator's name for the Proxmox cluster
     installation_id: str | None = None  #: the id of the process's data folder, which at most one process uses
 
 
@@ -55,13 +55,15 @@ def store_agent_start(session: Session, process: AgentProcess) -> None:
     If the row exists already, because the database's answer to an earlier call was lost, the row is updated.
     """
     node = Node(id=process.boot_id, host=process.host, pid=process.pid, version=process.version, started_at=utc_now())
-    node.draining = False
+    node.draining = False  # True: the process claims no more jobs, or has stopped
     node.fences = process.fences
     node.installation_id = process.installation_id
     node.cluster = process.cluster
     node.concurrency = process.concurrency
     limit = session.get(NodeLimit, pause_scopes.scope_of_node(node))
+    # `concurrency_wanted` is how many jobs the process may run in parallel now. An operator may have lowered it.
     node.concurrency_wanted = process.concurrency if limit is None else min(limit.max_jobs, process.concurrency)
+    # `utc_now` is the clock of this machine. The UPDATE below replaces the time by the database's time (`db_now`).
     node.seen_at = utc_now()
     session.merge(node)
     session.flush()
@@ -80,8 +82,10 @@ def store_proxmox_check(session: Session, boot_id: str, *, proxmox_error: str | 
 def store_lease_renewal(session: Session, boot_id: str, *, fences: bool) -> None:
     """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
 
-    Call this function only in the transaction that renews the leases. If another agent process has already read
-    the earlier value of `fences`, it then finds that the leases have changed, and does not reap the jobs.
+    If `fences` of a job's owner is True, other agent processes may reap the job before its deadline, after its lease
+    has expired. They read `fences` together with the job's lease, and reap the job only if the lease has not changed
+    since. So call this function only in the transaction that renews the leases: then no process reaps a job because of
+    an outdated value of `fences`.
     """
     session.execute(update(Node).where(Node.id == boot_id).values(seen_at=db_now(), fences=fences))
 
@@ -97,7 +101,7 @@ def operator_limits(session: Session, boot_id: str) -> OperatorLimits:
 def set_job_limit(session: Session, node: Node, max_jobs: int | None) -> int:
     """Set how many jobs an agent process may run in parallel; None: as many as the process's settings allow.
 
-    Return the number of jobs. The agent process reads the limit at the next renewal of its leases. Later processes of
+    Return the new limit. The agent process reads the limit at the next renewal of its leases. Later processes of
     the installation read it too.
     """
     scope = pause_scopes.scope_of_node(node)

@@ -1,6 +1,6 @@
 """Notifies all agent processes of a PostgreSQL database when jobs can be claimed, so that they search at once.
 
-A lost notification delays a job only until the dispatcher searches for jobs again, which it does regularly. With a
+A lost notification only delays a job, because each agent process also searches for jobs at regular intervals. With a
 PgBouncer in the mode "transaction", LISTEN has no effect: then agent processes find jobs only by these searches.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from executor.database.engine import translating_errors
+from executor.database.engine import raise_as_database_error
 from executor.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHANNEL = "smith_jobs"
 
 
-def announce_jobs(session: Session) -> None:
+def notify_agents_of_jobs(session: Session) -> None:
     """At the commit of this transaction, notify all agent processes that jobs can be claimed. No effect on SQLite."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_notify(CHANNEL, "")))
@@ -59,7 +59,7 @@ class NotificationListener:
                 connection.close()
 
     def _connect(self) -> Any:
-        with translating_errors(self.engine):
+        with raise_as_database_error(self.engine):
             connection = self.engine.raw_connection()
             connection.detach()  # from the pool, which may then open another connection in its place
             driver_connection: Any = connection.dbapi_connection

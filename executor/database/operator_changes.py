@@ -1,4 +1,4 @@
-"""Makes the changes that operators request with commands and pages. Adds the audit entry in the same transaction.
+"""Makes changes that operators request with commands or web pages. Adds the audit entry in the same transaction.
 
 The class `Node`, a row of the table `nodes`, stands for an agent process, not for a Proxmox node. No function commits.
 """
@@ -19,7 +19,10 @@ from executor.model import JobStatus
 
 
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
-    """End the backoff of a job or of its report. Return "attempt", "report" or "", as `reopening.retry_now` does."""
+    """End the backoff of a job or of its report (see `reopening.retry_now`).
+
+    Returns "attempt" if the job is pending now, "report" if its report is due now, and "" otherwise.
+    """
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
         what_continues = reopening.retry_now(session, job_id)
         change.was_made = bool(what_continues)
@@ -44,8 +47,8 @@ def resume_agents(session: Session, *, who: str) -> Pause | None:
     return _resume(session, pause_scopes.ALL_AGENTS, who=who)
 
 
-def drain_agent_process(session: Session, process: Node, *, who: str, reason: str) -> bool:
-    """Pause one agent process: it claims no more jobs. Return False, and change nothing, if it is paused already."""
+def pause_agent_process(session: Session, process: Node, *, who: str, reason: str) -> bool:
+    """Pause one agent process (`smith nodes drain`): it claims no more jobs. Return False if it is paused already."""
     return _pause(session, pause_scopes.scope_of_node(process), who=who, verb="drain", reason=reason)
 
 

@@ -8,14 +8,14 @@ from datetime import datetime
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from executor.database.literals import PROCESSING_LITERAL
+from executor.database.literals import PROCESSING_LITERAL  # an SQL literal, so that SQLite uses partial indexes
 from executor.database.tables.agents import Node
 from executor.database.tables.jobs import Job, Run
 from executor.database.times import db_now
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherLease:
+class LeaseOfOtherProcess:
     """The lease of a job that another agent process owns, as it was stored when the row was read.
 
     If the owner renews the lease later, `lease_until` in the row changes.
@@ -25,15 +25,15 @@ class OtherLease:
     owner: str
     epoch: int
     lease_until: datetime | None
-    deadline_at: datetime  #: the deadline of the job, by FulcrumCore's clock
+    deadline_at: datetime  #: when FulcrumCore marks an open job as failed (by FulcrumCore's clock)
     is_expired: bool  #: True if the lease has expired, by the database's clock
     is_owner_fencing: bool  #: True if the owner ends its runs before its leases expire (`nodes.fences`)
     run_ident: str | None  #: the ident of the job's latest run, which may be a run of an earlier attempt
     has_stored_run: bool  #: True if the current attempt has stored a run; a run is stored before it starts
 
 
-def leases_of_other_processes(session: Session, boot_id: str) -> list[OtherLease]:
-    """Return the leases of all agent processes except this one. No lease is changed."""
+def leases_of_other_processes(session: Session, boot_id: str) -> list[LeaseOfOtherProcess]:
+    """Return the leases of all agent processes except this one, whose id is `boot_id`. No lease is changed."""
     is_expired = Job.lease_until < db_now()
     run_of_attempt = select(Run.id).where(Run.job_id == Job.id, Run.attempt == Job.attempt)
     stmt = (
@@ -52,4 +52,4 @@ def leases_of_other_processes(session: Session, boot_id: str) -> list[OtherLease
         .where(Job.status == PROCESSING_LITERAL, Job.owner != boot_id)
         .order_by(Job.id)
     )
-    return [OtherLease(**lease) for lease in session.execute(stmt).mappings()]
+    return [LeaseOfOtherProcess(**lease) for lease in session.execute(stmt).mappings()]

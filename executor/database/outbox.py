@@ -1,7 +1,8 @@
 """Finds jobs whose result must be reported, and stores FulcrumCore's answers: step 7 of a job (see ARCHITECTURE.md).
 
-The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. If several agent processes use the
-database, a process claims a report before it sends the report. No function commits.
+The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. The report of such a job is due: the
+agent must send it, or send it again. If several agent processes use the database, a process claims a report before it
+sends the report. No function commits.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from executor.database.times import db_now, utc_now
 from executor.model import JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The maximum duration of a claim of a report. A claim that would last longer than this from now counts as over: it was
-#: stored before the database's clock was set back.
+#: The maximum duration of a claim of a report. If a stored claim ends more than MAX_CLAIM_S in the future, the
+#: database's clock was set back after the claim. Then the claim counts as over.
 MAX_CLAIM_S = 3600.0
 #: With these execution options, an UPDATE changes only rows, not the session's objects for the rows.
 UPDATE_ROWS_ONLY = {"synchronize_session": False}
@@ -41,7 +42,7 @@ def claim_due_reports(session: Session, limit: int, *, claim_duration_s: float) 
 
     No other agent process sends a claimed report. The caller sends the reports, and then releases the reports that it
     has not sent (`release_reports`). If the caller's process ends before that, another agent process sends the reports
-    after `claim_duration_s`. FulcrumCore refuses the second report of a job.
+    after `claim_duration_s`. A report that is sent twice does no harm: FulcrumCore refuses it the second time.
     """
     jobs = session.scalars(_due_reports_query(limit).with_for_update(skip_locked=True)).all()
     if jobs:
@@ -73,7 +74,7 @@ def release_reports(session: Session, jobs: Collection[Job]) -> None:
 def _due_reports_query(limit: int) -> Select[Job]:
     return (
         select(Job)
-        .where(Job.report_state == DUE_LITERAL)
+        .where(Job.report_state == DUE_LITERAL)  # SQLite uses the index of due reports only for an SQL literal
         .where(is_wait_over(Job.report_after, MAX_BACKOFF_S))
         .where(is_wait_over(Job.report_claimed_until, MAX_CLAIM_S))
         .order_by(Job.finished_at, Job.id)
@@ -81,7 +82,7 @@ def _due_reports_query(limit: int) -> Select[Job]:
     )
 
 
-def has_due_reports(session: Session) -> bool:
+def has_unacknowledged_reports(session: Session) -> bool:
     """Return whether any report is due. A due report counts even if it is in backoff or claimed."""
     return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
 
@@ -100,7 +101,7 @@ def _is_report_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
 def set_report_state(
     session: Session, job_id: int, state: ReportState, note: str = "", *, epoch: int | None = None
 ) -> None:
-    """Store the state that a report has after FulcrumCore's answer. `note` is the reason for the state, or ''.
+    """Store the state that a report has after FulcrumCore's answer. `note` explains the state to operators, or is ''.
 
     If the job's report is not due, or the job has another epoch, nothing is stored.
     """
@@ -152,12 +153,13 @@ def replace_result(session: Session, job_id: int, result: JobResult, *, epoch: i
 
 
 def update_jobs_claimed_elsewhere(session: Session, processing_ids: Collection[str]) -> None:
-    """Store which of the jobs that another installation has claimed are still open at FulcrumCore.
+    """Update the report states of the jobs that another installation has claimed.
 
-    The other installation uses the token of this agent, but another database. `processing_ids` are the
-    ids of all jobs that FulcrumCore lists as claimed by this agent. FulcrumCore knows only the token, so the jobs of
-    the other installation are among them. A job of the other installation has the report state CLAIMED_ELSEWHERE while
-    FulcrumCore lists it, and ABANDONED otherwise.
+    The other installation uses the token of this agent, but another database. This database stores such a job as failed
+    with the code JOB_CLAIMED_ELSEWHERE. `processing_ids` are the ids of all jobs that FulcrumCore lists as claimed by
+    this agent. FulcrumCore knows only the token, so the jobs of the other installation are among them. A job of the
+    other installation has the report state CLAIMED_ELSEWHERE while FulcrumCore lists it, and ABANDONED otherwise. In
+    both states, this installation sends no report.
     """
     has_code_claimed_elsewhere = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
     is_open_again = (

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # The class needs the ORM.
+if TYPE_CHECKING:  # The import of `Node` would import the ORM, which is slow.
     from executor.database.tables.agents import Node
 
 #: The scope of a pause of all agents that use the database.
 ALL_AGENTS = "all"
-#: The scope of a pause of one node is this prefix and the node's installation id. For a node without an installation
-#: id, it is this prefix and the boot id.
+#: The scope of a pause of one node is this prefix and the node's installation id (the id of the data folder). For a
+#: node without an installation id, it is this prefix and the id of the agent process.
 NODE_SCOPE_PREFIX = "node:"
 
 

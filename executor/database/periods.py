@@ -1,6 +1,8 @@
 """Divides time into periods for each critical job, so that only one agent executes the critical job in each period.
 
-A critical job is periodic work of the agents, such as GetPendingJobs. In this module, an agent is one agent process. No
+A critical job is periodic work of the agents, for example GetPendingJobs, which polls FulcrumCore for jobs. A period
+starts when an agent starts to execute the critical job. Some critical jobs have no periods, because every agent
+executes them: `record_executions` only stores their executions. In this module, an agent is one agent process. No
 function commits.
 """
 
@@ -40,14 +42,15 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     this function at the same time, only one of the calls returns True.
 
     `is_first` is True in an agent's first call after the agent's start: if the interval has changed in the settings,
-    the period then starts at once. With `is_requested`, the period starts even if the previous period is not over. With
-    `waits_for_other_agents`, this agent starts the period only DELAY_IN_INTERVALS intervals after the period is due,
-    so that an agent that gets answers from FulcrumCore can start the period first. `boot_id` is the id that the agent
-    process chose at its start; it is stored in the column `node`.
+    the period then starts at once. `is_requested` is True if a part of the agent has requested an execution now: the
+    period starts even if the previous period is not over. With `waits_for_other_agents`, this agent starts the period
+    only DELAY_IN_INTERVALS intervals after the period is due, so that an agent that gets answers from FulcrumCore can
+    start the period first. `boot_id` is the id that the agent process chose at its start; it is stored in the column
+    `node`.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
     # UPDATE sets `due_at`, so the second UPDATE finds that the critical job is not due.
-    _insert_if_missing(session, name, interval_s)
+    _insert_critical_job_if_missing(session, name, interval_s)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
     if not is_requested:
         is_due = _is_period_over(interval_s, DELAY_IN_INTERVALS * interval_s if waits_for_other_agents else 0.0)
@@ -90,22 +93,24 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     """Store the executions, since the previous call, of a critical job that every agent executes.
 
     `execution_count` is the number of these executions. `started_at` is the start of the newest execution, and `error`
-    is the newest execution's error, or None. All other executions succeeded.
+    is the newest execution's error, or None. The other executions are stored as successes.
     """
-    _insert_if_missing(session, name, interval_s)
+    _insert_critical_job_if_missing(session, name, interval_s)
     columns = _result_columns(execution_count, error)
+    # No period starts at this `due_at`: it is only shown to operators.
     columns |= {"due_at": db_now(interval_s * PERIOD_SHARE), "interval_s": interval_s, "last_started_at": started_at}
     columns["node"] = boot_id or None
     session.execute(update(CriticalJob).where(CriticalJob.name == name).values(**columns))
 
 
-def _insert_if_missing(session: Session, name: str, interval_s: float) -> None:
+def _insert_critical_job_if_missing(session: Session, name: str, interval_s: float) -> None:
+    # `runs` is the number of executions, and `failures` the number of failed executions since the last success.
     new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
 
 
 def _result_columns(execution_count: int, error: str | None) -> dict[str, Any]:
-    """Return the new values of the columns after these executions. `error` is the error of the last one, or None."""
+    """Return the columns to store after `execution_count` executions. `error` is None if the last one succeeded."""
     now = utc_now()
     columns: dict[str, Any] = {"last_finished_at": now, "runs": CriticalJob.runs + execution_count, "last_error": error}
     if error is None:

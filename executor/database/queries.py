@@ -1,4 +1,7 @@
-"""Reads jobs. Each query uses an index, because the table of jobs may be long."""
+"""Reads jobs. Each query uses an index, because the table of jobs may be long.
+
+The report of an ended job is due while the agent must send it, or send it again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import CompoundSelect, func, select, union_all
 from sqlalchemy.exc import NoResultFound
 
-from executor.database.core_tables import jobs, read_row, read_rows
+from executor.database.core_tables import jobs, read_row, read_rows  # tables for SQLAlchemy Core
 from executor.database.literals import (
     CLAIMED_ELSEWHERE_LITERAL,
     DUE_LITERAL,
@@ -17,14 +20,16 @@ from executor.database.literals import (
     PENDING_LITERAL,
     PROCESSING_LITERAL,
 )
-from executor.database.statements import is_integer_text, may_begin_id
+from executor.database.statements import could_be_id_prefix, fits_integer_column
 from executor.model import SETTLED_REPORT_STATES, JobStatus
 
-if TYPE_CHECKING:  # The classes need the ORM. A row that a query returns has the attributes of its class.
+if TYPE_CHECKING:  # `Job` is slow to import. Values of this type are read-only rows with the attributes of `Job`.
+    # A Reader is a connection or a session.
     from executor.database.core_tables import Reader
     from executor.database.tables.jobs import Job
 
-#: The SQL literal of each status of an open job. An open job is pending or processing.
+#: The SQL literal of each status of an open job. An open job is pending or processing. SQLite uses a partial index only
+#: if the statement contains a literal.
 _OPEN_STATUS_LITERALS = {JobStatus.PENDING: PENDING_LITERAL, JobStatus.PROCESSING: PROCESSING_LITERAL}
 #: The maximum number of ids that a search for a prefix returns. If several ids match, an error message lists them.
 MAX_IDS_WITH_PREFIX = 6
@@ -35,9 +40,9 @@ def find_job(reader: Reader, reference: str) -> Job | None:
 
     Returns None if no job matches, or if more than one job matches.
     """
-    if is_integer_text(reference) and (job := get_job(reader, int(reference))) is not None:
+    if fits_integer_column(reference) and (job := get_job(reader, int(reference))) is not None:
         return job
-    if not may_begin_id(reference):
+    if not could_be_id_prefix(reference):
         return None
     has_prefix = jobs.c.fulcrum_id.startswith(reference.lower(), autoescape=True)
     matches = read_rows(reader, select(jobs).where(has_prefix).limit(2))
@@ -46,14 +51,14 @@ def find_job(reader: Reader, reference: str) -> Job | None:
 
 def get_job(reader: Reader, job_id: int) -> Job | None:
     """Return the job with this row id, or None if it does not exist."""
-    if not is_integer_text(str(job_id)):
+    if not fits_integer_column(str(job_id)):
         return None
     job: Job | None = read_row(reader, select(jobs).where(jobs.c.id == job_id))
     return job
 
 
 def get_one_job(reader: Reader, job_id: int) -> Job:
-    """Return the job with this row id. If it does not exist, the caller's transaction raises DatabaseRefused."""
+    """Return the job with this row id. If it does not exist, raise NoResultFound."""
     job = get_job(reader, job_id)
     if job is None:
         raise NoResultFound(f"there is no job {job_id}")
@@ -66,14 +71,14 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
     statuses: Sequence[str] = (),
     action: str | None = None,
     service_ids: Collection[str] | None = None,
-    only_with_due_report: bool = False,
+    only_unreported: bool = False,
     since: datetime | None = None,
     before_id: int | None = None,
     limit: int = 50,
 ) -> Sequence[Job]:
     """Return the newest jobs that match all filters.
 
-    With `only_with_due_report`, return only jobs whose report is due. With `since`, return only jobs that were received
+    With `only_unreported`, return only jobs whose report is due. With `since`, return only jobs that were received
     at this time or later. With `before_id`, return only jobs whose row id is lower.
     """
     stmt = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
@@ -82,7 +87,8 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         if set(statuses) <= _OPEN_STATUS_LITERALS.keys():
             stmt = stmt.where(jobs.c.id.in_(_ids_of_open_jobs(statuses)))
         elif set(statuses) == {JobStatus.FAILED}:
-            # The index of ended jobs contains the status, so no row of a job that did not fail is read.
+            # The first condition selects the index of ended jobs. The index contains the status, so the database reads
+            # no row of a completed job.
             ended_jobs = jobs.alias()
             is_failed = ended_jobs.c.status.in_(ENDED_LITERALS) & (ended_jobs.c.status == JobStatus.FAILED)
             stmt = stmt.where(jobs.c.id.in_(select(ended_jobs.c.id).where(is_failed)))
@@ -92,12 +98,12 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         stmt = stmt.where(jobs.c.service_id.in_(service_ids))
     if before_id is not None:
         stmt = stmt.where(jobs.c.id < before_id)
-    if only_with_due_report:
+    if only_unreported:
         due_jobs = jobs.alias()
         stmt = stmt.where(jobs.c.id.in_(select(due_jobs.c.id).where(due_jobs.c.report_state == DUE_LITERAL)))
     if since is not None:
         # Rows are inserted in the order in which the jobs arrive. So the search for the newest job before `since` reads
-        # only the rows that are listed, and the column `received_at` needs no index.
+        # only this job and the jobs that were received later, and the column `received_at` needs no index.
         newest_job_before = select(jobs.c.id).where(jobs.c.received_at < since).order_by(jobs.c.id.desc()).limit(1)
         stmt = stmt.where(jobs.c.id > (reader.scalar(newest_job_before) or 0))
     return read_rows(reader, stmt)
@@ -155,14 +161,14 @@ def stored_fulcrum_ids(reader: Reader, fulcrum_ids: Sequence[str]) -> set[str]:
 
 
 def settled_fulcrum_ids(reader: Reader, fulcrum_ids: Sequence[str]) -> list[str]:
-    """Return the ids in `fulcrum_ids` whose jobs have ended in this database and need no report any more."""
+    """Return the ids in `fulcrum_ids` of settled jobs: they have ended in this database and need no report any more."""
     is_settled = jobs.c.report_state.in_(SETTLED_REPORT_STATES)
     return list(reader.scalars(select(jobs.c.fulcrum_id).where(jobs.c.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
 
 def fulcrum_ids_with_prefix(reader: Reader, prefix: str) -> Sequence[str]:
     """Return at most MAX_IDS_WITH_PREFIX values of `fulcrum_id` that have this prefix. The newest job is first."""
-    if not may_begin_id(prefix):
+    if not could_be_id_prefix(prefix):
         return []
     has_prefix = jobs.c.fulcrum_id.startswith(prefix.lower(), autoescape=True)
     stmt = select(jobs.c.fulcrum_id).where(has_prefix).order_by(jobs.c.id.desc())
@@ -200,9 +206,10 @@ def jobs_claimed_elsewhere(reader: Reader, limit: int) -> Sequence[Job]:
 
 
 def count_jobs_open_only_at_fulcrum(reader: Reader) -> dict[str, int]:
-    """Return the number of due reports that have failed, and of the jobs that `jobs_claimed_elsewhere` returns.
+    """Return how many jobs are open at FulcrumCore although they have ended in this database.
 
-    The keys are values of the label `cause` of the Prometheus metric that shows the numbers.
+    FulcrumCore has not accepted the report of such a job, or another installation has claimed the job. The keys are
+    values of the label `cause` of the Prometheus metric that shows the numbers.
     """
     is_postponed = (jobs.c.report_state == DUE_LITERAL) & (jobs.c.report_attempts > 0)
     is_claimed_elsewhere = jobs.c.report_state == CLAIMED_ELSEWHERE_LITERAL
@@ -218,7 +225,10 @@ def jobs_by_fulcrum_id(reader: Reader, fulcrum_ids: Sequence[str]) -> dict[str, 
 
 
 def agent_id_of_newest_job(reader: Reader) -> str | None:
-    """Return the agent id in the service of the newest job that has a stored service; None if it contains no id."""
+    """Return FulcrumCore's id of the agent to which the newest job's service belongs, or None if no id is stored.
+
+    The column `service` contains the job's service as JSON from FulcrumCore. Jobs without this JSON are skipped.
+    """
     newest_service = select(jobs.c.service).where(jobs.c.service.is_not(None)).order_by(jobs.c.id.desc()).limit(1)
     service = reader.scalar(newest_service) or {}
     return str(service["agentId"]).lower() if service.get("agentId") else None

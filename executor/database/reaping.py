@@ -15,21 +15,24 @@ from sqlalchemy.orm import Session
 
 from executor.database import job_events
 from executor.database.job_queue import report_state_unless_local, require_transition
-from executor.database.literals import PROCESSING_LITERAL
-from executor.database.other_leases import OtherLease
+from executor.database.literals import PROCESSING_LITERAL  # an SQL literal, so that SQLite uses partial indexes
+from executor.database.other_leases import LeaseOfOtherProcess
 from executor.database.statements import execute_and_count
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.model import MAX_CRASHES, JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
+#: Reads how many crashes a job had, and whether the current attempt still waits to start its run.
+_SELECT_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
-def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, JobStatus]]:
-    """Take the jobs with these leases from their owners. Return the ids and the new statuses of the reaped jobs.
+
+def reap(session: Session, leases: Collection[LeaseOfOtherProcess]) -> list[tuple[int, JobStatus]]:
+    """Take the jobs with these leases from other agent processes. Return the ids and new statuses of the reaped jobs.
 
     If a lease has changed since it was read, for example because its owner has renewed the lease, the job is not
     reaped. Each reaping counts as a crash. After MAX_CRASHES crashes, the job fails with the code QUARANTINED, because
-    the job probably makes the agent crash. If the attempt only waited for a Proxmox node or a clone slot (the
+    the job probably makes the agent crash. If the attempt only waited for an answer of Proxmox or a clone slot (the
     permission to run one clone), the reaping does not count as a crash, and the next attempt gets the same number.
     """
     reaped_jobs = []
@@ -42,7 +45,7 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
             & Job.run_ident.is_not_distinct_from(lease.run_ident)  # no run has started since the lease was read
             & (Job.status == PROCESSING_LITERAL)
         )
-        # The row of a lease that its owner is just renewing is locked. Such a lease is skipped.
+        # If the owner is just renewing the lease, the job's row is locked, and the job is skipped.
         crash_columns = session.execute(
             _SELECT_CRASH_COLUMNS.where(is_unchanged).with_for_update(skip_locked=True)
         ).one_or_none()
@@ -56,10 +59,6 @@ def reap(session: Session, leases: Collection[OtherLease]) -> list[tuple[int, Jo
 def status_after_crash(crashes: int) -> JobStatus:
     """Return the new status of a job. `crashes` is the number of its crashes, including the new one. Pure function."""
     return JobStatus.FAILED if crashes >= MAX_CRASHES else JobStatus.PENDING
-
-
-#: Reads the columns of a job whose values `_take_from_owner` needs.
-_SELECT_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
 def _take_from_owner(
@@ -92,6 +91,7 @@ def _columns_of_taken_job(status: JobStatus, crash_count: int) -> dict[str, Any]
             "error_code": quarantined.code,
             "error_message": quarantined.message,
             "finished_at": utc_now(),
+            # A local job is one that the agent created itself. FulcrumCore gets no report of such a job.
             "report_state": report_state_unless_local(ReportState.DUE),
         }
     return columns
@@ -113,8 +113,8 @@ def release_jobs_of_owner(session: Session, owner: str, *, running_job_ids: Coll
 def release_job(session: Session, job_id: int, owner: str, *, counts_as_crash: bool = True) -> JobStatus | None:
     """Take a job from its owner, because the end of the attempt could not be stored. Return the job's new status.
 
-    The caller has checked that no thread of the owner processes the job. The release counts as a crash, so that a job
-    whose end can never be stored is not processed again and again. If `counts_as_crash` is False, or if the attempt
+    The caller has checked that no thread of the owner processes the job. With `counts_as_crash`, the release counts as
+    a crash, so that a job whose end can never be stored is not processed again and again. Without it, or if the attempt
     only waited, the release counts neither as a crash nor as an attempt. Returns None when `owner` no longer owns the
     job.
     """

@@ -1,6 +1,6 @@
-"""Continues jobs: ends the backoff of a job or of its report, and continues ended jobs that FulcrumCore lists as open.
+"""Ends the backoff of a job or of its report, and continues ended jobs that FulcrumCore lists as open.
 
-No function commits.
+The report of an ended job is due while the agent must send it, or send it again. No function commits.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from executor.database.times import utc_now
 from executor.model import SETTLED_REPORT_STATES, JobEventKind, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: The error codes of abandoned jobs whose last attempt ended before it started a run. Such a job has no result of a
-#: run. The column `started_at` may contain the start of a run of an earlier attempt.
+#: The error codes of jobs whose last attempt ended before it started a run: FulcrumCore had deleted the job or given it
+#: to another agent (JOB_GONE), or another installation had claimed the job (JOB_CLAIMED_ELSEWHERE). Such a job has no
+#: result of a run. The column `started_at` may contain the start of a run of an earlier attempt.
 CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
 #: For this time after a job's deadline, another installation that runs the job may still report the job's result.
 #: That installation has another database, and the token of this agent.
 MAX_REPORT_DELAY = timedelta(minutes=2)
-#: The columns of a job that has ended and gets another attempt.
+#: The new values in the row of an ended job that gets another attempt.
 _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
     "status": JobStatus.PENDING,
     "report_state": ReportState.NONE,
@@ -36,7 +37,7 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
     "owner": None,
     "lease_until": None,
     "available_at": None,
-    "claimed_at": None,
+    "claimed_at": None,  # when FulcrumCore accepted this agent's claim of the job
     "report_claimed_until": None,
 }
 
@@ -44,13 +45,15 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
 def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
-    If the report state is REPORTED or ENDED_BY_FULCRUM, the report becomes due again. FulcrumCore accepts this report
-    if the job is open at FulcrumCore. Otherwise, the report gets its earlier state again. A job that another
-    installation has claimed gets a new attempt in this database. The attempt continues the job if FulcrumCore still
-    lists the job as Processing. Returns "attempt" if the job is pending now, "report" if its report is due now, and ""
-    otherwise.
+    If the report state is REPORTED or ENDED_BY_FULCRUM (FulcrumCore had ended the job before the report), the report
+    becomes due again. FulcrumCore accepts this report if the job is open at FulcrumCore. If FulcrumCore refuses it, the
+    reporter stores one of these two states again. A job that another installation has claimed gets a new attempt in
+    this database. The attempt continues the job if FulcrumCore still lists the job as Processing. Returns "attempt" if
+    the job is pending now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
+    # Usually, `claim_sent_at` is when this agent sent its claim of the job to FulcrumCore. Here, no claim is sent.
+    # Because of the value, the worker runs the job without a claim if FulcrumCore lists the job as Processing.
     continue_job_claimed_elsewhere = (
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.CLAIMED_ELSEWHERE)
@@ -65,17 +68,18 @@ def retry_now(session: Session, job_id: int) -> str:
 
 
 def reopen(
-    session: Session, fulcrum_ids: Collection[str], *, are_claimed_by_agent: bool, now_at_fulcrum: datetime
+    session: Session, fulcrum_ids: Collection[str], *, are_claimed_at_fulcrum: bool, now_at_fulcrum: datetime
 ) -> int:
     """Continue jobs that have ended in this database, but that FulcrumCore lists as open. Return their number.
 
-    Such jobs exist if FulcrumCore refused requests about the jobs for a while, or if FulcrumCore's database was
-    restored from a backup. A job that has a result is reported again. An abandoned job without the result of a run gets
-    another attempt. `are_claimed_by_agent` is True if FulcrumCore lists the jobs as claimed by this agent.
-    `now_at_fulcrum` is the current time by FulcrumCore's clock.
+    Such jobs exist if FulcrumCore refused claims or reports of the jobs for a while, or if FulcrumCore's database was
+    restored from a backup. A job that has a result is reported again. An abandoned job (a job that ended in this
+    database without a report to FulcrumCore) gets another attempt if it has no result of a run.
+    `are_claimed_at_fulcrum` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_fulcrum` is the
+    current time by FulcrumCore's clock.
 
     A job that another installation has claimed gets another attempt only if FulcrumCore lists the job as pending. If
-    FulcrumCore still lists the job as claimed after its deadline, no executor may run the job any more. Then this
+    FulcrumCore still lists the job as claimed after its deadline, no installation may run the job any more. Then this
     agent reports that the job failed, because an open job would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
@@ -83,14 +87,14 @@ def reopen(
     is_claimed_elsewhere = code == ErrorCode.JOB_CLAIMED_ELSEWHERE
     is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
     has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
-    if are_claimed_by_agent:
+    if are_claimed_at_fulcrum:
         is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_fulcrum - MAX_REPORT_DELAY)
         has_no_result &= ~is_claimed_elsewhere
     columns = {
         # The time of this agent's claim stays stored, because FulcrumCore may have accepted the claim. If another
-        # executor has claimed the job, the column is cleared.
+        # installation has claimed the job, the column is cleared.
         "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
-        "claimed_at": utc_now() if are_claimed_by_agent else None,
+        "claimed_at": utc_now() if are_claimed_at_fulcrum else None,
         "epoch": Job.epoch + 1,
     }
     start_new_attempts = (

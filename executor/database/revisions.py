@@ -1,4 +1,4 @@
-"""Names the revisions of the schema that this program contains: the migrations.
+"""Lists the revisions of the database's schema that this program contains. Each migration creates one revision.
 
 The name of a migration's file begins with its revision, a number such as `0001`. The highest number is the newest
 revision. A test checks that Alembic finds the same revisions. This module does not import Alembic, because the import

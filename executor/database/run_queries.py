@@ -1,4 +1,8 @@
-"""Reads the playbook runs of jobs, the playbook runs that operators started, and the events of jobs."""
+"""Reads the playbook runs of jobs, the playbook runs that operators started, and the events of jobs.
+
+A `Reader` is an SQLAlchemy connection or session. A row that a function returns has the attributes of the class in the
+function's return type, but is not an object of the ORM.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from executor.database.core_tables import (
+from executor.database.core_tables import (  # tables for SQLAlchemy Core
     MANUAL_RUN_COLUMNS,
     RUN_COLUMNS,
     job_events,
@@ -20,20 +24,21 @@ from executor.database.core_tables import (
 )
 from executor.model import RunStatus
 
-if TYPE_CHECKING:  # The classes need the ORM. A row that a query returns has the attributes of its class.
+if TYPE_CHECKING:  # The import of these classes would import the ORM, which is slow.
     from executor.database.core_tables import Reader
     from executor.database.tables.jobs import Job, JobEvent, ManualRun, Run
 
 
 def runs_of_job(reader: Reader, job_id: int) -> Sequence[Run]:
-    """Return the runs of a job, oldest first, without the column `story`."""
+    """Return the runs of a job, oldest first, without the column `story` (a summary of the run)."""
     return read_rows(reader, select(*RUN_COLUMNS).where(runs.c.job_id == job_id).order_by(runs.c.id))
 
 
 def runs_with_stories(reader: Reader, job_ids: Sequence[int]) -> Sequence[Run]:
     """Return the runs of these jobs, oldest first, each with the column `story`, which other queries do not read.
 
-    The story is a summary of the Ansible tasks, steps and Proxmox tasks of the run (`executor.runs.story`).
+    The story is a summary of the run: its Ansible tasks, its Proxmox tasks, and the steps that the Ansible action
+    plugins reported, such as "cloning the template 9000".
     """
     return read_rows(reader, select(runs).where(runs.c.job_id.in_(job_ids)).order_by(runs.c.id))
 

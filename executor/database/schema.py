@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table
 
 from executor.database import revisions
-from executor.database.engine import translating_errors
+from executor.database.engine import raise_as_database_error
 from executor.errors import DatabaseError, SchemaTooNew
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """Migrate the schema forwards to `revision`. Raises SchemaTooNew when the schema is newer than this program."""
     from alembic import command  # noqa: PLC0415 (importing Alembic takes 0.1 s, which `smith --help` avoids)
 
-    refuse_unknown_schema(engine)
-    with translating_errors(engine), _migration_transaction(engine) as connection:
+    refuse_newer_or_foreign_schema(engine)
+    with raise_as_database_error(engine), _migration_transaction(engine) as connection:
         command.upgrade(_alembic_config(connection), revision)
 
 
@@ -44,8 +44,8 @@ def downgrade(
     """
     from alembic import command  # noqa: PLC0415 (see upgrade)
 
-    refuse_unknown_schema(engine)
-    with translating_errors(engine), _migration_transaction(engine) as connection:
+    refuse_newer_or_foreign_schema(engine)
+    with raise_as_database_error(engine), _migration_transaction(engine) as connection:
         if check_in_transaction is not None:
             check_in_transaction(connection)
         command.downgrade(_alembic_config(connection), revision)
@@ -66,30 +66,33 @@ def _migration_transaction(engine: Engine) -> Iterator[Connection]:
         finally:
             if engine.dialect.name == "sqlite":
                 # On SQLite, Alembic changes a table by creating a new table and dropping the old one. With enforced
-                # foreign keys, the drop would delete every row that refers to the old table. So foreign keys are off on
-                # this connection (see `smith_migrating` in engine.py). The pool discards the connection, so that no
-                # other transaction uses it.
+                # foreign keys, the drop would delete every row that refers to the old table. So the execution option
+                # `smith_migrating` turns foreign keys off on this connection (in engine.py). The pool discards the
+                # connection, so that no other transaction uses it.
                 connection.invalidate()
 
 
 def current_revision(engine: Engine) -> str | None:
     """Return the revision of the database's schema, or None if the database is empty."""
-    with translating_errors(engine), engine.connect() as connection:
+    with raise_as_database_error(engine), engine.connect() as connection:
         return connection.scalar(_REVISION_QUERY) if inspect(connection).has_table(ALEMBIC_TABLE) else None
 
 
 def stored_revision(reader: Reader) -> str | None:
-    """Return the revision of the schema of a database that is not empty."""
+    """Return the revision of the schema, read in the caller's transaction. The database must not be empty."""
     return reader.scalar(_REVISION_QUERY)
 
 
-def refuse_unknown_schema(engine: Engine) -> None:
-    """Raise SchemaTooNew when a newer version of Agent Smith has migrated the schema."""
+def refuse_newer_or_foreign_schema(engine: Engine) -> None:
+    """Raise SchemaTooNew when a newer version of Agent Smith has migrated the schema.
+
+    Raises DatabaseError when an SQLite file has the tables of another program.
+    """
     revision = current_revision(engine)
     if revision is not None and revision not in revisions.revisions_of_this_program():
         raise SchemaTooNew(
-            f"the database has schema {revision}, which this version (newest: {revisions.head_revision()}) does not "
-            "know: run the newer version of Agent Smith, or let the newer version downgrade the schema "
+            f"the database has schema {revision}, which this version (newest schema: {revisions.head_revision()}) does "
+            "not know: run the newer version of Agent Smith, or let the newer version downgrade the schema "
             "(smith db downgrade)"
         )
     if revision is None and engine.dialect.name == "sqlite":
@@ -98,10 +101,10 @@ def refuse_unknown_schema(engine: Engine) -> None:
 
 def _refuse_tables_of_another_program(engine: Engine) -> None:
     """Raise DatabaseError when the SQLite file has tables, although no version of Agent Smith has migrated it."""
-    with translating_errors(engine), engine.connect() as connection:
+    with raise_as_database_error(engine), engine.connect() as connection:
         tables = sorted(inspect(connection).get_table_names())
-    # If another process has just created our tables, Alembic's table exists, too: the process creates all of them in
-    # one transaction.
+    # If another process has just created Agent Smith's tables, Alembic's table exists, too: the process creates all of
+    # them in one transaction.
     if tables and ALEMBIC_TABLE not in tables:
         names = ", ".join(tables[:MAX_LISTED_TABLES])
         raise DatabaseError(

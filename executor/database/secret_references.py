@@ -1,9 +1,10 @@
 """Binds each secret of FulcrumCore's vault to a service: the first service whose job names the secret.
 
+A job that names another service's secret fails (`agent/secret_owners`), so no tenant gets a secret of another tenant.
 A job names a secret by a reference. FulcrumCore returns every secret to every agent, and does not say to which service
-a secret belongs. FulcrumCore creates a new reference for each value of a secret property, so two services never have
-the same reference. The table contains the SHA-256 of a reference instead of the reference itself, so that the table
-reveals no reference. The caller commits.
+a secret belongs. FulcrumCore creates a new reference for each value of a service's secret property, so two services
+never have the same reference. The table contains the SHA-256 of a reference instead of the reference itself, so that
+the table reveals no reference. The caller commits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from hashlib import sha256
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from executor.database.literals import DELETED_LITERAL
+from executor.database.literals import DELETED_LITERAL  # an SQL literal, so that SQLite uses partial indexes
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping, SecretReference
@@ -45,18 +46,21 @@ def service_ids_by_reference(session: Session, references: Collection[str]) -> d
 
 
 def count_rows_of_service(session: Session, service_id: str) -> int:
-    """Return how many references are bound to a service."""
+    """Return the number of rows of a service: how many references are bound to it."""
     stmt = select(func.count()).select_from(SecretReference).where(SecretReference.service_id == service_id)
     return session.scalar(stmt) or 0
 
 
 def delete_rows_of_service(session: Session, service_id: str) -> None:
-    """Delete the rows of a service."""
+    """Delete the rows of the references that are bound to a service."""
     session.execute(delete(SecretReference).where(SecretReference.service_id == service_id))
 
 
 def prune(session: Session, *, limit: int) -> int:
-    """Delete at most `limit` rows of services without a job and without an undeleted mapping. Return their number."""
+    """Delete at most `limit` rows of services that have neither a job nor a mapping, and return their number.
+
+    A mapping in the state deleted does not count.
+    """
     has_job = exists().where(Job.service_id == SecretReference.service_id)
     has_mapping = exists().where(Mapping.service_id == SecretReference.service_id, Mapping.state != DELETED_LITERAL)
     unused_digests = select(SecretReference.sha256).where(~has_job, ~has_mapping).limit(limit)

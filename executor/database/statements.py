@@ -1,4 +1,8 @@
-"""Provides helpers for SQL: INSERT with ON CONFLICT, counts of changed rows, checks of waits, and checks of ids."""
+"""Provides helpers for SQL: INSERT with ON CONFLICT, counts of changed rows, and conditions.
+
+`is_wait_over` is the condition that a wait, such as a backoff, is over. Two functions check whether a text from an
+operator may be a row id or the beginning of a UUID.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:  # These imports are slow, and commands that only read do not 
 #: that does not fit.
 MAX_INTEGER_DIGITS = 9
 #: A number with fewer digits is not taken as the beginning of a UUID. Commands show the first 8 characters of a UUID.
-MIN_DIGITS_OF_ID = 8
+MIN_DIGITS_OF_ID_PREFIX = 8
 #: The maximum backoff of a job or a report. A longer backoff, which FulcrumCore may request with the header
 #: `Retry-After`, is shortened to this.
 MAX_BACKOFF_S = 3600.0
@@ -47,15 +51,15 @@ def is_wait_over(wait_end: Any, max_wait_s: float) -> ColumnElement[bool]:
     return or_(wait_end.is_(None), wait_end <= db_now(), wait_end > db_now(max_wait_s))
 
 
-def is_integer_text(text: str) -> bool:
+def fits_integer_column(text: str) -> bool:
     """Return whether a text is a number that an INTEGER column can hold: it has one to MAX_INTEGER_DIGITS digits."""
     return text.isascii() and text.isdecimal() and len(text) <= MAX_INTEGER_DIGITS
 
 
-def may_begin_id(text: str) -> bool:
-    """Return whether an operator's reference may be the beginning of a UUID.
+def could_be_id_prefix(text: str) -> bool:
+    """Return whether this text from an operator could be the beginning of a UUID.
 
-    A short number is always a job number or a VMID. If no job or VM has this number, the number must not name another
-    object whose id begins with these digits. Otherwise, `smith jobs cancel 17` might cancel the wrong job.
+    A short number is always a job number or a VMID, and never the beginning of a UUID. Otherwise, if no job had the
+    number 17, `smith jobs cancel 17` would cancel a job whose UUID begins with 17.
     """
-    return bool(text) and not (text.isdecimal() and len(text) < MIN_DIGITS_OF_ID)
+    return bool(text) and not (text.isdecimal() and len(text) < MIN_DIGITS_OF_ID_PREFIX)

@@ -1,4 +1,4 @@
-"""Counts the rows of each table, and reads the version and the size of the database, for `smith support`."""
+"""Counts the rows of each table, and reads version and size of the database, for the archive of `smith support`."""
 
 from __future__ import annotations
 

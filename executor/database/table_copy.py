@@ -1,6 +1,7 @@
 """Copies every row of a sealed database, the source, to an empty database, the target, and compares their rows.
 
-A sealed database refuses every change (see `moves`).
+The copy is one step of a move, which `smith db migrate` makes. Each of the two databases records the move as a row of
+its table `moves`. The command seals the source before the copy. A sealed database refuses every change.
 
 One transaction changes the target. If the copy is killed, the target stays empty, and the next copy starts from the
 beginning. The rows are read and written in batches, so that the used memory does not grow with the database.
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, Table, func, insert, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from executor.database import move_queries, moves
-from executor.database.engine import error_text, translating_errors
+from executor.database.engine import error_text, raise_as_database_error
 from executor.database.tables.moves import Move
 from executor.database.times import utc_now
 from executor.errors import DatabaseError
@@ -52,17 +53,18 @@ class TableContent:
 
 
 def find_tables_with_rows(engine: Engine) -> list[str]:
-    """Return the names of our tables that have rows."""
-    with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
+    """Return the names of Agent Smith's tables that have rows."""
+    # With `smith_read_only`, a transaction on SQLite takes no write lock.
+    with raise_as_database_error(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         return _tables_with_rows(connection)
 
 
-def has_rows_of_move(engine: Engine, move_id: str) -> bool:
-    """Return whether this database contains the rows of a move.
+def is_copy_committed(engine: Engine, move_id: str) -> bool:
+    """Return whether the rows of this move were copied to this database and committed.
 
-    The row of the move shows this, because it is committed together with the other rows.
+    The move's row with the direction FROM (from another database) is committed together with the copied rows.
     """
-    with translating_errors(engine), engine.execution_options(smith_read_only=True).connect() as connection:
+    with raise_as_database_error(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         if not inspect(connection).has_table(Move.__tablename__):
             return False
         is_row_of_move = (Move.id == move_id) & (Move.direction == MoveDirection.FROM)
@@ -80,7 +82,7 @@ def copy_tables(
     """
     read_only_source = source.execution_options(smith_read_only=True)
     with (
-        translating_errors(target),
+        raise_as_database_error(target),
         read_only_source.connect() as reader,
         target.connect() as writer,
         writer.begin(),
@@ -112,7 +114,7 @@ def copy_tables(
 
 
 def refuse_nonempty_database(engine: Engine) -> None:
-    """Raise DatabaseError if one of our tables has rows."""
+    """Raise DatabaseError if one of Agent Smith's tables has rows."""
     if tables_with_rows := find_tables_with_rows(engine):
         raise DatabaseError(_not_empty_text(engine, tables_with_rows))
 
@@ -124,7 +126,7 @@ def _not_empty_text(engine: Engine, tables_with_rows: list[str]) -> str:
 
 
 def _remove_time_limits(connection: Connection, stack: ExitStack) -> None:
-    """Remove the time limits of this connection, because the reader and the writer wait for each other."""
+    """Remove the time limits of this connection, because it is idle while the other connection reads or writes."""
     from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
 
     stack.enter_context(without_timeouts(connection))
@@ -176,9 +178,9 @@ def _read_content(connection: Connection, table: Table) -> TableContent:
 
 
 def _batches(connection: Connection, table: Table) -> Generator[list[Mapping[Any, Any]], None, None]:
-    """Yield the rows of a table in batches. A PostgreSQL server keeps the rows that were not read yet."""
+    """Yield the rows of a table in batches. PostgreSQL keeps the remaining rows in a cursor of the server."""
     stmt = select(table).order_by(*table.primary_key.columns)
-    with translating_errors(connection.engine):
+    with raise_as_database_error(connection.engine):
         options = {"yield_per": ROWS_PER_BATCH}
         with connection.execute(stmt, execution_options=options) as result:  # closes the server's cursor
             for rows in result.mappings().partitions():
@@ -196,5 +198,5 @@ def _set_sequence(connection: Connection, table: Table) -> None:
     column = table.autoincrement_column
     if column is not None:
         sequence = func.pg_get_serial_sequence(table.name, column.name)
-        # `setval` does nothing for NULL, the highest number in an empty table.
+        # If the table is empty, `max` returns NULL, and `setval` changes nothing.
         connection.execute(select(func.setval(sequence, select(func.max(column)).scalar_subquery())))

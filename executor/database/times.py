@@ -53,9 +53,8 @@ class db_now(FunctionElement[datetime]):
 
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: Any, **kw: Any) -> str:
-    # On SQLite, SQLAlchemy stores a DateTime as text in this format, with six digits after the decimal point. `%f`
-    # writes only three of these digits, so three zeros follow. SQLite compares times as texts, and texts in this
-    # format have the same order as their times.
+    # On SQLite, SQLAlchemy stores a DateTime as text, with six digits after the decimal point. `%f` writes only three
+    # digits, so three zeros follow. SQLite compares the texts, which have the same order as the times.
     offset_s = compiler.process(element.clauses, **kw)
     return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', printf('%+.3f seconds', {offset_s}))"
 

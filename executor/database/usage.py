@@ -79,7 +79,7 @@ def usage_of_mapping(mapping: Mapping) -> Amounts:
     """Return what the VM of a mapping uses.
 
     A mapping that is active or pending deletion always counts as one VM. A mapping in another state counts as one VM
-    only if its row has sizes, because then the VM may exist.
+    only if its row has sizes. For example, a failed create job stores the sizes if the VM may exist.
     """
     counts_as_vm = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
     return Amounts(vms=int(counts_as_vm), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
@@ -128,7 +128,7 @@ def used_and_reserved_amounts(session: Session, tenant_id: str | None, *, except
 def mappings_with_snapshots_or_backups(session: Session, tenant_id: str | None, column: str) -> Sequence[Mapping]:
     """Return the tenant's mappings whose VM has snapshots (if `column` is "snapshots"), or backups (if "backups").
 
-    Deleted mappings and mappings to lost VMs are left out.
+    Deleted mappings are left out, and so are mappings whose VM does not exist any more (state VM_LOST).
     """
     stmt = select(Mapping).where(*_conditions_of_counted_mappings(tenant_id), getattr(Mapping, column) > 0)
     return session.scalars(stmt.order_by(Mapping.id)).all()

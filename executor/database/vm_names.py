@@ -14,7 +14,7 @@ MAX_HOSTNAME_PART_LENGTH = 54
 def vm_name(hostname: str, service_id: str) -> str:
     """Return the name of a VM: a first part made from `hostname`, a dash, and the first digits of the service id.
 
-    `hostname` may be any text from outside. For the first part, letters become lower case, characters outside ASCII are
+    `hostname` may be any text. For the first part, letters become lower case, characters outside ASCII are
     removed, and each sequence of characters that are neither letters nor digits becomes one dash. If no character of
     `hostname` is usable, the first part is `vm`.
     """

@@ -1,7 +1,7 @@
-"""Finds how long the certificates of FulcrumCore, Proxmox and our HTTP pages are valid, and why a TLS connection fails.
+"""Finds how long the certificates of FulcrumCore, Proxmox and our HTTP server are valid, and why TLS connections fail.
 
-To read the certificate of FulcrumCore or Proxmox, this module opens a TLS connection of its own, in addition to the
-connections of the clients. It reads the certificate of the HTTP pages from a file.
+To read the certificate of FulcrumCore or Proxmox, this module opens a TLS connection of its own, through a proxy if
+HTTPS_PROXY names one. It reads the certificate of the agent's HTTP server from a file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Certificate:
     issuer: str
 
     @property
-    def non_local_name(self) -> str:
+    def preferred_name(self) -> str:
         """The first name that other machines can use, or else the first name; '' if there are no names."""
         return next((name for name in self.names if name not in LOCAL_NAMES), self.names[0] if self.names else "")
 
@@ -70,7 +70,7 @@ class TlsState:
 
 
 def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
-    """Connect with TLS. Return the reason if the connection fails, and the certificate of the server.
+    """Connect with TLS. Return the certificate of the server, and the reason if the connection fails.
 
     The certificate is verified with the CA bundle. If `ca_bundle` is None, the CAs of the system are used instead.
     """
@@ -90,7 +90,7 @@ def read_tls_state(host: str, port: int, ca_bundle: Path | None) -> TlsState:
 def read_certificate(host: str, port: int) -> Certificate | None:
     """Return the certificate of a server, even if it is not valid. Return None if it cannot be read."""
     try:
-        return _read_from_handshake(lambda context: _handshake(host, port, context))
+        return _read_certificate_from_handshake(lambda context: _handshake(host, port, context))
     except (OSError, ValueError, KeyError):
         return None
 
@@ -98,11 +98,11 @@ def read_certificate(host: str, port: int) -> Certificate | None:
 def read_certificate_file(certificate: Path, key: Path) -> Certificate:
     """Return the certificate in a file, even if it is not valid now.
 
-    Raises OSError or ValueError if a server cannot use the certificate with this key. ssl.SSLError is an OSError.
+    Raises OSError, ValueError or KeyError if a server cannot use the certificate with this key.
     """
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.load_cert_chain(certificate, key, password="")  # without a password, OpenSSL asks for one on the terminal
-    return _read_from_handshake(lambda context: _handshake_in_memory(server, context))
+    return _read_certificate_from_handshake(lambda context: _handshake_in_memory(server, context))
 
 
 #: A function that does a TLS handshake with a server, as a client that uses the given context. It returns the server's
@@ -110,17 +110,17 @@ def read_certificate_file(certificate: Path, key: Path) -> Certificate:
 _Handshake = Callable[[ssl.SSLContext], tuple[bytes, dict[str, Any]]]
 
 
-def _read_from_handshake(handshake: _Handshake) -> Certificate:
+def _read_certificate_from_handshake(handshake: _Handshake) -> Certificate:
     """Return the certificate that the server sends in the handshake. Raises OSError, ValueError or KeyError."""
     context_without_check = ssl.create_default_context()
     context_without_check.check_hostname, context_without_check.verify_mode = False, ssl.CERT_NONE
     der_certificate, _ = handshake(context_without_check)
-    # `ssl` decodes only a verified certificate. So a second handshake trusts the certificate of the first handshake.
-    context_with_trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context_with_trust.check_hostname = False
-    context_with_trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
-    context_with_trust.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(der_certificate))
-    return _parse_certificate(handshake(context_with_trust)[1])
+    # `ssl` decodes only a verified certificate. So the context of a second handshake trusts this certificate.
+    context_that_trusts_certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context_that_trusts_certificate.check_hostname = False
+    context_that_trusts_certificate.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
+    context_that_trusts_certificate.load_verify_locations(cadata=ssl.DER_cert_to_PEM_cert(der_certificate))
+    return _parse_certificate(handshake(context_that_trusts_certificate)[1])
 
 
 def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:

@@ -21,7 +21,7 @@ _PLACEHOLDER = re.compile(r"<[a-z ]+>")
 class Area(StrEnum):
     """The part of the system that a check is about.
 
-    If checks of several areas fail, the exit code belongs to the first of these areas in the order of this enum.
+    If checks of several areas fail, the exit code is that of the first of these areas in the order of this enum.
     """
 
     SETTINGS = "settings"
@@ -96,7 +96,7 @@ def setting_line(name: str, value: object) -> str:
 def _quote_for_shell(text: str) -> str:
     """Return the text as one word of a shell.
 
-    Placeholders such as `<vmid>` alone are no reason for quotes, because an operator replaces them.
+    A placeholder such as `<vmid>` needs no quotes, because an operator replaces it.
     """
     text_without_placeholders = _PLACEHOLDER.sub("", text)
     if text and (not text_without_placeholders or shlex.quote(text_without_placeholders) == text_without_placeholders):
@@ -105,7 +105,7 @@ def _quote_for_shell(text: str) -> str:
 
 
 def _escape_for_shell(char: str) -> str:
-    """Return the character in the form for `$'…'` of a shell. So a remedy that contains a line break is one line."""
+    """Return the character in the form for `$'…'` of a shell. A line break becomes a backslash and an `n`."""
     if char in "\\'":
         return f"\\{char}"
     if char == "\n":

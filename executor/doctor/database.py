@@ -20,6 +20,7 @@ RESTORE_REMEDY = "smith db restore <backup>"
 #: The remedies for failures of the database. Each key is a part of an error text. A remedy is shown if the error text
 #: contains the key.
 REMEDY_BY_ERROR_TEXT = {
+    # "the database has schema A, which this version (newest schema: B) does not know"
     "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
     "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
     "file is not a database": RESTORE_REMEDY,
@@ -49,7 +50,10 @@ def check_database(settings: Settings) -> Iterator[CheckResult]:
 
 
 def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResult]:
-    """Check the write lock, the schema and the integrity, and warn if the agents are paused. Raises DatabaseError."""
+    """Check the write lock (only SQLite has it), the schema and the integrity. Raises DatabaseError.
+
+    Also warn if an operator has paused the agents with `smith pause`: paused agents claim no jobs.
+    """
     engine = open_engine(settings.smith_database_url)
     try:
         if not can_begin_write(engine, within_s=MAX_LOCK_WAIT_S):
@@ -59,16 +63,17 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
             )
             return
         # `smith db migrate` moves all rows to another database and seals the first database. A sealed database refuses
-        # all changes.
+        # all changes. `why_sealed` is '' if the database is not sealed. Otherwise, `problems` contains its text.
         problems, why_sealed = database_check.find_problems(engine), move_queries.why_sealed(engine)
         pause = None
         if not problems:
-            with reading(engine) as session:
+            with reading(engine) as session:  # a transaction that only reads
                 pause = agent_queries.find_pause(session)
     finally:
         engine.dispose()
     for problem in problems:
-        if problem.startswith("schema is "):  # only a warning: the agent upgrades an old schema at its start
+        # "schema is A, this version needs B: …" is only a warning: the agent upgrades an old schema at its start.
+        if problem.startswith("schema is "):
             yield _RESULT_FACTORY.warn("schema", problem, "smith db upgrade")
         elif problem == why_sealed:
             remedy = "SMITH_DATABASE_URL=<the database to which the rows were moved>; or smith db unseal"
@@ -90,7 +95,7 @@ def _remedies(text: str, file: Path | None) -> list[str]:
 
 
 def _check_owner(folder: Path) -> Iterator[CheckResult]:
-    """Check that each file in the database's folder has the same owner as the folder: the system user of the agent."""
+    """Check that each file in the database's folder has the owner of the folder, normally the agent's user."""
     try:
         owner = folder.stat().st_uid
         files = {file: file.lstat().st_uid for file in sorted(folder.iterdir())}

@@ -1,4 +1,7 @@
-"""Reads rows of the agent's database for the checks of FulcrumCore and Proxmox. Creates no missing database."""
+"""Reads rows of the agent's database for the checks that concern FulcrumCore and Proxmox.
+
+Does not create the SQLite database if it is missing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ T = TypeVar("T")
 def read_database(settings: Settings, read_rows: Callable[[Session], T], *, if_missing: T) -> T:
     """Return the result of `read_rows`, or `if_missing` if the file of a SQLite database does not exist yet.
 
-    Raises DatabaseError.
+    `read_rows` is called in a transaction that only reads. Raises DatabaseError.
     """
     file = sqlite_file(settings.smith_database_url)
     if file is not None and not file.exists():

@@ -1,4 +1,4 @@
-"""Checks for remains of deletions: guests whose configuration has only a lock, and volumes of deleted VMs."""
+"""Checks for remains of deletions: guests whose deletion was interrupted, and volumes of deleted VMs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.database_reads import read_database
 from executor.doctor.proxmox_context import ProxmoxContext
-from executor.drift import rows
 from executor.drift.facts import VolumesLeft
+from executor.drift.rows import read_volumes_left
 from executor.drift.volumes import volumes_that_may_exist
 from executor.errors import DatabaseError
 from executor.model import GuestKind
 from executor.settings.settings import Settings
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
-#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted after that, the lock stays.
+#: The lock that Proxmox sets near the end of a deletion. If the deletion is interrupted while this lock is set, the
+#: guest's configuration stays, and contains only this lock.
 DESTROYED_LOCK = "destroyed"
 
 
 def check_deleted_vms(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Warn of guests whose deletion was interrupted, and of volumes of deleted VMs that still exist."""
+    """Warn of guests whose deletion was interrupted, and of volumes of deleted VMs that may still exist."""
     warnings = [*_check_partly_deleted_guests(context), *_check_volumes_left(context)]
     yield from warnings or [_RESULT_FACTORY.ok("deleted vms")]
 
@@ -32,16 +33,17 @@ def _check_partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResul
             problem = f"a deletion of {kind} {row.vmid} on {row.node} was interrupted"
             text = f"{problem}: the guest's configuration contains only a lock"
             command = f"{tool} unlock {row.vmid} && {tool} destroy {row.vmid}"
-            remedy = f"if no deletion of this guest is running, on {row.node}: {command}"
+            remedy = f"on {row.node}, unless a deletion of this guest is running: {command}"
             yield _RESULT_FACTORY.warn("deleted vms", text, remedy)
 
 
 def _check_volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
-    for recorded_volumes in _recorded_volumes(context.settings):
-        volumes_left = volumes_that_may_exist(context.reader, recorded_volumes)
+    for stored_volumes_left in _read_stored_volumes_left(context.settings):
+        # Omit the volumes that Proxmox no longer lists. A volume is kept if Proxmox's list cannot be read.
+        volumes_left = volumes_that_may_exist(context.reader, stored_volumes_left)
         if volumes_left.volumes:
             names = ", ".join(volumes_left.volumes)
-            text = f"VM {volumes_left.mapping.vmid} is deleted, but these volumes still exist: {names}"
+            text = f"VM {volumes_left.mapping.vmid} is deleted, but these volumes may still exist: {names}"
             commands = [
                 f"on {volumes_left.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
                 for volume in volumes_left.volumes
@@ -51,14 +53,15 @@ def _check_volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
             )
 
 
-def _recorded_volumes(settings: Settings) -> tuple[VolumesLeft, ...]:
+def _read_stored_volumes_left(settings: Settings) -> tuple[VolumesLeft, ...]:
     """Return, for each deleted VM, the volumes that still existed after the deletion, according to the database.
 
-    If the database cannot be read, return no volumes: the check of the database reports this error.
+    `smith_cluster` is the name of this Proxmox cluster in the database. If the database cannot be read, return no
+    volumes: the check of the database reports this error.
     """
     try:
         return read_database(
-            settings, lambda session: rows.read_volumes_left(session, settings.smith_cluster), if_missing=()
+            settings, lambda session: read_volumes_left(session, settings.smith_cluster), if_missing=()
         )
     except DatabaseError:
         return ()

@@ -1,4 +1,4 @@
-"""Runs the checks of FulcrumCore, and reads the configuration that FulcrumCore holds for the agent."""
+"""Runs the checks that concern FulcrumCore, and reads the configuration that FulcrumCore holds for the agent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 
 
 class _ConfigurationUnavailable(Exception):
-    """FulcrumCore did not return the agent's configuration. The agent would retry later, but a check fails at once."""
+    """FulcrumCore did not return the agent's configuration. The agent would wait and retry, but a check does not."""
 
 
 def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings | None]:
@@ -45,7 +45,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
         yield from check_service_types(agent, client, settings)
         yield from check_metric_types(client, effective_settings or settings)
         yield from check_open_jobs(client, agent.id, settings)
-    except FulcrumError as error:
+    except FulcrumError as error:  # the result is named "types", whichever of the three checks failed
         yield _RESULT_FACTORY.fail("types", str(error))
     return effective_settings
 
@@ -61,7 +61,10 @@ def _read_configuration(settings: Settings, client: FulcrumClient) -> Generator[
     try:
         effective_settings = remote_config.wait_for_remote_settings(settings, client, on_wait=_raise_instead_of_wait)
     except _ConfigurationUnavailable as reason:
-        remedy = "check the agent's configuration and the vault in FulcrumCore, or set SMITH_REMOTE_CONFIG=false"
+        remedy = (
+            "check the agent's configuration in FulcrumCore, and the secrets in FulcrumCore's vault; or set "
+            "SMITH_REMOTE_CONFIG=false"
+        )
         yield _RESULT_FACTORY.fail("configuration", f"{reason}; the agent would wait and retry", remedy)
         return None
     except SettingsError as error:

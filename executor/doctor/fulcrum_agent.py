@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from executor.agent.token_use import CONNECTED, has_recent_heartbeat
+from executor.agent.token_use import CONNECTED_STATUS, has_recent_heartbeat
 from executor.database import agent_queries, queries
 from executor.database.times import utc_now
 from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import DISABLED_STATUS, CoreAgent
+from executor.fulcrum.types import DISABLED_STATUS, FulcrumAgent
 from executor.settings.settings import Settings
 from executor.views.agent_liveness import is_alive
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
-#: The check warns if FulcrumCore's clock and this machine's clock differ by more than this. Even then, jobs can
-#: succeed, because deadlines use FulcrumCore's clock.
+#: The check warns if FulcrumCore's clock and this machine's clock differ by more than this. Jobs can still
+#: succeed, because the agent measures the jobs' deadlines with FulcrumCore's clock.
 MAX_CLOCK_OFFSET_S = 5.0
-OTHER_EXECUTOR_REMEDY = (
+OTHER_INSTALLATION_REMEDY = (
     "stop the other installation, or give it another token, or use its database here: SMITH_DATABASE_URL=<its URL>"
 )
 
 
-def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+def check_agent(agent: FulcrumAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Check the agent that FulcrumCore has returned for the token."""
     yield _RESULT_FACTORY.ok("token", f"agent {agent.name or '?'} ({agent.id})")
     yield _check_enabled(agent)
@@ -39,9 +39,10 @@ def check_agent(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> 
     yield from _check_use_of_token(agent, client, settings)
 
 
-def _check_enabled(agent: CoreAgent) -> CheckResult:
-    participant = agent.participant
+def _check_enabled(agent: FulcrumAgent) -> CheckResult:
+    participant = agent.participant  # the provider's organisation in FulcrumCore
     if agent.status == DISABLED_STATUS:
+        # The remedy enables the agent. The agent's next heartbeat changes the status to Connected.
         remedy = f'PATCH /agents/{agent.id} {{"status": "Disconnected"}}'
         return _RESULT_FACTORY.warn("enabled", "the agent is disabled in FulcrumCore, so it claims no jobs", remedy)
     if participant is not None and participant.status == DISABLED_STATUS:
@@ -59,11 +60,12 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
     return _RESULT_FACTORY.ok("clock", text)
 
 
-def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+def _check_use_of_token(agent: FulcrumAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Warn if the database has jobs of another agent, or if an installation with another database uses the token.
 
-    FulcrumCore may have a recent heartbeat of the agent although this database has no row of a running agent process.
-    Then an installation with another database probably uses the token. The two would claim each other's jobs.
+    The sign of another installation is that FulcrumCore has a recent heartbeat of the agent, and this database has no
+    row of a running agent process. Two installations with one token would claim each other's jobs. Both warnings are
+    named "same agent", because the token and the database must belong to the same agent.
     """
     try:
         agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
@@ -75,13 +77,19 @@ def _check_use_of_token(agent: CoreAgent, client: FulcrumClient, settings: Setti
     if agent_id_of_jobs not in (None, agent.id):
         text = f"the jobs in the database belong to agent {agent_id_of_jobs}, but the token belongs to agent {agent.id}"
         token_remedy = f"FULCRUM_API_TOKEN_FILE=<file with the token of agent {agent_id_of_jobs}>"
-        yield _RESULT_FACTORY.warn("same agent", text, token_remedy, "SMITH_DATA_DIR=<a new folder>, for a new agent")
-    elif agent.status == CONNECTED and not is_process_running and has_recent_heartbeat(agent, client.clock_offset_s):
+        yield _RESULT_FACTORY.warn(
+            "same agent", text, token_remedy, "SMITH_DATA_DIR=<a new folder>, to start with an empty database"
+        )
+    elif (
+        agent.status == CONNECTED_STATUS
+        and not is_process_running
+        and has_recent_heartbeat(agent, client.clock_offset_s)
+    ):
         text = "no agent process uses this database, but another agent process sends heartbeats with this token"
         service_remedy = "if the other process is agent-smith.service on this machine: smith doctor --as-service"
-        yield _RESULT_FACTORY.warn("same agent", text, OTHER_EXECUTOR_REMEDY, service_remedy)
+        yield _RESULT_FACTORY.warn("same agent", text, OTHER_INSTALLATION_REMEDY, service_remedy)
 
 
 def _is_agent_process_running(session: Session, settings: Settings) -> bool:
-    rows = agent_queries.processes_not_stopped(session)
-    return any(is_alive(row, utc_now(), settings.smith_lease_s) for row in rows)
+    agent_processes = agent_queries.processes_not_stopped(session)
+    return any(is_alive(process, utc_now(), settings.smith_lease_s) for process in agent_processes)

@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
 from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, setting_line
-from executor.errors import FulcrumAuthFailing, FulcrumError
+from executor.errors import FulcrumAuthError, FulcrumError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreAgent
-from executor.proxies import host_in_url
+from executor.fulcrum.types import FulcrumAgent
+from executor.proxies import format_host_for_url
 from executor.settings.settings import Settings
 from executor.settings.types import is_local_address
 
@@ -23,11 +23,11 @@ TOKEN_FILE_REMEDY = "FULCRUM_API_TOKEN_FILE=<file>"  # noqa: S105  (a setting)
 RENEW_REMEDY = "renew the certificate of FulcrumCore or of the proxy in front of it"
 
 
-def check_connection(client: FulcrumClient, settings: Settings) -> Generator[CheckResult, None, CoreAgent | None]:
+def check_connection(client: FulcrumClient, settings: Settings) -> Generator[CheckResult, None, FulcrumAgent | None]:
     """Check the connection, its encryption and the token. Return the token's agent, or None if it cannot be read."""
     try:
-        agent = client.get_self()
-    except FulcrumAuthFailing as error:
+        agent = client.get_own_agent()
+    except FulcrumAuthError as error:
         yield from _check_tls(settings)
         yield _check_refused_token(client, error)
         return None
@@ -67,7 +67,7 @@ def _check_days_left(settings: Settings) -> CheckResult:
     return _RESULT_FACTORY.ok("tls", text)
 
 
-def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> CheckResult:
+def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthError) -> CheckResult:
     """Return a failed check with the cause for which FulcrumCore refused the token.
 
     To find the cause, this function requests the metric types, which every valid token may read.
@@ -83,11 +83,12 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthFailing) -> 
 
 
 def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckResult]:
-    """Yield results that explain why a request failed. The caller handles a refused token."""
+    """Yield results that explain why a request failed for another reason than a refused token."""
     url = urlsplit(settings.fulcrum_api_url)
     state = _tls_state(settings, error)
-    if error.status is not None:  # the server has answered, so the TLS handshake has succeeded
+    if error.status is not None:  # the server has answered; `_check_tls` expects this
         yield from _check_tls(settings)
+    # If the client does not verify certificates, a problem with the certificate cannot be the cause of the error.
     can_tls_explain_error = state.problem is TlsProblem.NO_TLS or settings.fulcrum_verify_tls
     if url.scheme == "https" and state.problem is not None and can_tls_explain_error:
         yield _explain_tls_failure(settings, state, error)
@@ -95,14 +96,15 @@ def _explain_failure(settings: Settings, error: FulcrumError) -> Iterator[CheckR
         text = f"{settings.fulcrum_api_url}: the server requires TLS"
         yield _RESULT_FACTORY.fail("reachable", text, f"FULCRUM_API_URL=https://{url.netloc}")
     else:
-        yield _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for(settings, error))
+        yield _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for_failed_request(settings, error))
 
 
 def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
-    """Return the result of an attempt to connect with TLS. Make no attempt if TLS cannot be the cause of the error.
+    """Return the result of an attempt to connect with TLS.
 
-    After an https response, TLS is not the cause. After an http response, TLS can be the cause only if the status is
-    400: a server that expects TLS answers an http request with this status.
+    If TLS cannot be the cause of the error, make no attempt, and return a state without a problem. If the server has
+    answered the failed request over https, TLS is not the cause. If the server has answered it over http, TLS can be
+    the cause only if the status is 400: a server that expects TLS answers an http request with this status.
     """
     is_https = settings.fulcrum_api_url.startswith("https:")
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
@@ -115,8 +117,8 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
     url = urlsplit(settings.fulcrum_api_url)
     text = certificates.describe_certificate_problem(str(url.hostname), state) or str(error)
     if state.problem is TlsProblem.NO_TLS:
-        text_without_tls = f"{settings.fulcrum_api_url}: the server answers without TLS"
-        return _RESULT_FACTORY.fail("reachable", text_without_tls, f"FULCRUM_API_URL=http://{url.netloc}")
+        text = f"{settings.fulcrum_api_url}: the server answers without TLS"
+        return _RESULT_FACTORY.fail("reachable", text, f"FULCRUM_API_URL=http://{url.netloc}")
     if state.problem is TlsProblem.UNKNOWN_CA:
         return _RESULT_FACTORY.fail("reachable", text, "FULCRUM_CA_BUNDLE=<file with the CA certificate>")
     if state.problem is TlsProblem.EXPIRED:
@@ -124,15 +126,17 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
     if state.problem is TlsProblem.NOT_YET_VALID:
         return _RESULT_FACTORY.fail("reachable", text, CLOCK_REMEDY)
     if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
-        remedy = setting_line("FULCRUM_API_URL", f"https://{_with_port(state.certificate.non_local_name, url.port)}")
+        remedy = setting_line("FULCRUM_API_URL", f"https://{_with_port(state.certificate.preferred_name, url.port)}")
         return _RESULT_FACTORY.fail("reachable", text, remedy, RENEW_REMEDY)
-    return _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for(settings, error))
+    return _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for_failed_request(settings, error))
 
 
-def _remedies_for(settings: Settings, error: FulcrumError) -> list[str]:
-    """Return the remedies for a failed request that `_explain_tls_failure` does not explain."""
+def _remedies_for_failed_request(settings: Settings, error: FulcrumError) -> list[str]:
+    """Return the remedies for a failed request if the TLS state does not explain the failure."""
     url = urlsplit(settings.fulcrum_api_url)
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):  # the system knows the CA, but the client used another CA bundle
+    # The client has refused a certificate that `_tls_state` has accepted with the system's CA bundle. The likely cause:
+    # without FULCRUM_CA_BUNDLE, the client uses the file in REQUESTS_CA_BUNDLE or the bundle of Python's `requests`.
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_ca_bundle())]
     if "cannot be resolved" in str(error):
         remedy = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
@@ -148,7 +152,7 @@ def _remedies_for(settings: Settings, error: FulcrumError) -> list[str]:
 
 def _with_port(host: str, port: int | str | None) -> str:
     """Return the host and the port in the form for a URL: with brackets around an IPv6 address."""
-    return f"{host_in_url(host)}:{port}" if port else host_in_url(host)
+    return f"{format_host_for_url(host)}:{port}" if port else format_host_for_url(host)
 
 
 def _host_and_port(settings: Settings) -> tuple[str, int]:

@@ -1,4 +1,7 @@
-"""Checks the service types and metric types that the agent needs in FulcrumCore."""
+"""Checks the service types and metric types that the agent needs in FulcrumCore.
+
+Each agent has an agent type in FulcrumCore. The agent type lists the service types for which the agent gets jobs.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from typing import Any
 from executor.deploy_files import find_deploy_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.errors import JobError
-from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, read_type_file
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import METRIC_TYPES, CoreAgent, ServiceType
+from executor.fulcrum.types import METRIC_TYPES, FulcrumAgent, ServiceType
 from executor.runs import actions
 from executor.runs.actions import collection_folder
-from executor.runs.request import PlanSettings
+from executor.runs.request import PlaybookSettings
 from executor.settings.settings import Settings
 
 _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
@@ -21,25 +24,26 @@ _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
 REQUIRED_PROPERTIES = ("cores", "memoryMb", "diskGb")
 #: The name of the property for a VM's password. A service type should mark this property as secret.
 PASSWORD_PROPERTY = "ciPassword"  # noqa: S105  (a name, not a password)
-#: Properties that a provider may remove from a shipped service type if the provider has no values for them. A shipped
-#: service type is defined by a file in the folder `deploy`.
+#: Properties that a provider may remove from a shipped service type, for example `tags` if PROXMOX_TAGS is not set. A
+#: shipped service type is defined by a file in the folder `deploy`.
 OPTIONAL_PROPERTIES = frozenset({"tags"})
 
 
-def command_to_add_service_type(agent: CoreAgent) -> str:
-    """Return the command that creates the shipped service type and adds it to the agent type of this agent."""
+def command_to_add_service_type(agent: FulcrumAgent) -> str:
+    """Return the command that creates the service type for VMs and adds it to the agent type of this agent."""
     provider = agent.participant.name if agent.participant else None
     options = ("--agent", agent.name or "<agent>", "--provider", provider or "<provider>")
     return command_line("smith", "bootstrap", "core", *options)
 
 
-def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
+def check_service_types(agent: FulcrumAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
     """Check the service types that belong to the agent type of this agent. Raises FulcrumError."""
     service_type_ids = agent.agent_type.service_type_ids if agent.agent_type else []
     if not service_type_ids:
         text = "the agent's type has no service types, so the agent gets no jobs"
         yield _RESULT_FACTORY.fail("service types", text, command_to_add_service_type(agent))
-    playbook_folders = PlanSettings.from_settings(settings, collection_folder()).playbook_folders
+    # The agent searches these folders for playbooks. `collection_folder()` has Agent Smith's own playbooks.
+    playbook_folders = PlaybookSettings.from_settings(settings, collection_folder()).playbook_folders
     for service_type_id in service_type_ids:
         service_type = client.get_service_type(service_type_id)
         yield from _check_actions(service_type, playbook_folders)
@@ -49,7 +53,11 @@ def check_service_types(agent: CoreAgent, client: FulcrumClient, settings: Setti
 
 
 def _check_actions(service_type: ServiceType, playbook_folders: Any) -> Iterator[CheckResult]:
-    """Check that each action in the lifecycle of the service type has a playbook."""
+    """Check that each action in the lifecycle of the service type has a playbook that is safe to run.
+
+    The lifecycle is the member `lifecycleSchema`, which lists the actions. A playbook is safe to run if only root and
+    the user of the agent can change it.
+    """
     action_names = _action_names(service_type.lifecycle_schema)
     problems: list[str] = []
     for name in action_names:
@@ -102,7 +110,7 @@ def _check_properties(service_type: ServiceType) -> Iterator[CheckResult]:
     is_marked_secret = password_path in service_type.secret_paths()
     if PASSWORD_PROPERTY in properties and not is_marked_secret:
         text = f"{PASSWORD_PROPERTY} is not marked secret: FulcrumCore shows it to all who may read the service"
-        remedy = f'"{PASSWORD_PROPERTY}": {{"secret": {{"type": "ephemeral"}}, …}}'
+        remedy = f'in the type\'s propertySchema: "{PASSWORD_PROPERTY}": {{"secret": {{"type": "ephemeral"}}, …}}'
         yield _RESULT_FACTORY.warn(f"type {service_type.name}", text, remedy)
 
 
@@ -145,7 +153,7 @@ def _shipped_file_name(service_type: ServiceType) -> str:
 
 
 def _shipped_type(service_type: ServiceType) -> dict[str, Any]:
-    return load_type(_shipped_file_name(service_type))
+    return read_type_file(_shipped_file_name(service_type))
 
 
 def _type_replacement_remedy(service_type: ServiceType) -> str:

@@ -34,7 +34,7 @@ ENLARGED_TMPFS_MIB = 256
 MIN_ANSIBLE_CORE = (2, 19)
 #: The versions of community.proxmox that requirements.yml allows: the oldest version, and the first version that is too
 #: new. A test compares this constant with the file.
-COLLECTION_VERSION_RANGE = ((1, 4), (3, 0))
+COMMUNITY_PROXMOX_VERSION_RANGE = ((1, 4), (3, 0))
 
 
 def check_machine(settings: Settings) -> Iterator[CheckResult]:
@@ -42,29 +42,29 @@ def check_machine(settings: Settings) -> Iterator[CheckResult]:
     yield from _check_disk_space(settings)
     yield from _check_run_folder(settings)
     yield from _check_ansible()
-    yield from _check_collection()
+    yield from _check_community_proxmox()
     if settings.smith_http_tls_certificate is not None:
         key = settings.smith_http_tls_key or settings.smith_http_tls_certificate
         yield _check_http_server_certificate(settings.smith_http_tls_certificate, key)
 
 
 def _check_disk_space(settings: Settings) -> Iterator[CheckResult]:
-    for name, folder in (("data", settings.smith_data_dir), ("run", settings.smith_run_dir)):
+    for folder_kind, folder in (("data", settings.smith_data_dir), ("run", settings.smith_run_dir)):
         free_mib = free_bytes(folder) // BYTES_PER_MIB
         text = f"{folder}: {free_mib} MiB free"
-        if free_mib < MIN_FREE_MIB[name]:
-            text = f"{text}, but at least {MIN_FREE_MIB[name]} MiB are needed"
-            yield _RESULT_FACTORY.fail(f"{name} folder", text, *_disk_space_remedies(name, folder))
+        if free_mib < MIN_FREE_MIB[folder_kind]:
+            text = f"{text}, but at least {MIN_FREE_MIB[folder_kind]} MiB are needed"
+            yield _RESULT_FACTORY.fail(f"{folder_kind} folder", text, *_disk_space_remedies(folder_kind, folder))
         else:
-            yield _RESULT_FACTORY.ok(f"{name} folder", text)
+            yield _RESULT_FACTORY.ok(f"{folder_kind} folder", text)
 
 
-def _disk_space_remedies(name: str, folder: Path) -> list[str]:
+def _disk_space_remedies(folder_kind: str, folder: Path) -> list[str]:
     """Return the remedies for a full file system. A file system in memory can be enlarged."""
     mounted_at = mount_point(nearest_existing_folder(folder))
     usage_command = command_line("du", "-x", mounted_at)
     delete_remedy = (
-        f"free space there ({usage_command} | sort -n), or use another disk: SMITH_{name.upper()}_DIR=<folder>"
+        f"free space there ({usage_command} | sort -n), or use another disk: SMITH_{folder_kind.upper()}_DIR=<folder>"
     )
     if file_system_of(nearest_existing_folder(folder)) in MEMORY_FILE_SYSTEMS:
         return [command_line("mount", "-o", f"remount,size={ENLARGED_TMPFS_MIB}m", mounted_at), delete_remedy]
@@ -76,7 +76,8 @@ def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
     folder = settings.smith_run_dir
     if reason := why_run_folder_unusable(folder):
         text = (
-            f"{folder} cannot be used: {reason}. If its parent folder is in memory, the agent uses another folder there"
+            f"{folder} cannot be used: {reason}. If {folder.parent} is on a file system in memory, "
+            f"the agent uses another folder in {folder.parent}"
         )
         yield _RESULT_FACTORY.warn("run folder", text, RUN_DIR_REMEDY)
     if len(str(folder)) > MAX_RUN_DIR_CHARS:
@@ -102,14 +103,15 @@ def _check_ansible() -> Iterator[CheckResult]:
         yield _RESULT_FACTORY.ok("ansible-core", installed_version)
 
 
-def _check_collection() -> Iterator[CheckResult]:
-    installed_version, (oldest_version, first_too_new_version) = community_proxmox_version(), COLLECTION_VERSION_RANGE
+def _check_community_proxmox() -> Iterator[CheckResult]:
+    installed_version = community_proxmox_version()
+    oldest_version, first_too_new_version = COMMUNITY_PROXMOX_VERSION_RANGE
     version_range = f">={_version_text(oldest_version)},<{_version_text(first_too_new_version)}"
     # Ansible searches the folders of its search path in order, and uses the first copy of the collection. So the
-    # command installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is the folder
-    # with the packages of this Python.
-    python_programs_folder, folder = Path(sys.executable).parent, collection_search_path()[0]
-    command_words = (python_programs_folder / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
+    # command installs into the first folder. If ANSIBLE_COLLECTIONS_PATH is not set, the first folder is this
+    # Python's `site-packages`.
+    interpreter_folder, folder = Path(sys.executable).parent, collection_search_path()[0]
+    command_words = (interpreter_folder / "ansible-galaxy", "collection", "install", "--force", "-p", folder)
     install_command = command_line(*command_words, f"community.proxmox:{version_range}")
     if installed_version is None:
         yield _RESULT_FACTORY.fail("community.proxmox", "not installed", install_command)

@@ -1,4 +1,4 @@
-"""Compares the jobs that FulcrumCore lists as open for this agent with the rows of the agent's database."""
+"""Compares the agent's open jobs in FulcrumCore (pending or processing) with the rows of the agent's database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from executor.doctor.checks import Area, CheckResult, ResultFactory
 from executor.doctor.database_reads import read_database
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
+from executor.fulcrum.types import FulcrumJob
 from executor.model import ENDED_STATUSES, ReportState
 from executor.settings.settings import Settings
 from executor.views.text import count_with_noun
@@ -27,13 +27,13 @@ MAX_SHOWN_JOBS = 5
 #: The text about a processing job that has no row in the agent's database, with the possible causes.
 #: CLAIMED_ELSEWHERE_TEXT is "another installation with this agent's token has claimed the job".
 NO_ROW_TEXT = (
-    f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE_TEXT}, or the database was lost, and the agent "
-    "stores the job again when it starts"
+    f"the agent's database has no row of the job: {CLAIMED_ELSEWHERE_TEXT}, or the database was lost (then the "
+    "agent stores the job again at its next start)"
 )
 
 
 def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) -> Iterator[CheckResult]:
-    """Warn of jobs that are open in FulcrumCore although the agent neither processes nor reports them.
+    """Warn of jobs that are open in FulcrumCore, but that the agent neither processes nor reports.
 
     Only the oldest jobs are compared, to limit the duration. Raises FulcrumError.
     """
@@ -47,20 +47,20 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
             CHECK_NAME, "the database cannot be read, so the open jobs are not compared with its rows"
         )
         return
-    unattended_jobs = [(job, cause) for job in open_jobs if (cause := why_unattended(job, rows.get(job.id)))]
-    for job, cause in unattended_jobs[:MAX_SHOWN_JOBS]:
+    jobs_without_progress = [(job, cause) for job in open_jobs if (cause := why_no_progress(job, rows.get(job.id)))]
+    for job, cause in jobs_without_progress[:MAX_SHOWN_JOBS]:
         row = rows.get(job.id)
         remedies = [f"smith jobs retry {row.id}"] if row else []
         yield _RESULT_FACTORY.warn(
             CHECK_NAME, f"job {job.id} ({job.action}) is {job.status} in FulcrumCore, but {cause}", *remedies
         )
-    if len(unattended_jobs) > MAX_SHOWN_JOBS:
+    if len(jobs_without_progress) > MAX_SHOWN_JOBS:
         yield _RESULT_FACTORY.warn(
             CHECK_NAME,
-            f"{len(unattended_jobs) - MAX_SHOWN_JOBS} more jobs have such a problem; "
+            f"{len(jobs_without_progress) - MAX_SHOWN_JOBS} more open jobs are neither processed nor reported; "
             "`smith status` shows the jobs in the database",
         )
-    if not unattended_jobs:
+    if not jobs_without_progress:
         unread_count = processing_count - len(processing_jobs)
         unread_text = f"; the newest {unread_count} processing jobs were not compared" if unread_count > 0 else ""
         processing_text = count_with_noun(processing_count, "processing job")
@@ -69,22 +69,26 @@ def check_open_jobs(client: FulcrumClient, agent_id: str, settings: Settings) ->
         yield _RESULT_FACTORY.ok(CHECK_NAME, f"{text}{unread_text}")
 
 
-def why_unattended(core_job: CoreJob, row: Job | None) -> str:
+def why_no_progress(fulcrum_job: FulcrumJob, row: Job | None) -> str:
     """Return why the agent neither processes nor reports a job that is open in FulcrumCore; '' if there is no problem.
 
-    `row` is the job's row in the agent's database. A pending job without a row is no problem, because the agent
-    receives this job when it polls FulcrumCore the next time. Pure function.
+    `fulcrum_job` is the job in FulcrumCore's answer, and `row` is its row in the agent's database. A pending job
+    without a row is no problem, because the agent receives this job when it polls FulcrumCore the next time. Pure
+    function.
     """
     if row is None:
-        return NO_ROW_TEXT if core_job.status == "Processing" else ""
+        return NO_ROW_TEXT if fulcrum_job.status == "Processing" else ""
     if row.status not in ENDED_STATUSES:
         return ""
+    # DUE: FulcrumCore has not acknowledged the result. `report_attempts` is the number of reports that have failed, and
+    # `report_note` says why the last of them failed.
     if row.report_state == ReportState.DUE:
         return f"FulcrumCore does not accept the job's result: {row.report_note}" if row.report_attempts else ""
-    if row.report_state == ReportState.CLAIMED_ELSEWHERE and core_job.status == "Processing":
+    if row.report_state == ReportState.CLAIMED_ELSEWHERE and fulcrum_job.status == "Processing":
         return f"{CLAIMED_ELSEWHERE_TEXT}: stop that installation, and then retry the job"
     text = f"its status in the database is {row.status}"
-    return f"{text}; a running agent continues the job within {COMPARISON_INTERVAL_S:.0f} s"
+    # At this interval, the agent compares its ended jobs with FulcrumCore's open jobs.
+    return f"{text}; a running agent reports or executes the job again within {COMPARISON_INTERVAL_S:.0f} s"
 
 
 def _read_rows(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:

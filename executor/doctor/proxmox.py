@@ -1,4 +1,4 @@
-"""Runs the checks of Proxmox, and checks the quorum and the free VMIDs."""
+"""Runs the checks that concern Proxmox, and checks the quorum and the free VMIDs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 QUORUM_REMEDY = "start the missing nodes, or repair the network of the cluster; on a node: pvecm status"
-#: The remedy for a range without free VMIDs adds at least this number of VMIDs.
+#: The remedy that enlarges the VMID range adds at least this number of VMIDs.
 MIN_ADDED_VMIDS = 100
 #: The check warns when the free share of the VMID range is smaller than this.
 MIN_FREE_VMID_SHARE = 0.05
@@ -51,7 +51,7 @@ def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
         ("nodes", check_nodes),
         ("templates", check_templates),
         ("placement", check_placement),
-        ("os templates", check_os_templates),
+        ("os templates", check_os_templates),  # the files from which containers are created
         ("storage", check_storages),
         ("bridge", check_bridges),
         ("pool", check_pool),
@@ -91,7 +91,7 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
     free_count = vmid_count - len(guest_vmids | unavailable_vmids)
     text = f"{free_count} of {vmid_count} VMIDs between {lowest} and {highest} are free"
     text += f"; {len(unavailable_vmids)} belong to services or are in quarantine" if unavailable_vmids else ""
-    text += "; some of them may belong to guests that the token may not see" if free_count > 0 else ""
+    text += "; guests that the token is not allowed to see may use some of them" if free_count > 0 else ""
     remedies = [f"PROXMOX_VMID_MAX={highest + max(vmid_count, MIN_ADDED_VMIDS)}"]
     if unavailable_vmids - guest_vmids:
         remedies.append("SMITH_VMID_QUARANTINE_S=<fewer seconds>, if the VMIDs of deleted VMs may be used again sooner")
@@ -108,11 +108,11 @@ def _unavailable_vmids(settings: Settings) -> set[int]:
 
     If the database cannot be read, return no VMIDs: the check of the database reports this error.
     """
-    vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
+    cluster_and_vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
     quarantine_s = settings.smith_vmid_quarantine_s
 
     def read_unavailable_vmids(session: Session) -> set[int]:
-        return free_vmids.unavailable_vmids(session, vmid_range, quarantine_s=quarantine_s)
+        return free_vmids.unavailable_vmids(session, cluster_and_vmid_range, quarantine_s=quarantine_s)
 
     try:
         return read_database(settings, read_unavailable_vmids, if_missing=set())

@@ -61,7 +61,7 @@ def _explain_refused_login(settings: Settings) -> CheckResult:
 
 def _certificate_remedies(state: TlsState, settings: Settings) -> list[str]:
     """Return the remedies for a certificate that cannot be verified."""
-    host_name = state.certificate.non_local_name if state.certificate else ""
+    host_name = state.certificate.preferred_name if state.certificate else ""
     remedies = {
         TlsProblem.EXPIRED: [command_to_renew_certificate(settings), CLOCK_REMEDY],
         TlsProblem.NOT_YET_VALID: [CLOCK_REMEDY],
@@ -77,7 +77,10 @@ def command_to_renew_certificate(settings: Settings) -> str:
 
 
 def _connection_remedies(error: JobError) -> list[str]:
-    if error.code is ErrorCode.PVE_TLS:  # the system knows the CA, but the client used another CA bundle
+    # The client has refused a certificate that `read_tls_state` has accepted with the system's CA bundle. The likely
+    # cause: without PROXMOX_CA_BUNDLE, the client uses the file in REQUESTS_CA_BUNDLE or the bundle of Python's
+    # `requests`.
+    if error.code is ErrorCode.PVE_TLS:
         return [setting_line("PROXMOX_CA_BUNDLE", certificates.system_ca_bundle())]
     host_remedy = "PROXMOX_HOST=<name or address of a node>"
     if "cannot be resolved" in str(error):

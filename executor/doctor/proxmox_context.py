@@ -8,7 +8,7 @@ from typing import Any
 
 from executor.placement import templates
 from executor.proxmox.client import ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, mark_storages_of_unknown_status_available
+from executor.proxmox.rows import NodeRow, StorageConfig, StorageRow, VmRow, assume_unknown_storages_available
 from executor.settings.settings import Settings
 from executor.settings.types import ANY_VALUE
 from executor.shared.sdn_zones import LOCAL_ZONE
@@ -43,7 +43,7 @@ class ProxmoxContext:
 
     @cached_property
     def allowed_bridges(self) -> list[str]:
-        """The names of the bridges that a VM may have, without `*` (every bridge)."""
+        """The names of the bridges that a VM may have. `*`, which allows every bridge, is left out."""
         names = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
         return list(dict.fromkeys(name for name in names if name and name != ANY_VALUE))
 
@@ -54,12 +54,18 @@ class ProxmoxContext:
 
     @cached_property
     def zone_by_bridge(self) -> dict[str, str]:
-        """The SDN zone of each bridge that a VM may have. Reading the zone of a VNet needs no privilege on the VNet."""
+        """The SDN zone of each bridge that a VM may have. An ordinary bridge, which is not a VNet, is in LOCAL_ZONE.
+
+        The zone of a VNet is known even if the token may not use the VNet, because Proxmox's refusal names the zone.
+        """
         return {bridge: self.reader.vnet_zone(bridge) or LOCAL_ZONE for bridge in self.allowed_bridges}
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:
-        """The image's name and the VM's configuration, for each VM in PROXMOX_TEMPLATES that the token may see."""
+        """The image's name and the VM's configuration, for each VM in PROXMOX_TEMPLATES that the token may see.
+
+        An image is the name by which services choose a template.
+        """
         row_by_vmid = {row.vmid: row for row in self.guests}
         rows = [(image, row_by_vmid.get(vmid)) for image, vmid in self.settings.proxmox_templates.items()]
         return [(image, self.reader.vm_config(row.node, row.vmid, kind=row.kind)) for image, row in rows if row]
@@ -71,18 +77,18 @@ class ProxmoxContext:
 
     @cached_property
     def disk_storages(self) -> frozenset[str]:
-        """The names of the storages for disks: PROXMOX_STORAGE, or else the storages of the configured templates."""
+        """The names of the storages for disks: PROXMOX_STORAGE, or else the storages of the templates' disks."""
         if self.settings.proxmox_storage:
             return frozenset({self.settings.proxmox_storage})
         template_vmids = self.settings.proxmox_templates.values()
         storages: set[str] = set()
         for row in self.guests:
             if row.kind == "qemu" and row.vmid in template_vmids:
-                storages |= templates.template_facts(row, self.reader.vm_config(row.node, row.vmid)).storages
+                storages |= templates.parse_template(row, self.reader.vm_config(row.node, row.vmid)).storages
         return frozenset(storages)
 
     @property
-    def selectable_storages(self) -> list[str]:
+    def storages_selectable_by_services(self) -> list[str]:
         """The names of the storages in PROXMOX_STORAGES, which a service may choose."""
         return [name for name in self.settings.proxmox_storages if name != ANY_VALUE]
 
@@ -103,4 +109,4 @@ class ProxmoxContext:
     @cached_property
     def storages(self) -> list[StorageRow]:
         """The storages that the token may see. The storages of a node without statistics count as available."""
-        return mark_storages_of_unknown_status_available(self.reader.storages(), self.nodes)
+        return assume_unknown_storages_available(self.reader.storages(), self.nodes)

@@ -1,4 +1,7 @@
-"""Checks, for each template, whether the placement finds a node for a VM of this template."""
+"""Checks, for each template, whether the agent finds a node for a VM of this template.
+
+An image is the name by which services choose a template. PROXMOX_TEMPLATES contains the VMID of each image's template.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 
 
 def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the placement finds a node for a VM of each template in PROXMOX_TEMPLATES. Yields only failures.
+    """Check that the agent finds a node for a VM of each template in PROXMOX_TEMPLATES. Yields only failures.
 
-    The node is chosen in the same way as for a create job, but for a VM without memory and cores. Nothing is allocated.
+    The node is chosen in the same way as for a create job, but for 0 MiB of memory and 0 cores. Nothing is allocated.
     """
     placer = Placer(context.reader, context.settings)
     # If a VM in PROXMOX_TEMPLATES is not a template, the check of the templates reports it.
@@ -28,28 +31,28 @@ def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
         try:
             placer.preview(_placement_request(context, image))
         except JobError as error:
-            yield _RESULT_FACTORY.fail(
-                "placement", f"{image}: {error.operator_detail}", *_remedies(context, image, error)
-            )
+            text = f"{image}: {error.operator_detail}"  # the detailed error text, which FulcrumCore does not get
+            yield _RESULT_FACTORY.fail("placement", text, *_remedies(context, image, error))
 
 
 def _placement_request(context: ProxmoxContext, image: str) -> PlacementRequest:
     nodes = context.settings.proxmox_nodes
-    node = nodes[0] if len(nodes) == 1 else ""
+    node = nodes[0] if len(nodes) == 1 else ""  # '': the placer chooses the node
     bridge = context.settings.proxmox_bridge
+    # No VM has the VMID 0. For the VMID of an existing VM, the placer would return the node of this VM.
     return PlacementRequest(vmid=0, image=image, memory_mib=0, cores=0, bridge=bridge, node=node)
 
 
 def _remedies(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
-    """Return settings with which the placement would find a node for a VM of the image."""
+    """Return the remedies if no node is found for a VM of the image."""
+    # NOT_FOUND: no allowed node has access to the template, the storage and the bridge. Other settings may solve this.
     if error.code is not ErrorCode.NOT_FOUND:
         return ["see the results of the checks `nodes` and `storage`"]
     row = next(row for row in context.guests if row.vmid == context.settings.proxmox_templates[image])
-    template = templates.template_facts(row, dict(context.template_configs)[image])
+    template = templates.parse_template(row, dict(context.template_configs)[image])
     shared_storages = {row.name for row in context.storages if row.is_shared and row.accepts_disks}
     remedies = []
-    # If all disks of the template are on shared storages, only the setting PROXMOX_STORAGE can be the reason for which
-    # the template cannot be cloned to another node.
+    # First remedy: a template whose disks are all on shared storages can be cloned to one of these storages.
     if template.storages and template.storages <= shared_storages:
         remedies.append(setting_line("PROXMOX_STORAGE", min(template.storages)))
     remedies.append(setting_line("PROXMOX_NODES", ",".join(sorted({*context.settings.proxmox_nodes, row.node}))))

@@ -12,14 +12,14 @@ from executor.settings.types import ANY_VALUE
 from executor.shared.sdn_zones import LOCAL_ZONE
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
-#: The command that applies the changes of SDN on all nodes.
+#: The command that applies pending changes of the SDN configuration on all nodes.
 APPLY_SDN_COMMAND = "pvesh set /cluster/sdn"
 #: The command that ends the maintenance of a node. The name of the node is its last argument, which is added later.
 END_MAINTENANCE_COMMAND = ("ha-manager", "crm-command", "node-maintenance", "disable")
 
 
 def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the nodes of PROXMOX_NODES exist, are online, send statistics and accept VMs."""
+    """Check that the nodes of PROXMOX_NODES exist, are online, send statistics and are not in maintenance."""
     nodes = context.nodes
     is_online_by_name = {node.name: node.is_online for node in nodes}
     allowed_names = context.settings.proxmox_nodes or tuple(is_online_by_name)
@@ -74,8 +74,8 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
 def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     """Check that the bridge exists on each node.
 
-    Proxmox lists only the bridges in /etc/network/interfaces, but a VM can use other bridges, too. So a bridge may
-    exist although no node lists it. If the token may use such a bridge, the result is only a warning.
+    Proxmox lists only the bridges in /etc/network/interfaces, but a VM can use any bridge of the node. So a bridge may
+    exist, but be missing in Proxmox's list. If the token may use this bridge, the result is only a warning.
     """
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
@@ -85,18 +85,19 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     remedies = [f"on {nodes_without_bridge[0]}: {command_line('ip', 'link', 'show', bridge)}"]
     if len(nodes_without_bridge) < len(bridges_by_node):
         return _RESULT_FACTORY.warn("bridge", problem, *remedies)
-    remedies = [*_setting_lines_without_bridge(bridge, context), *remedies]
+    remedies = [*_remedies_that_avoid_bridge(bridge, context), *remedies]
     zone = context.zone_by_bridge[bridge]
+    # A PrivilegeNeed names a path, the privileges that the token needs on it, and the role that contains them.
     need = privilege_need_for_bridge(bridge, zone)
     may_token_use_bridge = "SDN.Use" in context.reader.permissions(need.path)
-    if zone != LOCAL_ZONE:
+    if zone != LOCAL_ZONE:  # the bridge is a VNet
         return _vnet_problem_result(
             context, need, f"VNet {bridge} of the zone {zone}", may_token_use_bridge=may_token_use_bridge
         )
     if not may_token_use_bridge:
         return _RESULT_FACTORY.fail("bridge", problem, *remedies)
-    text = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}: unknown whether the nodes have it"
-    return _RESULT_FACTORY.warn("bridge", f"{text}; without the bridge, VMs do not start", *remedies)
+    text = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}, but does not list every bridge"
+    return _RESULT_FACTORY.warn("bridge", f"{text}; if the bridge does not exist, VMs do not start", *remedies)
 
 
 def _vnet_problem_result(
@@ -114,11 +115,11 @@ def _vnet_problem_result(
     )
 
 
-def _setting_lines_without_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
-    """Return the line of a setting that no longer names `bridge`.
+def _remedies_that_avoid_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
+    """Return the line of the setting that names `bridge`, with a value without this bridge.
 
     The line is PROXMOX_BRIDGE with a bridge that each node has, or PROXMOX_BRIDGES without `bridge`. If the nodes have
-    no bridge in common, return no line.
+    no bridge in common, return no remedy.
     """
     common_bridges = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings

@@ -17,12 +17,16 @@ RowsByNode = Mapping[str, StorageRow]
 
 
 def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the storages for disks, the storages that services may choose, and the backup storage can be used."""
+    """Check that the storages for disks, the storages that services may choose, and the backup storage can be used.
+
+    The storages for disks are PROXMOX_STORAGE, or else the storages of the configured templates. The storages that
+    services may choose are PROXMOX_STORAGES.
+    """
     for storage in sorted(context.disk_storages):
         yield _check_storage(storage, context)
-    if not context.disk_storages:
+    if not context.disk_storages:  # PROXMOX_STORAGE is not set, and no storage of a configured template is known
         yield _RESULT_FACTORY.ok("storage", "each VM uses the storages of its template")
-    for storage in context.selectable_storages:
+    for storage in context.storages_selectable_by_services:
         if storage not in context.storage_names:
             yield _missing_storage_result("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
     backup_storage = context.settings.proxmox_backup_storage
@@ -34,12 +38,12 @@ def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     """Check that a storage accepts disks, is available on the online nodes and has space."""
     row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
-        return _check_hidden_storage(storage, context)
-    for content, guests in (("images", "VM disks"), ("rootdir", "containers")):
+        return _unlisted_storage_result(storage, context)
+    for content, content_text in (("images", "VM disks"), ("rootdir", "containers")):
         is_needed = content == "images" or context.settings.proxmox_os_templates
         if is_needed and not all(content in row.content for row in row_by_node.values()):
             remedy = _content_command(storage, row_by_node, content)
-            return _RESULT_FACTORY.fail("storage", f"{storage} does not accept {guests}", remedy)
+            return _RESULT_FACTORY.fail("storage", f"{storage} does not accept {content_text}", remedy)
     return _check_nodes_of_storage(storage, row_by_node, context)
 
 
@@ -76,8 +80,8 @@ def _is_full(row: StorageRow | None) -> bool:
     return row is not None and row.free_bytes is not None and row.free_bytes < MIN_FREE_BYTES
 
 
-def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return a failed check of a storage that no node lists: disabled, only for other nodes, or missing."""
+def _unlisted_storage_result(storage: str, context: ProxmoxContext) -> CheckResult:
+    """Return a failed check of a storage that no node has: it is disabled, configured for other nodes, or missing."""
     config = context.storage_configs.get(storage)
     if config is None:
         return _missing_storage_result("storage", f"the storage {storage}", storage, context)
@@ -92,13 +96,13 @@ def _check_hidden_storage(storage: str, context: ProxmoxContext) -> CheckResult:
 def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
-        subject = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
+        text_start = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
         config = context.storage_configs.get(storage)
         if config is not None and config.is_disabled:
             return _RESULT_FACTORY.fail(
                 "backup storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
             )
-        return _missing_storage_result("backup storage", subject, storage, context)
+        return _missing_storage_result("backup storage", text_start, storage, context)
     if not all("backup" in row.content for row in row_by_node.values()):
         other_storage = _other_storage(storage, context, "backup")
         remedies = [
@@ -112,21 +116,24 @@ def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     return _RESULT_FACTORY.ok("backup storage", storage)
 
 
-def _missing_storage_result(name: str, subject: str, storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return a failed check for a storage that Proxmox does not list.
+def _missing_storage_result(check_name: str, text_start: str, storage: str, context: ProxmoxContext) -> CheckResult:
+    """Return a failed check for a storage that does not exist, or that the token may not see.
 
-    The storage does not exist, or the token may not see it: Proxmox's response is the same in both cases.
+    Proxmox's response is the same in both cases. `check_name` is "storage" or "backup storage". `text_start`
+    is the subject of the message that the storage does not exist.
     """
-    content, purpose = ("backup", "backups") if name == "backup storage" else ("images", "disks")
+    content, purpose = ("backup", "backups") if check_name == "backup storage" else ("images", "disks")
     visible_names = sorted({row.name for row in context.storages if content in row.content})
     visible_text = f"; for {purpose} the token can see {', '.join(visible_names)}" if visible_names else ""
     setting_by_check = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
-    setting = "PROXMOX_STORAGES" if subject.startswith("PROXMOX_STORAGES") else setting_by_check[name]
+    setting = "PROXMOX_STORAGES" if text_start.startswith("PROXMOX_STORAGES") else setting_by_check[check_name]
     remedies = [setting_line(setting, _other_storage(storage, context, content))]
     remedies.append(
         f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on the storage"
     )
-    return _RESULT_FACTORY.fail(name, f"{subject} does not exist, or the token may not see it{visible_text}", *remedies)
+    return _RESULT_FACTORY.fail(
+        check_name, f"{text_start} does not exist, or the token may not see it{visible_text}", *remedies
+    )
 
 
 def _other_storage(storage: str, context: ProxmoxContext, content: str) -> str:

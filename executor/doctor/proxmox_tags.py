@@ -20,14 +20,19 @@ TAG_NEED = privileges.PrivilegeNeed(
 
 
 def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the token may change tags of VMs."""
+    """Check that the token may change tags of VMs. SMITH_TAG is the tag that the agent gives to each of its VMs."""
     granted_privileges = context.reader.permissions("/")
     options = context.reader.cluster_options()
-    visible_tags = {tag for row in context.guests for tag in row.tags}
+    guest_tags = {tag for row in context.guests for tag in row.tags}
     if "Sys.Modify" in granted_privileges:
         yield _RESULT_FACTORY.ok("tags")
-    elif privileges.are_tags_restricted(options, [SMITH_TAG], visible_tags):
-        problem = "the cluster's options user-tag-access or registered-tags forbid some tags, so VMs may get no tags"
+    # Without Sys.Audit, the token can read only one of the cluster's options: the list `allowed-tags`. If a guest's tag
+    # is not in this list, the options forbid some tags.
+    elif privileges.are_tags_restricted(options, [SMITH_TAG], guest_tags):
+        problem = (
+            "the cluster's options user-tag-access or registered-tags forbid some tags; if a job sets a forbidden tag, "
+            "the VM's tags are not changed"
+        )
         yield _RESULT_FACTORY.warn("tags", problem, *_option_commands(options), *_grant_commands(context))
     elif "Sys.Audit" in granted_privileges:
         yield _RESULT_FACTORY.ok("tags")

@@ -1,4 +1,7 @@
-"""Checks the templates of VMs and of containers."""
+"""Checks the templates of VMs and of containers.
+
+An image is the name by which services choose a template.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from typing import Any
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
-from executor.proxmox.rows import VmRow, as_text, complete_vm_row
+from executor.proxmox.rows import VmRow, as_text, fill_in_vm_row
 from executor.proxmox.template_needs import root_only_devices
 from executor.shared.guest_disks import is_cloud_init
-from executor.shared.marker import markers_in
+from executor.shared.marker import marker_values_in
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 #: The maximum number of templates that a message names.
@@ -45,6 +48,8 @@ def check_templates(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 def _check_templates_in_proxmox(context: ProxmoxContext) -> CheckResult:
     """Check that Proxmox has templates. If PROXMOX_TEMPLATES is empty, a job finds its template by name or tag."""
+    # Proxmox's list lacks the name of a VM if the node's daemon pvestatd has sent no statistics of the VM. Then the
+    # name is read from the configuration.
     rows = context.reader.add_missing_facts([row for row in context.guests if row.kind == "qemu"])
     names = sorted(row.name for row in rows if row.is_template)
     if not names:
@@ -107,7 +112,7 @@ def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[
         text += _text_about_visible_templates(context)
         yield _RESULT_FACTORY.fail("templates", text, setting_remedy, f"grant the token VM.Audit on /vms/{vmid}")
         return
-    row = complete_vm_row(row, config)
+    row = fill_in_vm_row(row, config)  # adds what Proxmox's list may lack, such as the name
     if row.kind != "qemu" or not row.is_template:
         text = f"{image}: {row.kind} {vmid} ({row.name}) is not a VM template"
         convert_remedies = [f"on {row.node}: qm template {vmid}"] if row.kind == "qemu" else []
@@ -124,9 +129,9 @@ def _text_about_visible_templates(context: ProxmoxContext) -> str:
 def _check_configuration(image: str, row: VmRow, config: dict[str, Any]) -> Iterator[CheckResult]:
     """Check the notes, the devices and the cloud-init drive of a template."""
     notes = as_text(config.get("description"))
-    if markers := markers_in(notes):
-        text = f"{image}: VM {row.vmid}: {templates.why_marked_template_is_refused(markers)}"
-        notes_without_markers = "\n".join(line for line in notes.splitlines() if not markers_in(line))
+    if markers := marker_values_in(notes):
+        text = f"{image}: VM {row.vmid}: {templates.why_template_with_marker_cannot_be_cloned(markers)}"
+        notes_without_markers = "\n".join(line for line in notes.splitlines() if not marker_values_in(line))
         option = ("--description", notes_without_markers) if notes_without_markers else ("--delete", "notes")
         yield _RESULT_FACTORY.fail("templates", text, f"on {row.node}: {command_line('qm', 'set', row.vmid, *option)}")
     if devices := root_only_devices(config):
@@ -138,7 +143,8 @@ def _check_configuration(image: str, row: VmRow, config: dict[str, Any]) -> Iter
         )
     if not any(is_cloud_init(as_text(value)) for key, value in config.items() if _DRIVE_KEY.fullmatch(key)):
         text = f"{image}: VM {row.vmid} has no cloud-init drive, so its VMs get no user, keys, password or addresses"
-        storage = min(templates.template_facts(row, config).storages, default="<storage>")
+        storage = min(templates.parse_template(row, config).storages, default="<storage>")
+        # A key is free if the configuration lacks the key, or if its value is `none` (an empty CD drive).
         free_keys = [key for key in CLOUD_INIT_KEYS if as_text(config.get(key, "none")).startswith("none")]
         key = free_keys[0] if free_keys else CLOUD_INIT_KEYS[0]
         remedy = command_line("qm", "set", row.vmid, f"--{key}", f"{storage}:cloudinit")

@@ -1,7 +1,7 @@
 """Runs all preflight checks of `smith doctor`.
 
-The checks of FulcrumCore are skipped if settings for FulcrumCore are missing, and the checks of Proxmox if settings
-for Proxmox are missing.
+If settings for FulcrumCore are missing, the checks of FulcrumCore are skipped, and one result with the name `all`
+replaces their results. The checks of Proxmox are skipped in the same way if settings for Proxmox are missing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def run_checks(
 ) -> Iterator[CheckResult]:
     """Run all checks and yield each result.
 
-    The settings are checked first, because all other checks need them. The checks change nothing, with one exception:
-    if the agent's configuration in FulcrumCore has a CA bundle, this CA bundle is written to a file.
+    The settings are checked first, because all other checks need them. If `smith_remote_config` is set, the agent's
+    configuration in FulcrumCore overrides these settings. The settings with these overrides are the effective settings.
+    The checks change nothing, except that a CA bundle in the agent's configuration is written to a file.
     """
     settings = yield from check_settings(env_file, os.environ if environ is None else environ)
     if settings is None:
@@ -43,7 +44,7 @@ def run_checks(
 def _check_fulcrum_if_configured(settings: Settings) -> Generator[CheckResult, None, Settings | None]:
     """Check FulcrumCore, and return the effective settings, or None if they cannot be read (see `check_fulcrum`)."""
     try:
-        settings.require_fulcrum()
+        settings.require_fulcrum_settings()
     except SettingsError:
         yield ResultFactory(Area.FULCRUM).skip("all", "settings for FulcrumCore are missing")
         return None if settings.smith_remote_config else settings
@@ -56,7 +57,7 @@ def _check_proxmox_if_configured(settings: Settings | None) -> Iterator[CheckRes
         yield factory.skip("all", "the agent's configuration in FulcrumCore could not be read")
         return
     try:
-        settings.require_proxmox()
+        settings.require_proxmox_settings()
     except SettingsError:
         yield factory.skip("all", "settings for Proxmox are missing")
         return

@@ -16,7 +16,7 @@ from executor.settings.settings import SECRET_SETTING_NAMES, Settings, load_sett
 
 _RESULT_FACTORY = ResultFactory(Area.SETTINGS)
 #: The origins of a setting that are not paths of files. `setting_rows` returns the origin of each setting. The origin
-#: `argument` means that our code has passed the value to `Settings(…)`.
+#: `argument` means that the value was passed to `Settings(…)` as a Python argument.
 ORIGINS_WITHOUT_FILE = ("default", "environment", "argument")
 #: The bits in the mode of a file that grant its group or other users any access.
 ACCESS_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -41,11 +41,11 @@ def _check_completeness(settings: Settings) -> Iterator[CheckResult]:
 
     With `smith_remote_config`, the settings for Proxmox are not required, because FulcrumCore provides them.
     """
-    requirement_checks = [settings.require_fulcrum]
+    checks_that_raise = [settings.require_fulcrum_settings]
     if not settings.smith_remote_config:
-        requirement_checks.append(settings.require_proxmox)
+        checks_that_raise.append(settings.require_proxmox_settings)
     problems: list[str] = []
-    for raise_if_missing in requirement_checks:
+    for raise_if_missing in checks_that_raise:
         try:
             raise_if_missing()
         except SettingsError as error:
@@ -54,7 +54,7 @@ def _check_completeness(settings: Settings) -> Iterator[CheckResult]:
         yield _RESULT_FACTORY.fail("complete", problem)
     if not problems:
         yield _RESULT_FACTORY.ok(
-            "complete", "FulcrumCore provides the other settings" if settings.smith_remote_config else ""
+            "complete", "FulcrumCore provides the settings for Proxmox" if settings.smith_remote_config else ""
         )
 
 
@@ -69,10 +69,10 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
             origin_by_name[name] for name in SECRET_SETTING_NAMES if origin_by_name[name] not in ORIGINS_WITHOUT_FILE
         )
     )
-    readable_files = [file for file in files if _permission_bits(file) & ACCESS_BY_OTHERS]
-    if readable_files:
-        files_with_modes = ", ".join(f"{file} ({_permission_bits(file):04o})" for file in readable_files)
-        remedies = [command_line("chmod", "600", Path(file).expanduser()) for file in readable_files]
+    files_readable_by_others = [file for file in files if _permission_bits(file) & ACCESS_BY_OTHERS]
+    if files_readable_by_others:
+        files_with_modes = ", ".join(f"{file} ({_permission_bits(file):04o})" for file in files_readable_by_others)
+        remedies = [command_line("chmod", "600", Path(file).expanduser()) for file in files_readable_by_others]
         yield _RESULT_FACTORY.warn(
             "secret files", f"other users of this machine can read {files_with_modes}", *remedies
         )

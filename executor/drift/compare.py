@@ -2,12 +2,15 @@
 
 All functions are pure. A guest is a VM or a container. A mapping says which VM (or container) serves which service. A
 VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of `compare` first calls the
-functions of `inconclusive.py`, which decide whether these lists can be relied on. And `compare` treats a VM as gone
-only when its VMID is in `Facts.vmids_without_guest`, the VMIDs for which the check has proven that no guest exists.
+functions of `inconclusive.py`, which decide whether the lists of guests and services are complete enough. And
+`compare` treats a VM as gone only when its VMID is in `Facts.vmids_without_guest`, the VMIDs for which the check has
+proven that no guest exists.
 
-Whether a mapping has a VM depends on the mapping's state. A mapping that is active or pending deletion should have a VM
-(`should_have_vm`). A reserved mapping may have a VM, because its create job may have created the VM already. So
-`may_have_vm` is true in all three states. In the state vm_lost, both properties are false.
+Whether a mapping has a VM depends on the mapping's state. The property `should_have_vm` is true in the states active
+and pending deletion. The property `may_have_vm` is true in these two states and in the state reserved, because the
+create job may have created the VM already. In the state vm_lost, both properties are false.
+
+FulcrumCore stores an instance id for each service: `<agent id>/<vmid>`, which the agent reports after a create.
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ from executor.model import GuestKind, MappingState
 
 
 def compare(facts: Facts) -> tuple[Finding, ...]:
-    """Return the differences as findings. Findings about busy services (see `Facts.busy_services`) are left out."""
+    """Return the differences as findings. Findings about busy services are left out.
+
+    A service is busy, for example, while it has a pending or processing job (see `Facts.busy_services`). The job
+    may end the difference.
+    """
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]
     findings += [finding for service in facts.services for finding in _compare_service(service, facts)]
@@ -43,7 +50,7 @@ def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
     """Return the finding about volumes that existed after the deletion of a VM.
 
     If some of these volumes still exist, an operator must remove them. Otherwise, the repair of the finding removes the
-    mapping's note about the volumes.
+    names of the volumes from the mapping (column `note`).
     """
     kind = DriftKind.VOLUMES_LEFT
     if not volumes_left.volumes:
@@ -61,7 +68,7 @@ def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
 def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with the guest on its VMID."""
     if agent_id := facts.other_agent_id_by_service.get(mapping.service_id):
-        hint = "`smith mappings forget` removes only the mapping, and keeps the VM"
+        hint = "remove the mapping with `smith mappings forget`, which keeps the VM"
         text = (
             f"FulcrumCore assigns the service to agent {agent_id}, and sends the service's jobs to that agent: {hint}"
         )
@@ -80,7 +87,7 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
         commands = f"`{tool} unlock {guest.vmid}` and `{tool} destroy {guest.vmid}`"
         text = f"a deletion of the VM was interrupted, and left only the VM's lock: run {commands} on node {guest.node}"
         yield _finding_about_mapping(mapping, DriftKind.VM_HALF_DESTROYED, text, node=guest.node)
-    elif mapping.should_have_vm:
+    elif mapping.should_have_vm:  # the guest on the VMID is not the service's VM
         hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
         text = f"VMID {mapping.vmid} belongs to {guest.summary}, so every action for the service is refused: {hint}"
         yield _finding_about_mapping(mapping, DriftKind.VM_RECYCLED, text, node=guest.node)
@@ -97,7 +104,10 @@ def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator
 
 
 def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Compare a mapping with its VM and with its service in FulcrumCore. The VM has the marker of the service."""
+    """Compare a mapping with its VM and with its service in FulcrumCore. The VM has the marker of the service.
+
+    MAPPING_UNREPORTED means that the result of the service's create or delete did not reach FulcrumCore.
+    """
     if mapping.should_have_vm and mapping.node != guest.node:
         text = f"the VM moved from {mapping.node or 'an unknown node'} to {guest.node}"
         yield _finding_about_mapping(mapping, DriftKind.VM_MOVED, text, node=guest.node, repair=Repair.CORRECT_NODE)
@@ -118,9 +128,9 @@ def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Fa
     elif mapping.state == MappingState.ACTIVE and service.instance_vmid != mapping.vmid:
         reported_id = f"the instance id {service.instance_id}" if service.instance_id else "no instance id"
         hint = "repeat the create in FulcrumCore to keep this VM, or repeat the delete to delete this VM"
-        text = f"FulcrumCore has {reported_id} for the service: {hint}"
+        text = f"the service's VM is {mapping.vmid}, but FulcrumCore has {reported_id} for the service: {hint}"
         yield _finding_about_mapping(mapping, DriftKind.MAPPING_UNREPORTED, text, node=guest.node)
-    elif service.id not in facts.services_with_recent_job:
+    elif service.id not in facts.services_with_recently_ended_job:  # after a job, Proxmox's list may be old
         yield from _compare_power(mapping, guest, service)
 
 
@@ -150,21 +160,25 @@ def _finding_about_mapping(
 
 
 def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
-    """Yield a finding if a guest has the marker of one service, but is not the VM in the service's mapping."""
+    """Yield a finding if a guest has the marker of one service, but is not the VM in the service's mapping.
+
+    UNMAPPED_VM means that no mapping names the guest. The service may have a mapping to another VM.
+    """
     if guest.is_template or len(guest.markers) != 1:
-        # A template keeps the marker of the VM from which it was made. But neither a template nor a guest with several
-        # markers is the VM of a service (see `GuestFacts.belongs_to`).
+        # Only a guest with exactly one marker can be the VM of a service. A template cannot be the VM of a service: its
+        # marker is a copy from the VM from which it was made.
         return
     (service_id,) = guest.markers
     if facts.is_of_other_owner(guest):
-        return
+        return  # another agent or another FulcrumCore manages the guest, or its mapping is on another cluster
     mapping = facts.mappings_by_service.get(service_id)
     if mapping and mapping.may_have_vm and mapping.vmid == guest.vmid:
         return  # `_compare_mapping` has compared this guest with its mapping
     repair = None
     if mapping and mapping.may_have_vm:
         kind = DriftKind.UNMAPPED_VM
-        text = f"the VM is a copy: it has the marker of the service whose VM is {mapping.vmid}"
+        hint = "if this VM is a copy, remove the marker from its notes"
+        text = f"the VM has the marker of a service, but the service's VM is {mapping.vmid}: {hint}"
     elif facts.is_service_deleted_or_unknown(service_id):
         kind, text = DriftKind.VM_WITHOUT_SERVICE, _no_service_text(facts.services_by_id.get(service_id), guest)
     elif problem := _adoption_problem(guest, service_id, facts):
@@ -186,7 +200,8 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
 
 def _no_service_text(service: ServiceFacts | None, guest: GuestFacts) -> str:
     """Return the text of a finding about a VM whose service is deleted or unknown in FulcrumCore."""
-    if service is None and not guest.agent_id:  # an earlier version wrote no agent id, so the VM may be of any agent
+    if service is None and not guest.agent_id:
+        # An earlier version of Agent Smith wrote no agent id into the VM's notes, so the VM may belong to any agent.
         hint = "delete the VM in Proxmox only if it is not needed and belongs to no other FulcrumCore"
         return f"the VM's service is unknown in FulcrumCore: {hint}"
     status = "deleted" if service else "unknown"

@@ -41,11 +41,11 @@ class DriftKind(StrEnum):
     VOLUMES_LEFT = "volumes_left"  #: volumes of a VM that was deleted still exist
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    #: The service is deleted or unknown, but its VM exists. Or neither the service nor its VM exists, but there is a
-    #: mapping that is not active. (With an active mapping instead, the kind is VM_GONE.)
+    #: The service is deleted or unknown, but its VM exists, or only a mapping that is not active. (The kind of an
+    #: active mapping without a VM is VM_GONE.)
     VM_WITHOUT_SERVICE = "vm_without_service"
-    #: The result of a create or delete did not reach FulcrumCore: the service has no instance id, or an instance id
-    #: with another VMID than the mapping, or the mapping is pending deletion although the service is not deleted.
+    #: The result of a create or delete did not reach FulcrumCore. Create: the service has no instance id, or one with
+    #: another VMID than the mapping. Delete: the mapping is pending deletion, but the service is not deleted.
     MAPPING_UNREPORTED = "mapping_unreported"
     #: The VM is running, but its service has the status of a stopped VM, or the other way round.
     POWER_DIFFERS = "power_differs"
@@ -58,7 +58,7 @@ class Repair(StrEnum):
     """The changes by which the agent can repair a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    REMOVE_VOLUMES_NOTE = "note_volumes_removed"  #: remove the mapping's note about volumes that are gone
+    REMOVE_VOLUMES_NOTE = "note_volumes_removed"  #: clear the mapping's `note`, which names volumes that are gone
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
     FORGET = "forget"  #: mark the mapping as deleted, because neither its VM nor its service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
@@ -71,7 +71,10 @@ AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.
 
 @dataclass(frozen=True, kw_only=True)
 class MappingFacts:
-    """The columns of a mapping's row that a check compares. The state is `deleted` only in `VolumesLeft.mapping`."""
+    """The columns of a mapping's row that a check compares.
+
+    A check reads deleted mappings only to find volumes of deleted VMs (see `VolumesLeft`).
+    """
 
     id: int
     service_id: str
@@ -104,9 +107,10 @@ class GuestFacts:
     node: str
     name: str
     markers: frozenset[str] = frozenset()  #: the service ids in the guest's markers; the VM of a service has one marker
-    agent_id: str = ""  #: the id of the agent that wrote the marker; '' for a marker of an earlier version
+    #: The id of the agent that wrote the marker; '' if an earlier version of Agent Smith wrote the marker.
+    agent_id: str = ""
     is_template: bool = False
-    is_running: bool | None = None  #: None if Proxmox's list of guests lacks the guest or its statistics
+    is_running: bool | None = None  #: None if Proxmox's list of guests lacks the guest or its status
     kind: str = GuestKind.QEMU  #: a VM or a container
     lock: str = ""  #: the operation for which Proxmox has locked the guest
 
@@ -137,8 +141,8 @@ class ServiceFacts:
     id: str
     status: str
     instance_id: str = ""
-    #: True if the status is that of a service whose VM runs. None if the definition of the service type in FulcrumCore
-    #: does not show which statuses mean this.
+    #: True if the status is that of a service whose VM runs. None if the service type in FulcrumCore does not name the
+    #: statuses of a running service.
     is_running: bool | None = None
 
     @property
@@ -161,10 +165,10 @@ class ServiceFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class VolumesLeft:
-    """The volumes that Proxmox could not remove when it deleted a VM."""
+    """The volumes of a deleted VM that may still exist, because Proxmox could not remove them with the VM."""
 
     mapping: MappingFacts  #: the deleted mapping
-    volumes: tuple[str, ...]  #: the volumes that may still exist
+    volumes: tuple[str, ...]  #: the ids of these volumes; empty if none of them exists any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,7 @@ class ClusterState:
     """The facts that show whether the drift check can rely on Proxmox's lists."""
 
     is_quorate: bool
-    may_see_all_vms: bool  #: whether the token may see all VMs; False also if there is no quorum
+    may_see_all_vms: bool  #: whether the token may see all VMs; without quorum always False
     offline_nodes: frozenset[str] = frozenset()
     node_by_vmid: Mapping[int, str] = field(default_factory=dict)  #: the node of every guest that Proxmox lists
 
@@ -191,7 +195,7 @@ class Facts:
     #: run will end the differences.
     busy_services: frozenset[str] = frozenset()
     #: Services whose job has ended recently: Proxmox's list may still show the earlier power state of their VMs.
-    services_with_recent_job: frozenset[str] = frozenset()
+    services_with_recently_ended_job: frozenset[str] = frozenset()
     services_on_other_clusters: frozenset[str] = frozenset()  #: services with a mapping on another cluster
     #: The services that FulcrumCore assigns to other agents. The keys are ids of services, the values ids of agents.
     other_agent_id_by_service: Mapping[str, str] = field(default_factory=dict)
@@ -213,10 +217,10 @@ class Facts:
         return {mapping.service_id: mapping for mapping in self.mappings}
 
     def is_of_other_owner(self, guest: GuestFacts) -> bool:
-        """Return whether a guest belongs to another agent or FulcrumCore, or to a service mapped on another cluster.
+        """Return whether a guest belongs to another agent or another FulcrumCore, or is mapped on another cluster.
 
-        The service in the guest's marker decides this. If neither FulcrumCore nor a mapping has that service,
-        `guest.agent_id` decides, the id of the agent that wrote the marker.
+        A guest belongs to the agent of the service in the guest's marker. If FulcrumCore and the mappings do not
+        contain the service, the guest belongs to the agent that wrote the marker (`guest.agent_id`).
         """
         if not self.services_on_other_clusters.isdisjoint(guest.markers):
             return True
@@ -257,7 +261,7 @@ class Finding:
         return (self.kind, self.service_id, self.vmid)
 
     @property
-    def needs_attention(self) -> bool:
+    def needs_operator(self) -> bool:
         """False for a harmless difference that the agent itself repairs."""
         return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.REMOVE_VOLUMES_NOTE
 

@@ -11,19 +11,20 @@ from collections.abc import Collection, Sequence
 from executor.drift.facts import ClusterState, MappingFacts
 from executor.model import MappingState
 
-#: The maximum number of mapped VMs that Proxmox's list of guests may lack in a conclusive check: MAX_MISSING_COUNT, or
-#: the share MAX_MISSING_SHARE of all mapped VMs if that is more. If the list lacks more VMs, it is probably incomplete.
-#: The same maximum applies to the mapped services that FulcrumCore's list lacks.
+#: If Proxmox's list of guests lacks more mapped VMs than a maximum, the list is probably incomplete. The maximum is the
+#: larger of two numbers: MAX_MISSING_COUNT, and the share MAX_MISSING_SHARE of all mapped VMs. The same rule applies to
+#: the mapped services that FulcrumCore's list lacks.
 MAX_MISSING_COUNT = 3
 MAX_MISSING_SHARE = 0.3
 
 
 def why_proxmox_is_inconclusive(
-    cluster: ClusterState, mappings: Sequence[MappingFacts], *, is_list_confirmed: bool = False
+    cluster: ClusterState, mappings: Sequence[MappingFacts], *, is_short_list_trusted: bool = False
 ) -> str:
     """Return why nothing can be concluded from Proxmox's answers, or '' when the check can rely on the answers.
 
-    `is_list_confirmed` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
+    `is_short_list_trusted` is True when the operator has said (`--believe-list`) that Proxmox's list is right, even if
+    many VMs are missing in it.
     """
     if not cluster.is_quorate:
         return "the cluster has no quorum"
@@ -31,13 +32,14 @@ def why_proxmox_is_inconclusive(
         return "the token lacks VM.Audit on /vms, so Proxmox's list may lack VMs"
     if nodes := _offline_nodes_with_vms(cluster, mappings):
         return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
-    if is_list_confirmed:
+    if is_short_list_trusted:
         return ""
     expected_vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
     missing_vmids = expected_vmids - cluster.node_by_vmid.keys()
+    hint = "if they are gone, run `smith drift --believe-list`"
     if expected_vmids and not cluster.node_by_vmid:
-        return f"Proxmox lists no guest at all, although {len(expected_vmids)} VMs are mapped"
-    return _missing_text(len(missing_vmids), len(expected_vmids), "mapped VMs are not in Proxmox's list")
+        return f"Proxmox lists no guest at all, although {len(expected_vmids)} VMs are mapped: {hint}"
+    return _missing_text(len(missing_vmids), len(expected_vmids), f"mapped VMs are not in Proxmox's list: {hint}")
 
 
 def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], listed_ids: Collection[str]) -> str:
@@ -48,7 +50,8 @@ def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], listed_ids: Co
     """
     expected_ids = {mapping.service_id for mapping in mappings if mapping.state == MappingState.ACTIVE}
     missing_ids = expected_ids - set(listed_ids)
-    return _missing_text(len(missing_ids), len(expected_ids), "mapped services are not in FulcrumCore's list")
+    problem = "mapped services are not in FulcrumCore's list, which is probably incomplete"
+    return _missing_text(len(missing_ids), len(expected_ids), problem)
 
 
 def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:

@@ -28,7 +28,7 @@ from executor.model import GuestKind
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
 from executor.proxmox.rows import VmRow
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import agent_id_in, markers_in
+from executor.shared.marker import agent_id_in, marker_values_in
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -39,29 +39,32 @@ NAME_SUFFIX = re.compile(r"-[0-9a-f]{8}\Z")
 SEARCH_COUNT = 2
 #: The wait between two searches.
 SEARCH_INTERVAL_S = 2.0
-#: If a job of a service has ended within this time, the check does not compare whether the service's VM is running.
-#: Proxmox's list of guests shows the start or stop of a guest up to about ten seconds late, and even later if the node
-#: is busy.
-MAX_LIST_AGE = timedelta(seconds=60)
+#: A job is recent if it has ended less than this time ago. If a service has a recent job, the check does not compare
+#: whether the service's VM is running. Proxmox's list of guests shows the start or stop of a guest up to about ten
+#: seconds late, and even later if the node is busy.
+MAX_RECENT_JOB_AGE = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftCheckOutcome:
-    """The result of one drift check: the findings, or the reason why the check is inconclusive."""
+    """The result of one drift check: the findings, or the reason why the check is inconclusive.
+
+    A check is inconclusive if it cannot rely on the answers of Proxmox or FulcrumCore.
+    """
 
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
-    mapping_count: int = 0
+    mapping_count: int = 0  #: number of mappings of this cluster that are not deleted
     other_owner_guest_count: int = 0  #: number of guests with a marker for which `Facts.is_of_other_owner` is true
 
     @property
     def problems(self) -> tuple[Finding, ...]:
         """The findings that need an operator's attention."""
-        return tuple(finding for finding in self.findings if finding.needs_attention)
+        return tuple(finding for finding in self.findings if finding.needs_operator)
 
 
 @dataclass(kw_only=True)
-class Inspector:
+class DriftInspector:
     """Checks one Proxmox cluster for drift."""
 
     engine: Engine
@@ -70,42 +73,52 @@ class Inspector:
     cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     wait: Callable[[float], Any] = time.sleep  #: waits for some seconds; may end early when the agent stops
 
-    def check_drift(self, agent_id: str, *, is_list_confirmed: bool = False) -> DriftCheckOutcome:
+    def check_drift(self, agent_id: str, *, is_short_list_trusted: bool = False) -> DriftCheckOutcome:
         """Collect the facts of this agent's services and compare them.
 
-        `is_list_confirmed` is True when the operator has confirmed that every VM that is not in Proxmox's list is gone.
+        `is_short_list_trusted` is True when the operator has said that Proxmox's list is right, even if many VMs are
+        missing in it.
         The mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
-        meanwhile, its service counts as busy (`Facts.busy_services`), so that the check reports nothing about it.
+        meanwhile, its service counts as busy. The check reports nothing about busy services (see
+        `Facts.busy_services`).
         Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """
-        recent_jobs_since = utc_now() - MAX_LIST_AGE
+        recent_jobs_since = utc_now() - MAX_RECENT_JOB_AGE
         with reading(self.engine) as session:
-            rows_before = rows.read_drift_rows(session, self.cluster)
-        mappings = rows_before.mappings
+            facts_before = rows.read_database_facts(session, self.cluster)
+        mappings = facts_before.mappings
         cluster_state, vm_rows = self._cluster_state()
-        idle_mappings = [mapping for mapping in mappings if mapping.service_id not in rows_before.busy_services]
-        if reason := why_proxmox_is_inconclusive(cluster_state, idle_mappings, is_list_confirmed=is_list_confirmed):
+        # A job or run in progress may change the mapping and the VM of a busy service.
+        mappings_of_idle_services = [
+            mapping for mapping in mappings if mapping.service_id not in facts_before.busy_services
+        ]
+        if reason := why_proxmox_is_inconclusive(
+            cluster_state, mappings_of_idle_services, is_short_list_trusted=is_short_list_trusted
+        ):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         listed_services = list(self.fulcrum.services())
         services = [_service_facts(service) for service in listed_services if service.agent_id == agent_id]
-        if reason := why_fulcrum_is_inconclusive(idle_mappings, {service.id for service in listed_services}):
+        if reason := why_fulcrum_is_inconclusive(
+            mappings_of_idle_services, {service.id for service in listed_services}
+        ):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         guests, vmids_without_guest = self._read_guests(mappings, services, vm_rows)
         with reading(self.engine) as session:
-            rows_after = rows.read_drift_rows(session, self.cluster)
-            services_with_recent_job = queries.services_of_jobs_ended_since(session, recent_jobs_since)
-        changed_services = rows_after.services_changed_since(rows_before)
+            facts_after = rows.read_database_facts(session, self.cluster)
+            services_with_recently_ended_job = queries.services_of_jobs_ended_since(session, recent_jobs_since)
+        changed_services = facts_after.services_changed_since(facts_before)
         facts = Facts(
-            mappings=rows_after.mappings,
+            mappings=facts_after.mappings,
             guests=guests,
             vmids_without_guest=vmids_without_guest,
             services=services,
+            # Volumes that Proxmox does not list any more are left out.
             volumes_left=[
-                volumes_that_may_exist(self.proxmox, volumes_left) for volumes_left in rows_after.volumes_left
+                volumes_that_may_exist(self.proxmox, volumes_left) for volumes_left in facts_after.volumes_left
             ],
-            services_with_recent_job=services_with_recent_job,
-            busy_services=rows_before.busy_services | rows_after.busy_services | changed_services,
-            services_on_other_clusters=rows_before.services_on_other_clusters | rows_after.services_on_other_clusters,
+            services_with_recently_ended_job=services_with_recently_ended_job,
+            busy_services=facts_before.busy_services | facts_after.busy_services | changed_services,
+            services_on_other_clusters=facts_before.services_on_other_clusters | facts_after.services_on_other_clusters,
             other_agent_id_by_service={
                 service.id: service.agent_id or "" for service in listed_services if service.agent_id != agent_id
             },
@@ -113,7 +126,7 @@ class Inspector:
         )
         return DriftCheckOutcome(
             findings=compare(facts),
-            mapping_count=len(rows_after.mappings),
+            mapping_count=len(facts_after.mappings),
             other_owner_guest_count=facts.other_owner_guest_count,
         )
 
@@ -151,6 +164,7 @@ class Inspector:
         guests_from_list = []
         for row in rows_to_read:
             if guest := self._read_guest(row.node, row.vmid, GuestKind(row.kind)):
+                # The row lacks the guest's status if the node's daemon pvestatd has sent no statistics of the guest.
                 guests_from_list.append(
                     replace(guest, is_running=row.status == "running" if row.has_statistics else None)
                 )
@@ -175,6 +189,7 @@ class Inspector:
             found_guests = [self._find_guest(vmid, online_nodes) for vmid in sorted(vmids - guests_by_vmid.keys())]
             guests_by_vmid |= {guest.vmid: guest for guest in found_guests if guest is not None}
         missing_vmids = vmids - guests_by_vmid.keys()
+        # The search cannot find a guest that the token may not see. `is_vmid_free` takes all guests into account.
         vmids_without_guest = frozenset(vmid for vmid in missing_vmids if self.proxmox.is_vmid_free(vmid))
         is_quorate = self.proxmox.is_quorate()  # without quorum, the search proves nothing
         return list(guests_by_vmid.values()), vmids_without_guest if is_quorate else frozenset()
@@ -197,6 +212,7 @@ class Inspector:
         try:
             config = self.proxmox.vm_config(node, vmid, kind=kind)
         except JobError as error:
+            # PVE_CONFLICT means that this guest is not on this node.
             if error.code in (ErrorCode.PVE_CONFLICT, ErrorCode.PVE_PERMISSION):
                 return None
             raise
@@ -206,7 +222,7 @@ class Inspector:
             node=node,
             kind=kind,
             name=str(config.get("name") or config.get("hostname") or ""),
-            markers=frozenset(markers_in(description)),
+            markers=frozenset(marker_values_in(description)),
             agent_id=agent_id_in(description),
             is_template=str(config.get("template") or "0") == "1",
             lock=str(config.get("lock") or ""),
@@ -214,8 +230,11 @@ class Inspector:
 
 
 def _may_have_marker(row: VmRow) -> bool:
-    """Return whether a guest may have a marker. Only the guest's configuration shows whether it has one."""
-    if not row.has_statistics:
+    """Return whether a guest may have a marker. The agent gives its VMs its tag and names with NAME_SUFFIX.
+
+    Only the guest's configuration shows whether it has a marker.
+    """
+    if not row.has_statistics:  # the row lacks the name
         return True
     return not row.is_template and (SMITH_TAG in row.tags or bool(NAME_SUFFIX.search(row.name)))
 

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
     """Apply the repair that a finding proposes. Return whether the repair was applied.
 
-    `who` and `reason` are stored in the audit entry. The repair is not applied if the service is busy (see
-    `Facts.busy_services`), or if its mapping has changed since the drift check.
+    `who` (an operator, or the agent) and `reason` are stored in the audit entry. The repair is not applied if the
+    mapping has changed since the drift check, or if the service is busy (for example, if it has an open job, see
+    `Facts.busy_services`).
     """
     if finding.repair is None:
         return False
     with transaction(engine) as session:
         row = mappings.get(session, finding.mapping.id) if finding.mapping else None
-        if busy_services.find_ids(session, finding.service_id) or _has_mapping_changed(row, finding):
+        if busy_services.find_busy_service_ids(session, finding.service_id) or _has_mapping_changed(row, finding):
             return False
         values_before = audit.column_values(row, audit.MAPPING_COLUMNS)
         change_mapping = _CHANGE_BY_REPAIR[finding.repair]
@@ -38,7 +39,7 @@ def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, re
             return False
         session.expire_all()  # so that the new values are read from the database
         if finding.repair is Repair.ADOPT:
-            row = mappings.find_current_mapping(session, finding.service_id)
+            row = mappings.find_current_mapping(session, finding.service_id)  # the mapping that is not deleted
         audit.add_entry(
             session,
             who=who,
@@ -69,11 +70,13 @@ def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _remove_volumes_note(session: Session, _cluster: str, finding: Finding) -> bool:
+    """Clear the mapping's `note`, which names volumes of the deleted VM that are gone."""
     volumes_left.remove_volumes_note(session, _mapping_of(finding).id)
     return True
 
 
 def _forget_mapping(session: Session, _cluster: str, finding: Finding) -> bool:
+    """Mark the mapping as deleted. Its `note` becomes the text of the finding."""
     mappings.mark_mapping_deleted(session, _mapping_of(finding).id, finding.text)
     return True
 
@@ -94,7 +97,7 @@ def _adopt_vm(session: Session, cluster: str, finding: Finding) -> bool:
         node=finding.node,
         kind=finding.guest_kind,
     )
-    return mapping is not None
+    return mapping is not None  # None if the service has another VM, or if the VMID is mapped to another service
 
 
 #: The function for each repair. Each function changes the mapping, and returns False if nothing was changed.

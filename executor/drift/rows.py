@@ -1,7 +1,7 @@
-"""Reads from the database what a drift check needs: mappings, volumes of deleted VMs, and services with open work.
+"""Reads from the database what a drift check needs: mappings, volumes of deleted VMs, and busy services.
 
-A mapping says which VM serves which service. The drift of a service with open work is not reported, see
-`DriftRows.busy_services`.
+A mapping says which VM serves which service. The drift of a busy service is not reported, see
+`DatabaseFacts.busy_services`.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftRows:
-    """The facts that `read_drift_rows` reads from the database in one transaction."""
+class DatabaseFacts:
+    """The facts that `read_database_facts` reads from the database in one transaction."""
 
     mappings: tuple[MappingFacts, ...]
     #: Services with a pending or processing job, with a job result that is not yet sent to FulcrumCore, or with a run
     #: that an operator has started.
     busy_services: frozenset[str]
     services_on_other_clusters: frozenset[str]  #: services with a mapping on another cluster
-    volumes_left: tuple[VolumesLeft, ...] = ()  #: from the column `note` of deleted mappings
+    volumes_left: tuple[VolumesLeft, ...] = ()  #: volumes that existed after the deletion of their VM
 
-    def services_changed_since(self, earlier_rows: DriftRows) -> frozenset[str]:
-        """Return the services whose mapping was added, changed or removed between `earlier_rows` and these rows."""
-        differing_mappings = set(earlier_rows.mappings) ^ set(self.mappings)
+    def services_changed_since(self, earlier_facts: DatabaseFacts) -> frozenset[str]:
+        """Return the services whose mapping was added, changed or removed between `earlier_facts` and these facts."""
+        differing_mappings = set(earlier_facts.mappings) ^ set(self.mappings)
         return frozenset(mapping.service_id for mapping in differing_mappings)
 
 
-def read_drift_rows(session: Session, cluster: str) -> DriftRows:
-    """Read the rows that a drift check of this cluster needs."""
-    mapping_rows = mappings.all_current_mappings(session)
-    return DriftRows(
+def read_database_facts(session: Session, cluster: str) -> DatabaseFacts:
+    """Read the facts that a drift check of this cluster needs."""
+    mapping_rows = mappings.all_current_mappings(session)  # all that are not deleted
+    return DatabaseFacts(
         mappings=tuple(mapping_facts(row) for row in mapping_rows if row.cluster == cluster),
-        busy_services=busy_services.find_ids(session),
+        busy_services=busy_services.find_busy_service_ids(session),
         services_on_other_clusters=frozenset(row.service_id for row in mapping_rows if row.cluster != cluster),
         volumes_left=read_volumes_left(session, cluster),
     )

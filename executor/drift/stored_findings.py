@@ -1,4 +1,9 @@
-"""Converts the findings of a drift check to JSON for the database, and back."""
+"""Converts the findings of a drift check to JSON for the database, and back.
+
+A finding describes one difference between the agent's mappings, the guests in Proxmox and the services in FulcrumCore.
+It may contain a `MappingFacts` (the values of the mapping's row) and a `Repair` (the kind of change by which the agent
+can remove the difference).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ def encode_finding(finding: Finding) -> dict[str, Any]:
 
 
 def decode_findings(encoded_findings: Iterable[Mapping[str, Any]]) -> list[Finding]:
-    """Return the findings. Leave out the findings that another version has stored in a form that we do not know."""
+    """Return the findings. Leave out findings of another version of Agent Smith that this version cannot decode."""
     findings = []
     for values in encoded_findings:
         try:

@@ -1,4 +1,7 @@
-"""Finds out which volumes of deleted VMs still exist."""
+"""Finds out which volumes of deleted VMs still exist.
+
+A `VolumesLeft` contains the mapping of one deleted VM, and the volumes of this VM that Proxmox could not remove.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,6 @@ def volumes_that_may_exist(proxmox: ProxmoxReader, volumes_left: VolumesLeft) ->
 def _may_exist(proxmox: ProxmoxReader, mapping: MappingFacts, volume: str) -> bool:
     try:
         listed_volumes = proxmox.volumes(mapping.node, volume.partition(":")[0], vmid=mapping.vmid)
-    except JobError:
+    except JobError:  # the request to Proxmox has failed
         return True
     return volume in listed_volumes

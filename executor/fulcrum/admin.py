@@ -1,4 +1,4 @@
-"""Lists and creates objects in FulcrumCore, extends agent types and deletes tokens, for `bootstrap.py`.
+"""Lists and creates objects in FulcrumCore, adds service types to agent types, deletes tokens. For `bootstrap.py`.
 
 If an object of the same name exists already, FulcrumCore answers 500 to the request that creates the object. So the
 caller must list all objects of a kind before it creates one.
@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient, parse_response
-from executor.fulcrum.types import CoreId, CoreModel
+from executor.fulcrum.types import FulcrumId, FulcrumModel
 
 
 class ApiCollection(StrEnum):
@@ -23,11 +23,11 @@ class ApiCollection(StrEnum):
     SERVICE_TYPES = "service-types"
     AGENT_TYPES = "agent-types"
     METRIC_TYPES = "metric-types"
-    PARTICIPANTS = "participants"
+    PARTICIPANTS = "participants"  #: the organizations in FulcrumCore; a provider is a participant
     AGENTS = "agents"
 
 
-class CoreObject(CoreModel):
+class FulcrumObject(FulcrumModel):
     """An object in FulcrumCore. It has every received member, so that `bootstrap.py` can compare all of them."""
 
     model_config = ConfigDict(extra="allow")
@@ -40,24 +40,24 @@ class CoreObject(CoreModel):
         return dict(self.model_extra or {})
 
 
-class CoreToken(CoreModel):
+class FulcrumToken(FulcrumModel):
     """A token. FulcrumCore returns its `value` only in the response to the request that creates it."""
 
     name: str | None = None
     role: str | None = None
     expire_at: datetime | None = None
-    agent_id: CoreId | None = None
+    agent_id: FulcrumId | None = None
     value: str | None = Field(default=None, repr=False)
 
 
 class FulcrumAdmin(FulcrumClient):
     """Calls FulcrumCore's API with an administrator's token. It raises the same exceptions as FulcrumClient."""
 
-    def list_objects(self, collection: ApiCollection) -> list[CoreObject]:
+    def list_objects(self, collection: ApiCollection) -> list[FulcrumObject]:
         """List all objects of one kind."""
-        return list(self._list_all_objects(CoreObject, f"/{collection}", {"sort": "name"}))
+        return list(self._list_all_objects(FulcrumObject, f"/{collection}", {"sort": "name"}))
 
-    def create_object(self, collection: ApiCollection, members: dict[str, Any]) -> CoreObject:
+    def create_object(self, collection: ApiCollection, members: dict[str, Any]) -> FulcrumObject:
         """Create one object.
 
         FulcrumUnavailable may mean that an object of this name exists. So the caller must list the objects before this
@@ -65,9 +65,9 @@ class FulcrumAdmin(FulcrumClient):
         """
         path = f"/{collection}"
         response = self._http.request_json("POST", path, body=members)
-        return parse_response(CoreObject, f"POST {path}", response)
+        return parse_response(FulcrumObject, f"POST {path}", response)
 
-    def add_type_to_agent_type(self, agent_type: CoreObject, service_type_id: str) -> CoreObject:
+    def add_service_type_to_agent_type(self, agent_type: FulcrumObject, service_type_id: str) -> FulcrumObject:
         """Let the agents of an agent type provide one more type of service. Return the changed agent type.
 
         FulcrumCore replaces the whole list of ids, so the current ids are sent, too.
@@ -75,15 +75,15 @@ class FulcrumAdmin(FulcrumClient):
         path = f"/{ApiCollection.AGENT_TYPES}/{agent_type.id}"
         service_type_ids = agent_type.members_except_id_and_name.get("serviceTypeIds") or []
         response = self._http.request_json("PATCH", path, body={"serviceTypeIds": [*service_type_ids, service_type_id]})
-        return parse_response(CoreObject, f"PATCH {path}", response)
+        return parse_response(FulcrumObject, f"PATCH {path}", response)
 
     def delete_token(self, token_id: str) -> None:
         """Delete a token. FulcrumCore then refuses every request with this token."""
         self._http.request_without_result("DELETE", f"/tokens/{token_id}")
 
-    def list_agent_tokens(self, agent_id: str) -> list[CoreToken]:
+    def list_agent_tokens(self, agent_id: str) -> list[FulcrumToken]:
         """List the tokens of an agent, including expired ones."""
-        tokens = self._list_all_objects(CoreToken, "/tokens", {"sort": "name"})
+        tokens = self._list_all_objects(FulcrumToken, "/tokens", {"sort": "name"})
         return [token for token in tokens if token.agent_id == agent_id]
 
     def create_agent_token(self, agent_id: str, name: str, expires_at: datetime) -> str:
@@ -93,7 +93,7 @@ class FulcrumAdmin(FulcrumClient):
         """
         body = {"name": name, "role": "agent", "scopeId": agent_id, "expireAt": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"}
         response = self._http.request_json("POST", "/tokens", body=body)
-        token = parse_response(CoreToken, "POST /tokens", response)
+        token = parse_response(FulcrumToken, "POST /tokens", response)
         if not token.value:
             raise FulcrumUnavailable("POST /tokens: the response has no token")
         return token.value

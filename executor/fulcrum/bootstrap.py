@@ -1,8 +1,8 @@
 """Creates what an agent needs in FulcrumCore: service type, agent type, metric types, provider, agent and token.
 
 This module first reads all existing objects, so it can raise BootstrapRefused before it creates anything. It changes
-existing objects in one way only: it adds the service type to the agent type. Otherwise, FulcrumCore would not create
-services of this type. A repeated call creates only the objects that are still missing.
+existing objects in one way only: it adds the service type to the agent type, because FulcrumCore would otherwise not
+create services of this type. A repeated call creates only the objects that are still missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from executor.deploy_files import find_deploy_file
 from executor.errors import FulcrumUnavailable, SmithError
-from executor.fulcrum.admin import ApiCollection, CoreObject, CoreToken, FulcrumAdmin
+from executor.fulcrum.admin import ApiCollection, FulcrumAdmin, FulcrumObject, FulcrumToken
 from executor.fulcrum.differences import find_differences
 from executor.fulcrum.types import METRIC_TYPES, UUID_PATTERN
 
@@ -43,7 +43,8 @@ class ObjectStatus(StrEnum):
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
-    EXTENDED = "attached"  #: the agent type existed, and the service type was added to it
+    #: The agent type existed without the service type, which was added. In a dry run, it would be added.
+    EXTENDED = "attached"
     CREATED = "made"  #: the object did not exist and was created
     MISSING = "missing"  #: the object does not exist, and was not created because of --dry-run
 
@@ -57,14 +58,14 @@ class BootstrapRequest:
     may_create_provider: bool = False
     service_type: JsonObject  #: content of the service type
     agent_type: JsonObject  #: content of the agent type
-    tags: tuple[str, ...] = ("proxmox",)  #: the agent's tags
+    tags: tuple[str, ...] = ("proxmox",)  #: the agent's tags; an order may require that its agent has certain tags
     token_lifetime: timedelta
     wants_new_token: bool = False  #: create a token even if the agent has a valid one
 
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapStep:
-    """What was done for one wanted object: it was compared with the existing object, or created."""
+    """What was found, created or changed for one wanted object. In a dry run, nothing was created or changed."""
 
     kind: str  #: such as `agent type`
     name: str
@@ -84,7 +85,7 @@ class _WantedObject:
     kind: str
     collection: ApiCollection
     members: JsonObject
-    existing_object: CoreObject | None = None
+    existing_object: FulcrumObject | None = None
 
     @property
     def name(self) -> str:
@@ -101,17 +102,19 @@ class Bootstrap:
     `create_missing` may be called once only.
     """
 
-    def __init__(self, core: FulcrumAdmin, request: BootstrapRequest) -> None:
-        """Find all objects that exist already. Raises FulcrumError, BootstrapRefused."""
-        self._core = core
+    def __init__(self, fulcrum: FulcrumAdmin, request: BootstrapRequest) -> None:
+        """Find all objects that exist already in FulcrumCore. Raises FulcrumError, BootstrapRefused."""
+        self._fulcrum = fulcrum
         self._request = request
         self._service_type = self._look_up_object("service type", ApiCollection.SERVICE_TYPES, request.service_type)
         self._agent_type = self._look_up_object("agent type", ApiCollection.AGENT_TYPES, request.agent_type)
+        # A metric with the entity type "Resource" is about a part of a VM, such as its CPU.
         self._metric_types = [
             self._look_up_object("metric type", ApiCollection.METRIC_TYPES, {"name": name, "entityType": "Resource"})
             for name in METRIC_TYPES
         ]
-        self._provider = self._look_up_provider()  # before the agent, which is searched among the provider's agents
+        # The lookup of the agent needs the provider, because it searches only the provider's agents.
+        self._provider = self._look_up_provider()
         self._agent = self._look_up_object(
             "agent", ApiCollection.AGENTS, {"name": request.agent_name, "tags": list(request.tags)}
         )
@@ -124,7 +127,7 @@ class Bootstrap:
         return self._agent.id
 
     @property
-    def needs_token(self) -> bool:
+    def must_create_token(self) -> bool:
         """True if the agent has no valid token, or if the request wants a new one. Then a token is created."""
         return self._request.wants_new_token or not self.earlier_tokens
 
@@ -138,15 +141,15 @@ class Bootstrap:
             if wanted_object.existing_object is None:
                 yield self._create_object(wanted_object)
             elif wanted_object is self._agent_type and self._must_extend_agent_type():
-                wanted_object.existing_object = self._core.add_type_to_agent_type(
+                wanted_object.existing_object = self._fulcrum.add_service_type_to_agent_type(
                     wanted_object.existing_object, str(self._service_type.id)
                 )
                 yield self._extended_agent_type_step()
             else:
                 yield _step_of_existing_object(wanted_object)
-        if self.needs_token:
+        if self.must_create_token:
             expires_at = self._time_at_fulcrum() + self._request.token_lifetime
-            store_token(self._core.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
+            store_token(self._fulcrum.create_agent_token(str(self._agent.id), self._request.agent_name, expires_at))
         yield self._token_step(ObjectStatus.CREATED)
 
     def dry_run(self) -> Iterator[BootstrapStep]:
@@ -164,7 +167,7 @@ class Bootstrap:
     def remove_earlier_tokens(self) -> None:
         """Delete `earlier_tokens` in FulcrumCore. The caller must have stored the new token before this call."""
         for token in self.earlier_tokens:
-            self._core.delete_token(token.id)
+            self._fulcrum.delete_token(token.id)
 
     def _must_extend_agent_type(self) -> bool:
         """Return whether the agent type exists and lacks the service type."""
@@ -173,9 +176,9 @@ class Bootstrap:
         return agent_type is not None and self._service_type.id not in current_ids
 
     def _extended_agent_type_step(self) -> BootstrapStep:
-        """Return the step of the agent type to which the service type was added.
+        """Return the step of the agent type that lacked the service type.
 
-        The step's differences do not include the missing service type, which was added.
+        The lack of the service type is not one of the step's differences.
         """
         step = _step_of_existing_object(self._agent_type)
         differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
@@ -200,7 +203,7 @@ class Bootstrap:
     def _create_object(self, wanted_object: _WantedObject) -> BootstrapStep:
         """Create the object. Raises FulcrumError if the object does not exist afterwards."""
         try:
-            wanted_object.existing_object = self._core.create_object(wanted_object.collection, wanted_object.members)
+            wanted_object.existing_object = self._fulcrum.create_object(wanted_object.collection, wanted_object.members)
         except FulcrumUnavailable:
             # The object may exist now: the response may have been lost, or another administrator may have created it.
             wanted_object.existing_object = self._find_existing_object(wanted_object)
@@ -212,7 +215,7 @@ class Bootstrap:
 
     def _token_step(self, status_if_needed: ObjectStatus) -> BootstrapStep:
         """Return the step of the agent's token, with `status_if_needed` if a token is needed, otherwise with FOUND."""
-        status = status_if_needed if self.needs_token else ObjectStatus.FOUND
+        status = status_if_needed if self.must_create_token else ObjectStatus.FOUND
         return BootstrapStep(kind="agent token", name=self._request.agent_name, status=status)
 
     def _look_up_object(self, kind: str, collection: ApiCollection, members: JsonObject) -> _WantedObject:
@@ -232,7 +235,7 @@ class Bootstrap:
         )
         is_id = UUID_PATTERN.fullmatch(id_or_name) is not None
         if is_id:
-            participants = self._core.list_objects(wanted_object.collection)
+            participants = self._fulcrum.list_objects(wanted_object.collection)
             wanted_object.existing_object = next((item for item in participants if item.id == id_or_name.lower()), None)
         else:
             wanted_object.existing_object = self._find_existing_object(wanted_object)
@@ -247,29 +250,29 @@ class Bootstrap:
             )
         return wanted_object
 
-    def _find_existing_object(self, wanted_object: _WantedObject) -> CoreObject | None:
+    def _find_existing_object(self, wanted_object: _WantedObject) -> FulcrumObject | None:
         """Return the existing object that has the name of the wanted object; None if there is none.
 
         An agent is searched only among the provider's agents, because other providers may have an agent of this name.
         """
-        objects = self._core.list_objects(wanted_object.collection)
+        objects = self._fulcrum.list_objects(wanted_object.collection)
         if wanted_object.collection is ApiCollection.AGENTS:
             objects = [
                 item for item in objects if item.members_except_id_and_name.get("providerId") == self._provider.id
             ]
         return _find_only_object_with_name(wanted_object.name, wanted_object.kind, objects)
 
-    def _list_valid_tokens(self, agent_id: str) -> list[CoreToken]:
+    def _list_valid_tokens(self, agent_id: str) -> list[FulcrumToken]:
         now = self._time_at_fulcrum()
-        tokens = self._core.list_agent_tokens(agent_id)
+        tokens = self._fulcrum.list_agent_tokens(agent_id)
         return [token for token in tokens if token.expire_at is not None and token.expire_at > now]
 
     def _time_at_fulcrum(self) -> datetime:
         """Return the current time of FulcrumCore's clock, in whole seconds."""
-        return datetime.fromtimestamp(int(time.time() + self._core.clock_offset_s), UTC)
+        return datetime.fromtimestamp(int(time.time() + self._fulcrum.clock_offset_s), UTC)
 
 
-def _find_only_object_with_name(name: str, kind: str, objects: list[CoreObject]) -> CoreObject | None:
+def _find_only_object_with_name(name: str, kind: str, objects: list[FulcrumObject]) -> FulcrumObject | None:
     """Return the object with this name; None if there is none. Raises BootstrapRefused if there are several."""
     objects_with_name = [item for item in objects if item.name == name]
     if len(objects_with_name) > 1:
@@ -294,6 +297,6 @@ def _step_of_existing_object(wanted_object: _WantedObject) -> BootstrapStep:
     )
 
 
-def load_type(file_name: str) -> JsonObject:
+def read_type_file(file_name: str) -> JsonObject:
     """Read the definition of a type from a file in the folder `deploy`."""
     return dict(json.loads(find_deploy_file(file_name).read_text(encoding="utf-8")))

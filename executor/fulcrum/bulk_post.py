@@ -1,4 +1,4 @@
-"""Sends many small POST requests to one path with little CPU time, for metric entries.
+"""Sends many small POST requests, such as metric entries, to one path, and uses little CPU time for each request.
 
 The library `requests` prepares each request separately, which takes most of the CPU time of a small request. A
 PreparedPost lets `requests` prepare one request only, with the proxy and the TLS settings of the session. The

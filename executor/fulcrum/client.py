@@ -1,7 +1,7 @@
 """Calls FulcrumCore's API as an agent: jobs, services, types, secrets, metrics and the agent's own status.
 
 `transport.py` sends the requests, `responses.py` turns unsuccessful responses into exceptions, and `types.py` parses
-the objects.
+the objects. `Fulcrum` in the name of a class means FulcrumCore: a FulcrumJob is a job in FulcrumCore.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from executor.fulcrum.transport import Transport
 from executor.fulcrum.types import (
     UUID_PATTERN,
     VAULT_PREFIX,
-    CoreAgent,
-    CoreJob,
-    CoreModel,
-    CoreService,
+    FulcrumAgent,
+    FulcrumJob,
+    FulcrumModel,
+    FulcrumService,
     ListedService,
     MetricType,
     PendingJobs,
@@ -32,15 +32,16 @@ from executor.fulcrum.types import (
 PAGE_SIZE = 100  #: the number of objects in one page of a list; FulcrumCore allows no more
 MAX_LIST_ATTEMPTS = 3  #: how many times an incomplete list is read before the call fails
 
-Model = TypeVar("Model", bound=CoreModel)
+Model = TypeVar("Model", bound=FulcrumModel)
 
 
 class FulcrumClient:
     """Calls FulcrumCore's API with an agent's token. It is thread-safe.
 
     `get_token` is called for every request and returns the current token. Every method may raise FulcrumUnavailable and
-    FulcrumRefused, or a subclass of them. After FulcrumUnavailable the caller retries. If the exception's
-    `retry_after_s` is set, the caller first waits for this time. After FulcrumRefused the caller does not retry.
+    FulcrumRefused, or a subclass of them: FulcrumAuthError is a FulcrumUnavailable, FulcrumNotFound a FulcrumRefused.
+    After FulcrumUnavailable the caller retries. If the exception's `retry_after_s` is set, the caller first waits for
+    this time. After FulcrumRefused the caller does not retry.
     """
 
     def __init__(  # noqa: PLR0913  # each argument is one setting, and all but two have a default
@@ -66,64 +67,66 @@ class FulcrumClient:
 
     # The agent
 
-    def get_self(self) -> CoreAgent:
+    def get_own_agent(self) -> FulcrumAgent:
         """Read FulcrumCore's description of this agent, which is the agent that the token belongs to."""
-        return parse_response(CoreAgent, "GET /agents/me", self._http.request_json("GET", "/agents/me"))
+        return parse_response(FulcrumAgent, "GET /agents/me", self._http.request_json("GET", "/agents/me"))
 
-    def put_status(self, status: str) -> CoreAgent:
+    def put_status(self, status: str) -> FulcrumAgent:
         """Set this agent's status in FulcrumCore. This request is the heartbeat.
 
-        The caller must not replace the status `Disabled`, although FulcrumCore allows this.
+        The caller must not call this method while the agent's status is `Disabled`: FulcrumCore would enable the agent.
         """
         data = self._http.request_json("PUT", "/agents/me/status", body={"status": status})
-        return parse_response(CoreAgent, "PUT /agents/me/status", data)
+        return parse_response(FulcrumAgent, "PUT /agents/me/status", data)
 
     # Jobs
 
     def pending_jobs(self, limit: int = 100) -> PendingJobs:
         """Return at most `limit` pending jobs, in no defined order.
 
-        FulcrumCore sends at most one job of each service group. Items after the first `limit` are not read.
+        Each service belongs to a service group of FulcrumCore, and FulcrumCore sends at most one job of each group.
+        If FulcrumCore sends more than `limit` items, the items after the first `limit` are only counted.
         """
         items, unread_count = self._http.request_json_list("/jobs/pending", query={"limit": limit}, max_items=limit)
-        jobs_by_id: dict[str, CoreJob] = {}
+        jobs_by_id: dict[str, FulcrumJob] = {}
         unusable_item_descriptions = []
         for position, item in enumerate(items):
-            if isinstance(item, ValueError):
+            if isinstance(item, ValueError):  # the list has a ValueError in place of unreadable JSON
                 unusable_item_descriptions.append(f"item {position}: {validation_error_type(item)}")
                 continue
             try:
-                job = CoreJob.parse(item)
+                job = FulcrumJob.parse(item)
                 jobs_by_id.setdefault(job.id, job)
             except ValueError as exc:
                 unusable_item_descriptions.append(f"item {position}: {validation_error_type(exc)}")
         return PendingJobs(list(jobs_by_id.values()), unusable_item_descriptions, unread_count)
 
-    def get_job(self, fulcrum_id: str) -> CoreJob:
-        """Read one job. Raises FulcrumAuthFailing if the job does not exist: FulcrumCore then answers 403."""
+    def get_job(self, fulcrum_id: str) -> FulcrumJob:
+        """Read one job. Raises FulcrumAuthError if the job does not exist: FulcrumCore then answers 403."""
         path = f"/jobs/{_require_uuid(fulcrum_id)}"
-        return parse_response(CoreJob, f"GET {path}", self._http.request_json("GET", path))
+        return parse_response(FulcrumJob, f"GET {path}", self._http.request_json("GET", path))
 
-    def processing_jobs_of_agent(self, agent_id: str) -> list[CoreJob]:
+    def processing_jobs_of_agent(self, agent_id: str) -> list[FulcrumJob]:
         """List the jobs that this agent has claimed and that have not ended.
 
         `agent_id` is the id of this agent. The agent needs this list after a restart.
         """
         query = {"agentId": _require_uuid(agent_id), "status": "Processing", "sort": "createdAt"}
-        jobs = self._list_all_objects(CoreJob, "/jobs", query)
+        jobs = self._list_all_objects(FulcrumJob, "/jobs", query)
         return [job for job in jobs if job.agent_id == agent_id.lower() and job.status == "Processing"]
 
-    def oldest_processing_jobs_of_agent(self, agent_id: str, *, max_pages: int) -> tuple[list[CoreJob], int]:
-        """Return the oldest jobs that this agent has claimed and that have not ended, and the number of all such jobs.
+    def oldest_processing_jobs_of_agent(self, agent_id: str, *, max_pages: int) -> tuple[list[FulcrumJob], int]:
+        """Return the oldest jobs that this agent has claimed and that have not ended, and their total number.
 
-        At most `max_pages` pages are read. `agent_id` is the id of this agent.
+        The total number includes the jobs that are not returned. At most `max_pages` pages are read. `agent_id` is the
+        id of this agent.
         """
         query = {"agentId": _require_uuid(agent_id), "status": "Processing", "sort": "createdAt", "pageSize": PAGE_SIZE}
-        jobs_by_id: dict[str, CoreJob] = {}
+        jobs_by_id: dict[str, FulcrumJob] = {}
         total_count = 0
         for page_number in range(1, max_pages + 1):
             page = self._http.request_json("GET", "/jobs", query={**query, "page": page_number})
-            page_jobs, total_count = _parse_page(CoreJob, "/jobs", page)
+            page_jobs, total_count = _parse_page(FulcrumJob, "/jobs", page)
             jobs_by_id |= {job.id: job for job in page_jobs}
             if not page_jobs or page_number * PAGE_SIZE >= total_count:
                 break
@@ -148,7 +151,8 @@ class FulcrumClient:
         """Report that the job succeeded.
 
         Arguments that are None, and empty `properties`, are not sent: FulcrumCore keeps the stored values.
-        `agent_instance_id` must be unique in all of FulcrumCore. For a duplicate, FulcrumCore answers 500, and this
+        `agent_instance_data` contains facts about the VM. `agent_instance_id` is the agent's id of the VM, such as
+        `<agent id>/<VMID>`. It must be unique in all of FulcrumCore. For a duplicate, FulcrumCore answers 500, and this
         method raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties
         violate the service type's schema. In the second case the job stays Processing.
         """
@@ -173,15 +177,16 @@ class FulcrumClient:
 
     # Services and types
 
-    def get_service(self, service_id: str) -> CoreService:
-        """Read one service. Raises FulcrumAuthFailing if the service does not exist: FulcrumCore then answers 403."""
+    def get_service(self, service_id: str) -> FulcrumService:
+        """Read one service. Raises FulcrumAuthError if the service does not exist: FulcrumCore then answers 403."""
         path = f"/services/{_require_uuid(service_id)}"
-        return parse_response(CoreService, f"GET {path}", self._http.request_json("GET", path))
+        return parse_response(FulcrumService, f"GET {path}", self._http.request_json("GET", path))
 
     def services(self) -> Iterator[ListedService]:
         """Yield all services of this agent's provider, including deleted services and the services of other agents.
 
-        FulcrumCore has no filter for the services of one agent.
+        A ListedService contains its whole service type, a FulcrumService only the id of its type. FulcrumCore has no
+        filter for the services of one agent.
         """
         return self._list_all_objects(ListedService, "/services", {"sort": "name"})
 
@@ -214,7 +219,9 @@ class FulcrumClient:
     def post_metric(self, *, agent_instance_id: str, resource_id: str, type_name: str, value: float) -> None:
         """Send one value of a metric. FulcrumCore records the time at which it receives the value.
 
-        Raises FulcrumNotFound if FulcrumCore does not know the metric type or the service.
+        `agent_instance_id` names the VM, `resource_id` a part of the VM such as `cpu`. All calls of a thread reuse one
+        prepared request (bulk_post.py), which saves CPU time. Raises FulcrumNotFound if FulcrumCore does not know the
+        metric type or the service.
         """
         body = {
             "agentInstanceId": agent_instance_id,

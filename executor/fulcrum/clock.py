@@ -33,12 +33,12 @@ class ClockOffset:
 
         A missing or unreadable date changes nothing.
         """
-        core_time = parse_http_date(date)
+        time_at_fulcrum = parse_http_date(date)
         was_clock_set_back = received_at < sent_at
-        if core_time is None or was_clock_set_back:
+        if time_at_fulcrum is None or was_clock_set_back:
             return
-        lower_bound_s = core_time - received_at
-        upper_bound_s = core_time + 1 - sent_at
+        lower_bound_s = time_at_fulcrum - received_at
+        upper_bound_s = time_at_fulcrum + 1 - sent_at
         with self._lock:
             is_contradiction = lower_bound_s > self._upper_bound_s or upper_bound_s < self._lower_bound_s
             if not is_contradiction:

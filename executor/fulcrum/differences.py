@@ -10,9 +10,9 @@ def find_differences(wanted_value: Any, existing_value: Any, path: str = "") -> 
     """Return how an existing object, or a value in it, differs from the wanted one.
 
     A difference is the path of a member, such as `schema.cpu.type`, or a text such as `tags lacks proxmox`. A missing
-    member counts as equal to an empty one. Top-level members, tags and service types that only the existing object has
-    do not count as differences. `path` is the path of the two values in the whole object; it is empty for the whole
-    object.
+    member counts as equal to an empty or false one. Additional top-level members, tags and service types of the
+    existing object are not differences. `path` is the path of the two values in the whole object; it is empty for the
+    whole object.
     """
     if isinstance(wanted_value, Mapping) and isinstance(existing_value, Mapping):
         compared_names = {**wanted_value, **existing_value} if path else wanted_value

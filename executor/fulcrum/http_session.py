@@ -30,7 +30,8 @@ class BearerAuth(AuthBase):
 class _Session(requests.Session):
     """A session that ignores redirects.
 
-    The option `allow_redirects=False` does not suffice: the library `requests` would still parse the target.
+    The option `allow_redirects=False` does not suffice: the library `requests` would still parse the URL of the
+    redirect, and could raise an error.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:
@@ -38,7 +39,7 @@ class _Session(requests.Session):
 
 
 class _Retry(Retry):
-    """Retries as configured, but never after a read timeout: a second read timeout would take the caller too long."""
+    """Retries as configured, but never after a read timeout, so that the caller waits for one read timeout only."""
 
     def increment(  # type: ignore[override]  # the other arguments are passed on unchanged
         self, method: str | None = None, url: str | None = None, **kwargs: Any
@@ -50,7 +51,8 @@ class _Retry(Retry):
 
 
 #: The rules for retries. The numbers are the maximum numbers of retries of a request, in total and for each kind of
-#: failure. `read` counts connections that end before the response. A read timeout is never retried, see _Retry.
+#: failure. The failure `read` is a connection that ends before the response. A read timeout is never retried, see
+#: _Retry.
 RETRY_RULES = _Retry(
     total=2,
     connect=1,
@@ -65,7 +67,8 @@ RETRY_RULES = _Retry(
     backoff_jitter=0.2,
     backoff_max=2,
     raise_on_status=False,
-    respect_retry_after_header=False,  # the loops of the agent wait instead, and can be stopped while they wait
+    # The caller waits for the time in the header Retry-After. urllib3 does not, because its wait could not be stopped.
+    respect_retry_after_header=False,
 )
 
 
@@ -78,7 +81,8 @@ def create_http_session(url: str, *, max_raw_bytes: int) -> requests.Session:
     session.proxies = dict(requests.utils.get_environ_proxies(url))
     session.headers["Accept"] = "application/json"
     session.headers["User-Agent"] = "agent-smith"
-    # `Transport` reads the body and limits its length, so the adapter does not limit it (`max_bytes=None`).
+    # A BoundedAdapter limits the time until a response is complete, and the size of the response. `max_bytes=None` sets
+    # no limit for the decompressed body, because `Transport` limits the decompressed body.
     adapter = BoundedAdapter(
         max_bytes=None, max_raw_bytes=max_raw_bytes, pool_connections=1, pool_maxsize=1, max_retries=RETRY_RULES
     )

@@ -1,6 +1,6 @@
-"""Restricts a service type to what the provider's settings allow, so that FulcrumCore refuses other requests.
+"""Restricts a service type to the values that the provider's settings allow, so that FulcrumCore refuses other values.
 
-The agent refuses such requests, too, because an administrator may change the service types in FulcrumCore. Pure
+The agent refuses other values, too, because an administrator may change the service types in FulcrumCore. Pure
 functions.
 """
 
@@ -17,11 +17,16 @@ JsonObject = dict[str, Any]
 
 
 def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
-    """Return the service type with only the templates, bridges, VLANs and tags that the settings allow.
+    """Return the service type with only the templates, bridges and VLANs that the settings allow.
 
-    There are two exceptions. If the settings allow only some tags, the returned type allows every tag, and the agent
-    refuses the tags that the settings do not allow. If the settings allow no template at all, the type is returned
-    unchanged, because this machine probably has no agent, and so no settings of an agent.
+    The property `image` names a VM template, and the property `osTemplate` a container template. In a setting, the
+    entry ANY_VALUE (`*`) allows every value.
+
+    If the settings allow no tag, the property `tags` is removed. If they allow only some tags, the returned type allows
+    every tag, and the agent refuses the tags that the settings do not allow.
+
+    If no setting allows a template, the service type is returned unchanged: the command that creates the type then
+    probably runs on a machine without the agent's settings.
     """
     if not (settings.proxmox_templates or settings.proxmox_os_templates or settings.proxmox_any_template):
         return service_type
@@ -33,7 +38,7 @@ def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonO
                 properties[name]["validators"] = [_enum_validator(templates)]
     network_properties = properties.get("network", {}).get("properties", {})
     if "bridge" in network_properties and ANY_VALUE not in settings.proxmox_bridges:
-        network_properties["bridge"]["validators"] = [
+        network_properties["bridge"]["validators"] = [  # the default bridge and the bridges allowed besides it
             _enum_validator([settings.proxmox_bridge, *settings.proxmox_bridges])
         ]
     if "vlan" in network_properties:

@@ -5,8 +5,8 @@ the setting. An invalid member raises SettingsError. Unknown and empty members a
 does not answer at the start of the agent, the agent retries, because an outage must not make the start fail.
 
 FulcrumCore must not be able to make the agent send a local secret to another server. So FulcrumCore can set the address
-of Proxmox, and how Proxmox's certificate is verified, only together with a token secret. A local TLS setting always
-takes precedence.
+of Proxmox, and how Proxmox's certificate is verified, only together with the secret of a Proxmox API token. A TLS
+setting on this machine always takes precedence over FulcrumCore's value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from pydantic import ValidationError
 
 from executor.errors import FulcrumError, SettingsError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.remote_members import CONFIGURATION_MEMBERS, FROM_FULCRUMCORE, ConfigurationMember, MemberReader
+from executor.fulcrum.remote_members import (
+    CONFIGURATION_MEMBERS,
+    FROM_FULCRUMCORES_CONFIGURATION_TEXT,
+    ConfigurationMember,
+    MemberReader,
+)
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
 from executor.settings.problems import problems_in
@@ -29,23 +34,25 @@ from executor.settings.settings import Settings, override_settings
 
 log = get_logger(__name__)
 
-#: The origin that `smith config show` shows for a setting whose value comes from FulcrumCore.
+#: The origin that the command `smith config show` shows for a setting whose value comes from FulcrumCore.
 SETTING_ORIGIN = "FulcrumCore"
-#: The settings that determine which server gets the Proxmox secret.
-SERVER_SETTINGS = ("proxmox_host", "proxmox_port", "proxmox_validate_certs", "proxmox_ca_bundle")
+#: The settings that determine to which server the agent sends its Proxmox credentials. An agent that does not verify
+#: the server's certificate could send them to a wrong server.
+PROXMOX_SERVER_SETTINGS = ("proxmox_host", "proxmox_port", "proxmox_validate_certs", "proxmox_ca_bundle")
 #: The settings that determine how the certificate of the Proxmox server is verified.
 TLS_SETTINGS = ("proxmox_validate_certs", "proxmox_ca_bundle")
 #: The first and the longest wait between two attempts to read the configuration. Each wait is twice as long as the
 #: previous wait.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-#: How often the wait doubles at most. It reaches MAX_BACKOFF_S after five doublings. Without a maximum, a long outage
-#: would raise OverflowError, because the power of two would be too large for a float.
+#: Maximum number of doublings of a wait. Five suffice to reach MAX_BACKOFF_S. Without a maximum, a long outage would
+#: raise OverflowError, because the power of two would be too large for a float.
 MAX_DOUBLINGS = 10
 #: A wait is multiplied by a random factor between these bounds, so that agents do not all retry at the same time.
 MIN_JITTER_FACTOR = 0.7
 MAX_JITTER_FACTOR = 1.3
-#: The time between two reports of progress to the supervisor during a wait.
+#: The time between two reports of progress during a wait. The supervisor, the parent process of the agent, restarts an
+#: agent that does not report progress.
 PROGRESS_INTERVAL_S = 1.0
 
 
@@ -67,9 +74,10 @@ def wait_for_remote_settings(
     backoff = _Backoff(sleep or _sleep_with_progress, on_wait)
     while True:
         try:
-            agent = fulcrum.get_self()
+            agent = fulcrum.get_own_agent()
             values = MemberReader(settings, fulcrum).read_values(agent)
-        except FulcrumError as error:  # even FulcrumNotFound, because an administrator may just be replacing a secret
+        except FulcrumError as error:
+            # If FulcrumCore's vault lacks a secret that a member names, retry: an administrator may be replacing it.
             backoff.wait_after(error)
             continue
         return _apply_values(settings, values)
@@ -78,19 +86,20 @@ def wait_for_remote_settings(
 def fetch_remote_settings(settings: Settings, fulcrum: FulcrumClient) -> Settings:
     """Return the settings with FulcrumCore's configuration applied. Do not retry.
 
-    Raises FulcrumError if FulcrumCore does not answer, and SettingsError like `wait_for_remote_settings`.
+    Raises FulcrumError if FulcrumCore does not answer. Raises SettingsError if members are invalid or required settings
+    are missing.
     """
-    agent = fulcrum.get_self()
+    agent = fulcrum.get_own_agent()
     return _apply_values(settings, MemberReader(settings, fulcrum).read_values(agent))
 
 
 def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
-    """Return the settings with these values.
+    """Return the settings with the values from FulcrumCore. The keys of `values` are names of attributes of Settings.
 
     Raises SettingsError if a value is invalid, or if a required setting is still missing.
     """
-    values = _accepted_values(settings, values)
-    # A token from FulcrumCore replaces the password in the local settings: only one of the two may be set.
+    values = _values_to_apply(settings, values)
+    # Only one of token and password may be set. So a token from FulcrumCore resets the local password to its default.
     has_token = {"proxmox_token_id", "proxmox_token_secret"} <= values.keys()
     names_to_reset = frozenset({"proxmox_password"}) if has_token else frozenset()
     try:
@@ -98,25 +107,27 @@ def _apply_values(settings: Settings, values: dict[str, Any]) -> Settings:
     except ValidationError as error:
         lines = _problem_lines(problems_in(error), values)
         raise SettingsError("\n".join(lines)) from None  # without pydantic's exception, whose text shows values
-    new_settings.require_proxmox()
-    applied_member_names = sorted(member.name for member in CONFIGURATION_MEMBERS if member.attribute in values)
+    new_settings.require_proxmox_settings()
+    applied_member_names = sorted(
+        member.name for member in CONFIGURATION_MEMBERS if member.settings_attribute in values
+    )
     log.info("remote_configuration_applied", members=applied_member_names)
     return new_settings
 
 
-def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
+def _values_to_apply(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values that may override local settings. The docstring of this module has the rules.
 
     Raises SettingsError if the address of Proxmox is set only in FulcrumCore, and FulcrumCore has no token secret.
     """
     ignored_attributes: set[str] = set()
     if "proxmox_token_secret" not in values:
-        ignored_attributes.update(SERVER_SETTINGS)
+        ignored_attributes.update(PROXMOX_SERVER_SETTINGS)
         if "proxmox_host" in values and not settings.proxmox_host:
             raise SettingsError(
-                f"apiHost {FROM_FULCRUMCORE} (the setting PROXMOX_HOST) is used only if FulcrumCore also has "
-                "apiTokenSecret, because the agent sends no secret of this machine to an address from FulcrumCore. Set "
-                "apiTokenId and apiTokenSecret in FulcrumCore, or PROXMOX_HOST on this machine"
+                f"apiHost {FROM_FULCRUMCORES_CONFIGURATION_TEXT} (the setting PROXMOX_HOST) is used only if "
+                "FulcrumCore also has apiTokenSecret, because the agent sends no secret of this machine to an address "
+                "from FulcrumCore. Set apiTokenId and apiTokenSecret in FulcrumCore, or PROXMOX_HOST on this machine"
             )
     elif _is_set_on_this_machine(settings, "proxmox_ca_bundle"):
         ignored_attributes.update(TLS_SETTINGS)
@@ -125,7 +136,7 @@ def _accepted_values(settings: Settings, values: dict[str, Any]) -> dict[str, An
     ignored_member_names = [
         member.name
         for member in CONFIGURATION_MEMBERS
-        if member.attribute in ignored_attributes and _changes_setting(settings, values, member)
+        if member.settings_attribute in ignored_attributes and _changes_setting(settings, values, member)
     ]
     if ignored_member_names:
         log.warning("remote_configuration_members_ignored", members=ignored_member_names)
@@ -139,7 +150,7 @@ def _is_set_on_this_machine(settings: Settings, attribute: str) -> bool:
 
 def _changes_setting(settings: Settings, values: Mapping[str, Any], member: ConfigurationMember) -> bool:
     """Return whether the member would change the value of its setting."""
-    attribute = member.attribute
+    attribute = member.settings_attribute
     return attribute in values and values[attribute] != getattr(settings, attribute)
 
 
@@ -147,11 +158,12 @@ def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> It
     """Yield one line for each problem. The keys of `problems` are the names of settings."""
     remote_setting_names = ", ".join(sorted(attribute.upper() for attribute in values))
     for name, problem in problems.items():
-        member = next((member for member in CONFIGURATION_MEMBERS if member.attribute == name.lower()), None)
-        if member is not None and member.attribute in values:
-            yield f"{member.name} {FROM_FULCRUMCORE} (the setting {name}) {problem}"
+        member = next((member for member in CONFIGURATION_MEMBERS if member.settings_attribute == name.lower()), None)
+        if member is not None and member.settings_attribute in values:
+            yield f"{member.name} {FROM_FULCRUMCORES_CONFIGURATION_TEXT} (the setting {name}) {problem}"
         else:  # a local setting that does not fit the values from FulcrumCore
-            yield f"{name} {problem}; some settings are {FROM_FULCRUMCORE}: {remote_setting_names}"
+            remote_settings = f"the settings {FROM_FULCRUMCORES_CONFIGURATION_TEXT} ({remote_setting_names})"
+            yield f"{name} {problem}; correct this setting, or one of {remote_settings}"
 
 
 class _Backoff:
@@ -160,7 +172,7 @@ class _Backoff:
     def __init__(self, sleep: Callable[[float], None], on_wait: Callable[[str], None]) -> None:
         self._sleep = sleep
         self._on_wait = on_wait
-        self._doublings_counter = count()
+        self._wait_numbers = count()  # 0 for the first wait
         self._last_type_and_status: tuple[str, int | None] | None = None
 
     def wait_after(self, error: FulcrumError) -> None:
@@ -170,17 +182,19 @@ class _Backoff:
             log.warning("remote_configuration_unavailable", reason=str(error))
         self._last_type_and_status = type_and_status
         self._on_wait(str(error))
-        doubling_count = min(next(self._doublings_counter), MAX_DOUBLINGS)
+        doubling_count = min(next(self._wait_numbers), MAX_DOUBLINGS)
         backoff_s = min(MIN_BACKOFF_S * 2.0**doubling_count, MAX_BACKOFF_S)
         jitter_factor = random.uniform(MIN_JITTER_FACTOR, MAX_JITTER_FACTOR)  # noqa: S311 (not for cryptography)
         self._sleep(max(backoff_s * jitter_factor, error.retry_after_s or 0.0))
 
 
 def _sleep_with_progress(seconds: float) -> None:
-    """Sleep, and report progress to the supervisor meanwhile. Otherwise the supervisor would restart the agent."""
+    """Sleep, and report progress to the supervisor during the sleep."""
     progress = ProgressSender()
     deadline = time.monotonic() + seconds
-    progress.report_ready()  # systemd ends an agent that is not ready in time, but an outage may last a day
+    # systemd ends an agent that does not report in time that it is ready. An outage may last a day, so the agent
+    # reports that it is ready before it has the configuration.
+    progress.report_ready()
     progress.report_status("waiting for FulcrumCore's configuration")
     while (remaining_s := deadline - time.monotonic()) > 0:
         progress.report_progress()

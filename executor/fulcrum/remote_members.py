@@ -12,7 +12,7 @@ from typing import Any
 
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import VAULT_PREFIX, CoreAgent
+from executor.fulcrum.types import VAULT_PREFIX, FulcrumAgent
 from executor.log import get_logger
 from executor.redaction import redactor
 from executor.settings.settings import Settings
@@ -20,11 +20,11 @@ from executor.settings.types import MIN_VMID
 
 log = get_logger(__name__)
 
-#: The part of a problem's text that says where the value comes from.
-FROM_FULCRUMCORE = "from FulcrumCore's configuration"
+#: Part of an error text: says that a setting's value comes from the agent's configuration in FulcrumCore.
+FROM_FULCRUMCORES_CONFIGURATION_TEXT = "from FulcrumCore's configuration"
 #: The name of the file in SMITH_DATA_DIR to which the CA certificates are written.
-CA_FILE = "proxmox-ca-from-fulcrumcore.pem"
-#: Matches a text of 1 to 100 characters without commas, equals signs and white space.
+CA_FILE_NAME = "proxmox-ca-from-fulcrumcore.pem"
+#: Matches the name of an image: 1 to 100 characters without commas, equals signs and white space.
 _IMAGE_NAME = re.compile(r"[^,=\s]{1,100}")
 
 
@@ -35,15 +35,20 @@ class _InvalidMember(Exception):
 class MemberReader:
     """Reads the values of settings from the agent's configuration in FulcrumCore.
 
-    Each method after `read_values` checks one kind of value, and raises _InvalidMember for a value of another kind.
+    Each public method except `read_values` converts the value of one member to the value of its setting, and raises
+    _InvalidMember if the value is invalid.
     """
 
     def __init__(self, settings: Settings, fulcrum: FulcrumClient) -> None:
         self.settings = settings
         self.fulcrum = fulcrum
 
-    def read_values(self, agent: CoreAgent) -> dict[str, Any]:
-        """Return the configured values. The keys are attributes of Settings. Raises SettingsError and FulcrumError."""
+    def read_values(self, agent: FulcrumAgent) -> dict[str, Any]:
+        """Return the configured values. The keys are attributes of Settings. Raises SettingsError and FulcrumError.
+
+        `agent.defects` lists the invalid members of the agent in FulcrumCore, each with pydantic's type of the error,
+        such as `agent.configuration: dict_type` (the configuration is not a JSON object).
+        """
         if any(defect.startswith("agent.configuration") for defect in agent.defects):
             raise SettingsError(
                 f"the configuration of the agent in FulcrumCore cannot be read: {', '.join(agent.defects)}"
@@ -57,10 +62,12 @@ class MemberReader:
             if value in (None, "", [], {}):
                 continue
             try:
-                values[member.attribute] = member.read(self, value)
+                values[member.settings_attribute] = member.read(self, value)
             except _InvalidMember as problem:
-                setting_name = member.attribute.upper()
-                problems.append(f"{member.name} {FROM_FULCRUMCORE} (the setting {setting_name}) {problem}")
+                setting_name = member.settings_attribute.upper()
+                problems.append(
+                    f"{member.name} {FROM_FULCRUMCORES_CONFIGURATION_TEXT} (the setting {setting_name}) {problem}"
+                )
         if problems:
             raise SettingsError("\n".join(problems))
         return values
@@ -95,14 +102,14 @@ class MemberReader:
             )
         secret = self.fulcrum.get_secret(reference)
         if not isinstance(secret, str):
-            raise _InvalidMember("names a secret in the vault that is not a text")
+            raise _InvalidMember("refers to a secret that is not a text: store the secret as a text in FulcrumCore")
         redactor.add(secret)
         return secret
 
     def write_certificates(self, value: Any) -> Path:
-        """Write the value to a file that only the agent's user can read, and return the path of the file.
+        """Write the value to a file, and return the path of the file. The value must be certificates in PEM form.
 
-        The value must be certificates in PEM form.
+        Only the operating system's user that runs the agent can read the file.
         """
         pem = self.read_text(value)
         try:
@@ -112,19 +119,24 @@ class MemberReader:
         folder = self.settings.smith_data_dir
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _replace_private_file(folder / CA_FILE, pem)
+            return _replace_private_file(folder / CA_FILE_NAME, pem)
         except OSError as error:
             raise _InvalidMember(f"cannot be written to {folder}: {error.strerror}") from None
 
     def read_images(self, value: Any) -> dict[str, int]:
-        """Return the value, which must be an object: the keys are names of VM templates, the values VMIDs."""
+        """Return the VMID of the VM template for each image name. Services choose a VM template by its image name.
+
+        The value of the member must be a JSON object with image names and VMIDs, such as `{"debian-12": 9000}`.
+        """
         for name, vmid in _require_type(value, dict, "an object").items():
             if not _IMAGE_NAME.fullmatch(name):
                 raise _InvalidMember(
                     f"has the image name {name!r}: 1 to 100 characters are allowed, without spaces, commas and '='"
                 )
             if isinstance(vmid, bool) or not isinstance(vmid, int) or vmid < MIN_VMID:
-                raise _InvalidMember(f"is wrong: the value of {name!r} is not a VMID of at least {MIN_VMID}")
+                raise _InvalidMember(
+                    f"has no VMID for the image {name!r}: a whole number of at least {MIN_VMID} is required"
+                )
         return dict(value)
 
 
@@ -136,7 +148,7 @@ def _require_type(value: Any, expected_type: Any, description: str) -> Any:
     return value
 
 
-#: The names of types in the text of a problem.
+#: The names of types in error texts.
 _TYPE_NAMES = {
     str: "a text",
     bool: "true or false",
@@ -161,7 +173,7 @@ def _find_member_value(configuration: Mapping[str, Any], name: str) -> Any:
 def _replace_private_file(file: Path, text: str) -> Path:
     """Replace a file atomically and return its path. A run that starts meanwhile reads the old or the new text.
 
-    Only the agent's user can read the file.
+    Only the operating system's user that runs the agent can read the file.
     """
     new_file = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -176,11 +188,12 @@ class ConfigurationMember:
     """One member of the configuration in FulcrumCore, and the setting that gets its value."""
 
     name: str
-    attribute: str  #: the attribute of Settings that holds the setting
+    settings_attribute: str  #: the attribute of Settings that holds the setting
     read: Callable[[MemberReader, Any], Any]  #: checks the member's value and returns the setting's value
 
 
-#: Every member that the agent reads. The agent type in deploy/ declares the same members; a test compares both.
+#: Every member that the agent reads. The agent type in `deploy/agent-type-proxmox.json`, which is created in
+#: FulcrumCore, declares the same members.
 CONFIGURATION_MEMBERS = (
     ConfigurationMember("apiHost", "proxmox_host", MemberReader.read_text),
     ConfigurationMember("apiPort", "proxmox_port", MemberReader.read_number),

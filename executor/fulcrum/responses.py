@@ -1,7 +1,7 @@
 """Translates unsuccessful responses of FulcrumCore into the exceptions of `errors.py`.
 
 The body of such a response is JSON, although its Content-Type is `text/plain`. If a job or a service does not exist,
-FulcrumCore answers 403, not 404.
+FulcrumCore answers 403. If another object does not exist, such as a secret, it answers 404.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from requests.structures import CaseInsensitiveDict
 
-from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.clock import parse_http_date
 from executor.fulcrum.untrusted_json import parse_json
 from executor.redaction import redactor
@@ -43,7 +43,7 @@ def build_error(method: str, path: str, response: Response, token: str) -> Fulcr
     """
     status = response.status
     if status < 400:
-        detail = f"redirects are not followed{_redirect_target(response)}"
+        detail = f"redirects are not followed{_redirect_target(response)}: correct FULCRUM_API_URL"
     elif path.startswith("/vault/"):
         detail = ""  # the body of a response from the vault may contain a secret
     else:
@@ -65,17 +65,22 @@ def mask_secrets(text: str, token: str) -> str:
 
 
 def _error_class(response: Response) -> type[FulcrumError]:
+    """Return the class of the exception, which tells the caller whether a retry makes sense.
+
+    After FulcrumUnavailable and FulcrumAuthError, the caller retries later. After FulcrumRefused and FulcrumNotFound,
+    it never sends the same request again.
+    """
     status = response.status
     if status in (401, 403):  # FulcrumCore also answers 401 or 403 while its database is down
-        return FulcrumAuthFailing
+        return FulcrumAuthError
     if status < 400 or status in (408, 425, 429) or status >= 500:
         return FulcrumUnavailable
     if status == 404:
-        return FulcrumNotFound if _is_404_from_core(response.content) else FulcrumUnavailable
+        return FulcrumNotFound if _is_404_from_fulcrumcore(response.content) else FulcrumUnavailable
     return FulcrumRefused
 
 
-def _is_404_from_core(content: bytes) -> bool:
+def _is_404_from_fulcrumcore(content: bytes) -> bool:
     """Return whether FulcrumCore, and not a proxy, sent a 404 with this body.
 
     FulcrumCore sends an empty body or a JSON object. A proxy's 404 may be temporary, so the request is repeated later.
@@ -87,7 +92,7 @@ def _is_404_from_core(content: bytes) -> bool:
 
 
 def _message_in_body(content: bytes) -> str:
-    """Return the message in the body of an error response; '' if FulcrumCore did not send the body.
+    """Return the message in the body of an error response; '' if the body is not a JSON object.
 
     FulcrumCore puts the message into the member `error`, `status` or `errors`.
     """
@@ -137,9 +142,10 @@ def _parse_retry_after(text: str | None) -> float | None:
 
 
 def describe_connection_failure(exc: BaseException) -> str:
-    """Return the cause of a failed connection, and what an operator must do about it.
+    """Return the cause of a failed connection. If a certificate is the cause, the text ends with the remedy.
 
     The cause is the text of the innermost exception. The exceptions around it only repeat the address.
+    `text_for_operators` replaces the library's words by plain ones, such as `the host name cannot be resolved`.
     """
     while (inner_exc := _inner_exception(exc)) is not None:
         exc = inner_exc
@@ -161,7 +167,7 @@ def _certificate_remedy(text: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" not in text:
         return ""
     if "expired" in text or "not yet valid" in text:
-        return ". Renew FulcrumCore's certificate; if it is still valid, one of the clocks is wrong"
+        return ". Renew FulcrumCore's certificate; if it is still valid, correct this machine's or FulcrumCore's clock"
     if "mismatch" in text:
         return ". FULCRUM_API_URL must name a host that FulcrumCore's certificate is valid for"
     return ". FULCRUM_CA_BUNDLE must name a file with the CA that issued FulcrumCore's certificate"

@@ -14,7 +14,7 @@ import requests
 import urllib3
 from requests.structures import CaseInsensitiveDict
 
-from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.bulk_post import PreparedPost
 from executor.fulcrum.clock import ClockOffset
 from executor.fulcrum.http_session import RETRY_RULES, BearerAuth, create_http_session
@@ -25,8 +25,8 @@ from executor.shared.bounded_http import CHUNK_BYTES
 Parsed = TypeVar("Parsed")
 
 API_PATH = "/api/v1"
-#: Maximum size of the body of a successful response. It is large, because a job with ten megabytes of parameters must
-#: not hide the other pending jobs in the same response.
+#: Maximum size of the body of a successful response. It is large, so that a list of pending jobs can still be read if
+#: one of the jobs has ten megabytes of parameters.
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 #: Maximum size of the body of any other response.
 MAX_ERROR_BYTES = 64 * 1024
@@ -56,14 +56,14 @@ class Transport:
         self._timeouts_s = timeouts_s
         self._on_auth_failure = on_auth_failure
         self._thread_local = threading.local()
-        self.clock_offset = ClockOffset()
+        self.clock_offset = ClockOffset()  #: estimates FulcrumCore's clock minus this machine's clock
 
     def request_json(self, method: str, path: str, *, query: dict[str, Any] | None = None, body: Any = None) -> Any:
         """Send a request and return the parsed response. Raises FulcrumUnavailable if the response is not JSON."""
         return self._request_parsed(parse_json, method, path, query, body)
 
     def request_json_list(self, path: str, *, query: dict[str, Any], max_items: int) -> tuple[list[Any], int]:
-        """Send a GET request and return the first items of the list in the response, and the number of the other items.
+        """Send a GET request. Return the first `max_items` items of the list, and the number of further items.
 
         In place of an item that cannot be parsed, the list has a ValueError. Raises FulcrumUnavailable if the response
         is not a list.
@@ -96,8 +96,9 @@ class Transport:
         FulcrumCore acknowledges with status 204 or with JSON. Other content, such as HTML, is from a proxy, and
         FulcrumCore may not have received the request. So this method then raises FulcrumUnavailable.
 
-        With `reuses_prepared_request`, many small POST requests to one path take less CPU time. The responses are then
-        not used to estimate FulcrumCore's clock.
+        `reuses_prepared_request` reduces the CPU time of a POST request: the URL, the headers and the connection are
+        prepared once for each path and thread, and every later request reuses them. The responses are then not used to
+        estimate FulcrumCore's clock.
         """
         response = self._send(method, path, None, body, reuses_prepared_request=reuses_prepared_request)
         if response.status == 204:
@@ -144,7 +145,7 @@ class Transport:
     ) -> Response:
         """Send a request, read the response, and use its `Date` header to estimate FulcrumCore's clock.
 
-        The library `requests` retries the request according to RETRY_RULES.
+        The session retries the request according to RETRY_RULES, for example a GET request after status 503.
         """
         sent_at = time.time()
         with self._session().request(
@@ -165,8 +166,12 @@ class Transport:
             return Response(response.status_code, response.headers, self._read_body(response.raw))
 
     def _send_prepared_post(self, path: str, data: bytes, token: str) -> Response:
-        """Send the prepared POST request of this thread and path, and read the response."""
-        session = self._session()  # clears `prepared_posts` in a forked child process
+        """Send a POST request with this thread's PreparedPost for the path, and read the response.
+
+        A PreparedPost contains the URL, the headers and the connection. The first request to a path creates the
+        PreparedPost.
+        """
+        session = self._session()  # creates `prepared_posts`, and replaces it in a forked child process
         prepared_posts: dict[str, PreparedPost] = self._thread_local.prepared_posts
         if path not in prepared_posts:
             prepared_posts[path] = PreparedPost(session, self._url + path, self._verify, RETRY_RULES)
@@ -193,9 +198,10 @@ class Transport:
         A forked child process creates its own session, because two processes must never share a socket.
         """
         if getattr(self._thread_local, "pid", None) != os.getpid():
+            # `max_raw_bytes` limits a body before decompression. `_read_body` limits it after decompression.
             session = create_http_session(self._url, max_raw_bytes=MAX_RESPONSE_BYTES)
             self._thread_local.session = session
-            self._thread_local.prepared_posts = {}  # the prepared POST requests, for each path
+            self._thread_local.prepared_posts = {}  # the keys are the paths
             self._thread_local.pid = os.getpid()
         thread_session: requests.Session = self._thread_local.session
         return thread_session
@@ -213,12 +219,12 @@ def _base_url(api_url: str) -> str:
 
 
 def _require_valid_token(token: str) -> str:
-    """Return the token without white space around it. Raises FulcrumAuthFailing if it is not valid in a header."""
+    """Return the token without white space around it. Raises FulcrumAuthError if it is not valid in a header."""
     token = token.strip()
     if not token:
-        raise FulcrumAuthFailing("the FulcrumCore token is empty")
+        raise FulcrumAuthError("the FulcrumCore token is empty")
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise FulcrumAuthFailing("the FulcrumCore token contains a character that is not allowed in an HTTP header")
+        raise FulcrumAuthError("the FulcrumCore token contains a character that is not allowed in an HTTP header")
     return token
 
 

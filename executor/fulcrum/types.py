@@ -1,8 +1,8 @@
 """Parses the objects of FulcrumCore's API. An invalid member is recorded as a defect and does not raise an error.
 
 The agent must be able to parse and claim an invalid job, because FulcrumCore accepts the report of a failure only for a
-claimed job. This module checks the types of members, and whether the database and Ansible can store the values. The
-properties of a VM are checked in `runs/vm_properties.py`.
+claimed job. This module checks the types of members, and whether the database can store the values. The properties of a
+VM are checked in `runs/vm_properties.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from executor.fulcrum.untrusted_json import check_storable
 
 #: Matches a UUID as text, in upper or lower case.
 UUID_PATTERN = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-#: The status of a deleted service in this project's service types.
+#: The status of a deleted service in the service types of this project (`deploy/service-type-*.json`).
 DELETED_SERVICE_STATUS = "Deleted"
-#: The status of an agent or a participant that an administrator has disabled.
+#: The status with which an administrator disables an agent, or its participant (the organization that it belongs to).
 DISABLED_STATUS = "Disabled"
 #: The first characters of a reference to a secret in FulcrumCore's vault. The id of the secret follows.
 VAULT_PREFIX = "vault://"
@@ -45,18 +45,18 @@ def _lower_case_uuid(value: str) -> str:
 
 
 #: An id in FulcrumCore: a UUID as text in lower case.
-CoreId = Annotated[str, AfterValidator(_lower_case_uuid)]
+FulcrumId = Annotated[str, AfterValidator(_lower_case_uuid)]
 #: An integer that fits into the integer columns of the agent's database.
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 
 
-class CoreModel(BaseModel):
+class FulcrumModel(BaseModel):
     """Base of FulcrumCore's objects. A member except `id` gets its default if it is missing, null or invalid."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
     defect_prefix: ClassVar[str] = ""  #: the text before the name of a member in `defects`
 
-    id: CoreId
+    id: FulcrumId
     _defects: tuple[str, ...] = PrivateAttr(default=())
 
     @property
@@ -122,7 +122,7 @@ def validation_error_type(exc: Exception) -> str:
     return str(errors(include_input=False)[0]["type"]) if errors else str(exc)
 
 
-class CoreService(CoreModel):
+class FulcrumService(FulcrumModel):
     """A service in FulcrumCore. One VM belongs to each service.
 
     While a job with the action `update` runs, `properties` contains the values from before the update.
@@ -132,30 +132,32 @@ class CoreService(CoreModel):
 
     name: str | None = None
     status: str | None = None
-    provider_id: CoreId | None = None
-    consumer_id: CoreId | None = None
-    agent_id: CoreId | None = None
-    service_type_id: CoreId | None = None
-    group_id: CoreId | None = None
+    provider_id: FulcrumId | None = None
+    consumer_id: FulcrumId | None = None
+    agent_id: FulcrumId | None = None
+    service_type_id: FulcrumId | None = None
+    group_id: FulcrumId | None = None  #: the service group: FulcrumCore sends one pending job per group
+    #: the id that the agent reported for the VM: the agent's id, a slash and the VMID
     agent_instance_id: str | None = None
+    #: what the agent last reported about the VM, such as its node and IP addresses
     agent_instance_data: Any = Field(default=None, repr=False)
     properties: dict[str, Any] | None = Field(default=None, repr=False)
     created_at: datetime | None = None
     updated_at: datetime | None = None
 
 
-class CoreJob(CoreModel):
+class FulcrumJob(FulcrumModel):
     """A job in FulcrumCore. The agent also claims a job that has `defects`, and then fails it with INVALID_REQUEST."""
 
     action: str | None = None
     status: str | None = None
     priority: Int32 = 1
     params: Any = Field(default=None, repr=False)
-    provider_id: CoreId | None = None
-    consumer_id: CoreId | None = None
-    agent_id: CoreId | None = None
-    service_id: CoreId | None = None
-    service: CoreService | None = None
+    provider_id: FulcrumId | None = None
+    consumer_id: FulcrumId | None = None
+    agent_id: FulcrumId | None = None
+    service_id: FulcrumId | None = None
+    service: FulcrumService | None = None
     error_message: str | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
@@ -169,7 +171,7 @@ class CoreJob(CoreModel):
         return defects
 
 
-class CoreParticipant(CoreModel):
+class FulcrumParticipant(FulcrumModel):
     """The participant (an organization in FulcrumCore) to which the agent belongs."""
 
     defect_prefix: ClassVar[str] = "participant."
@@ -178,30 +180,32 @@ class CoreParticipant(CoreModel):
     status: str | None = None
 
 
-class CoreAgentType(CoreModel):
+class FulcrumAgentType(FulcrumModel):
     """The type that FulcrumCore has assigned to this agent."""
 
     defect_prefix: ClassVar[str] = "agentType."
 
     name: str | None = None
-    service_type_ids: list[CoreId] = Field(default_factory=list)
+    service_type_ids: list[FulcrumId] = Field(default_factory=list)
     configuration_schema: dict[str, Any] = Field(default_factory=dict)
 
 
-class CoreAgent(CoreModel):
+class FulcrumAgent(FulcrumModel):
     """This agent, as FulcrumCore describes it."""
 
     defect_prefix: ClassVar[str] = "agent."
 
     name: str | None = None
     status: str | None = None
-    provider_id: CoreId | None = None
-    agent_type_id: CoreId | None = None
-    service_pool_set_id: CoreId | None = None
+    provider_id: FulcrumId | None = None
+    agent_type_id: FulcrumId | None = None
+    #: the set of FulcrumCore's service pools: FulcrumCore can take values for the services' properties from them
+    service_pool_set_id: FulcrumId | None = None
+    #: a customer's order can name tags; FulcrumCore gives the new service to an agent that has all of them
     tags: list[str] = Field(default_factory=list)
     configuration: dict[str, Any] = Field(default_factory=dict, repr=False)
-    participant: CoreParticipant | None = None
-    agent_type: CoreAgentType | None = None
+    participant: FulcrumParticipant | None = None
+    agent_type: FulcrumAgentType | None = None
     updated_at: datetime | None = None  #: each heartbeat changes it
 
     @property
@@ -214,13 +218,14 @@ class CoreAgent(CoreModel):
         return DISABLED_STATUS in (self.status, participant_status)
 
 
-class ServiceType(CoreModel):
+class ServiceType(FulcrumModel):
     """A kind of service. Its schemas must not be cached for long: an administrator may change them at any time."""
 
     defect_prefix: ClassVar[str] = "serviceType."
 
     name: str | None = None
     property_schema: dict[str, Any] = Field(default_factory=dict)
+    #: the statuses of a service, and the actions that change them
     lifecycle_schema: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -255,18 +260,20 @@ def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[s
     yield from _secret_paths_in(definition.get("items"), (*path, "*"))
 
 
-class ListedService(CoreService):
-    """A service in the list of services, which contains the whole type of each service."""
+class ListedService(FulcrumService):
+    """A service in the response to `GET /services`, which contains the service type, not only its id."""
 
     service_type: ServiceType | None = None
 
 
-class MetricType(CoreModel):
-    """A metric type in FulcrumCore. FulcrumCore refuses metric entries whose type does not exist."""
+class MetricType(FulcrumModel):
+    """A metric type in FulcrumCore. FulcrumCore refuses a metric value if no metric type has its type name."""
 
     defect_prefix: ClassVar[str] = "metricType."
 
     name: str | None = None
+    #: what is measured: `Agent`, `Service`, or `Resource` (a part of a VM, such as its CPU).
+    #: The entity type of all METRIC_TYPES is `Resource`
     entity_type: str | None = None
 
 
@@ -274,7 +281,7 @@ class MetricType(CoreModel):
 class PendingJobs:
     """The jobs in the answer to one request for pending jobs."""
 
-    jobs: list[CoreJob] = field(default_factory=list)
+    jobs: list[FulcrumJob] = field(default_factory=list)
     #: One text for each item in the answer that has no valid id. The text does not quote the item.
     unusable_item_descriptions: list[str] = field(default_factory=list)
     unread_count: int = 0  #: the number of items that FulcrumCore sent beyond the requested number

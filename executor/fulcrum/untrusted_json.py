@@ -1,4 +1,4 @@
-"""Parses JSON from other programs, and rejects values that are too deep, too large, or cannot be stored."""
+"""Parses JSON from other programs, and detects values that are too deep, too large, or cannot be stored."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 #: Maximum depth of nested JSON. The database, the redactor and Ansible process values recursively, and would fail on
 #: deeper JSON.
 MAX_JSON_DEPTH = 64
-#: Maximum number of values in one text. It is compared with the number of commas and opening brackets in the text. As a
-#: Python object, a value takes up to 240 bytes.
+#: Maximum number of values in one text, so that the parsed text does not take too much memory: a value takes up to 240
+#: bytes as a Python object. The commas and opening brackets in the text are counted instead of the values.
 MAX_JSON_VALUES = 250_000
-#: Maximum number of values, and maximum size, of one item of a list whose items are parsed one by one. A job has a few
+#: Maximum number of values, and maximum size, of one item of a large list (see `parse_json_list`). A job has a few
 #: hundred values.
 MAX_ITEM_VALUES = 10_000
 MAX_ITEM_BYTES = 12 * 1024 * 1024
@@ -57,7 +57,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def parse_json_list(content: bytes, max_items: int) -> tuple[list[Any], int]:
-    """Parse a JSON list. Return its first `max_items` items, and the number of the other items, which are not parsed.
+    """Parse a JSON list. Return its first `max_items` items, and the number of further items.
 
     In place of an item that is not JSON or is too large, the result has a ValueError. A large list is parsed item by
     item, so that one item can neither make the other items unreadable nor exhaust the memory. Raises ValueError if the
@@ -66,7 +66,7 @@ def parse_json_list(content: bytes, max_items: int) -> tuple[list[Any], int]:
     if len(content) <= MAX_ITEM_BYTES and not _may_have_too_many_values(content):
         value = parse_json(content)
         if not isinstance(value, list):
-            raise ValueError("JSON that is not a list")
+            raise ValueError("the JSON is not a list")
         return value[:max_items], max(len(value) - max_items, 0)
     if _EMPTY_LIST.fullmatch(content):
         return [], 0
@@ -96,13 +96,13 @@ def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
     Raises ValueError if the text is not a list. The items are not parsed, so an item may be invalid JSON.
     """
     if not _LIST_START.match(content):
-        raise ValueError("JSON that is not a list")
+        raise ValueError("the JSON is not a list")
     start, depth, value_count = 0, 0, 0
     for match in _STRING_BRACKET_OR_COMMA_IN_BYTES.finditer(content):
         byte = content[match.start()]
         if byte == _QUOTE:
             if match[1] is None:
-                raise ValueError("JSON with a string that is not closed")
+                raise ValueError("the JSON has a string that is not closed")
             continue
         depth += 1 if byte in _OPENING_BRACKETS else 0 if byte == _COMMA else -1
         value_count += byte in _OPENING_BRACKETS or byte == _COMMA
@@ -113,9 +113,9 @@ def _item_positions(content: bytes) -> Iterator[tuple[int, int, int]]:
             start, value_count = match.end(), 0
         if not depth:
             if content[match.end() :].strip():
-                raise ValueError("JSON with text after the list")
+                raise ValueError("the JSON has text after the list")
             return
-    raise ValueError("JSON with unbalanced brackets")
+    raise ValueError("the JSON has unbalanced brackets")
 
 
 def _may_have_too_many_values(content: bytes) -> bool:
@@ -131,7 +131,7 @@ def _check_value_count(text: str) -> None:
         return
     matched_texts = (match[0] for match in _STRING_BRACKET_OR_COMMA.finditer(text))
     if sum(len(matched_text) == 1 and matched_text in ",[{" for matched_text in matched_texts) > MAX_JSON_VALUES:
-        raise ValueError(f"JSON with more than {MAX_JSON_VALUES} values")
+        raise ValueError(f"the JSON has more than {MAX_JSON_VALUES} values")
 
 
 def _parse_int(digits: str) -> int | float:
@@ -143,27 +143,30 @@ def _with_limited_depth(text: str) -> str:
     """Return the text with each part that is nested too deeply replaced by NaN."""
     parts: list[str] = []
     depth = 0
-    uncopied_start = 0
+    next_part_start = 0
     for match in _STRING_OR_BRACKET.finditer(text):
         string_or_bracket = match[0]
         if string_or_bracket[0] == '"':
             if match[1] is None:
-                raise ValueError("JSON with a string that is not closed")
+                raise ValueError("the JSON has a string that is not closed")
         elif string_or_bracket in "[{":
             if depth == MAX_JSON_DEPTH:
-                parts.append(text[uncopied_start : match.start()] + "NaN")
+                parts.append(text[next_part_start : match.start()] + "NaN")
             depth += 1
         else:
             depth -= 1
             if depth == MAX_JSON_DEPTH:
-                uncopied_start = match.end()
+                next_part_start = match.end()
     if depth:
-        raise ValueError("JSON with unbalanced brackets")
-    return "".join(parts) + text[uncopied_start:]
+        raise ValueError("the JSON has unbalanced brackets")
+    return "".join(parts) + text[next_part_start:]
 
 
 def check_storable(value: Any) -> Any:
-    """Return the value unchanged. Raises ValueError if the database cannot store it or JSON cannot represent it."""
+    """Return the value unchanged. Raises ValueError if the database cannot store it.
+
+    These are values that are nested too deeply or contain NaN, infinity, a NUL character or a lone surrogate.
+    """
     values_of_level = [value]
     depth = 0
     while values_of_level:

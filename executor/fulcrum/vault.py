@@ -38,11 +38,12 @@ PropertyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobWithReferences:
-    """The values of a job that determine how `SecretResolver` replaces the job's references."""
+class JobForSecretResolver:
+    """The values of a job that `SecretResolver` needs."""
 
     action: str
     service: dict[str, Any] | None = field(repr=False)  #: the job's service, as FulcrumCore sent it with the job
+    #: the params that FulcrumCore sent with the job; None or empty: the job uses the properties in `service`
     params: dict[str, Any] | None = field(repr=False)
     attempt: int = 1  #: the number of this attempt to run the job; the first is 1
 
@@ -71,12 +72,15 @@ class SecretResolver:
         self._cached_paths: dict[str, _CachedPaths] = {}  # the keys are ids of service types
         self._lock = threading.Lock()
 
-    def reference_uses_to_resolve(self, job: JobWithReferences, properties: dict[str, Any]) -> list[ReferenceUse]:
-        """Return the uses of references that `resolve` replaces with secrets. Raises the same errors as `resolve`."""
+    def reference_uses_to_resolve(self, job: JobForSecretResolver, properties: dict[str, Any]) -> list[ReferenceUse]:
+        """Return the uses of references whose secrets `resolve` reads. In an update, these are only new references.
+
+        Raises the same errors as `reference_uses_in`.
+        """
         uses = self.reference_uses_in(job, properties)
         return [use for use in uses if not self._is_reference_unchanged(job, use.reference)]
 
-    def reference_uses_in(self, job: JobWithReferences, properties: dict[str, Any]) -> list[ReferenceUse]:
+    def reference_uses_in(self, job: JobForSecretResolver, properties: dict[str, Any]) -> list[ReferenceUse]:
         """Return the uses of references in the secret properties. Raises JobError SECRET_MISSING, FulcrumUnavailable.
 
         A reference whose id is not a UUID is left out, because no secret has such an id.
@@ -92,17 +96,19 @@ class SecretResolver:
 
     def resolve(
         self,
-        job: JobWithReferences,
+        job: JobForSecretResolver,
         properties: dict[str, Any],
         *,
         on_property_left_out: Callable[[str], None] = lambda _name: None,
     ) -> dict[str, Any]:
         """Return a copy of the properties in which secrets replace the references.
 
-        If the vault no longer has the secret, a job that creates a new service fails, because a new VM needs the
-        secret. In any other job the property is left out, so that the VM keeps the property's current value, and
-        `on_property_left_out` is called with the property's name. Raises JobError SECRET_MISSING and
-        FulcrumUnavailable.
+        A property whose reference an update does not change is removed from the copy.
+
+        If the vault no longer has a secret, the first create job of a service (the service's status is New) fails. In
+        any other job, the property is removed from the copy, and `on_property_left_out` is called with its name.
+
+        Raises JobError SECRET_MISSING and FulcrumUnavailable. Raises JobError INVALID_REQUEST if a secret is too long.
         """
         if not _has_reference(properties):
             return properties
@@ -112,7 +118,7 @@ class SecretResolver:
                 self._replace_reference(job, container, key, on_property_left_out)
         return resolved_properties
 
-    def secret_values(self, job: JobWithReferences, properties: dict[str, Any]) -> tuple[str, ...]:
+    def secret_values(self, job: JobForSecretResolver, properties: dict[str, Any]) -> tuple[str, ...]:
         """Return all texts in `properties` that are secrets and must be masked in the artifacts of a run.
 
         `properties` must be a result of `resolve`.
@@ -126,7 +132,7 @@ class SecretResolver:
         return tuple(dict.fromkeys(secret_texts))  # without duplicates
 
     def _replace_reference(
-        self, job: JobWithReferences, container: Any, key: Any, on_property_left_out: Callable[[str], None]
+        self, job: JobForSecretResolver, container: Any, key: Any, on_property_left_out: Callable[[str], None]
     ) -> None:
         """Replace the reference `container[key]` with its secret, or delete it. Other values do not change."""
         reference = container[key]
@@ -138,40 +144,45 @@ class SecretResolver:
         try:
             secret = self._fulcrum.get_secret(reference)
         except FulcrumNotFound:
-            is_new_service = job.action == "create" and (job.service or {}).get("status") == "New"
-            if is_new_service:
+            is_first_create = job.action == "create" and (job.service or {}).get("status") == "New"
+            if is_first_create:
                 raise JobError(ErrorCode.SECRET_MISSING, f"the vault no longer has a secret for {key}") from None
-            # FulcrumCore deletes the secrets of a create job after the job's first attempt. If a later attempt creates
-            # the VM, the VM lacks the secret. Only this log line and the service's instance data show that.
+            # FulcrumCore may delete the secrets of a create job that fails. If a later create job of the service then
+            # creates the VM, the VM lacks the secret. Only this log line and the service's `agentInstanceData`, which
+            # the agent sends to FulcrumCore, show this.
             log.warning("secret_left_out", property=str(key), action=job.action)
             on_property_left_out(str(key))
             del container[key]
             return
         except FulcrumRefused as refusal:
             log.warning("secret_refused", property=str(key), reason=str(refusal))
-            raise JobError(ErrorCode.SECRET_MISSING, f"FulcrumCore does not return the secret {key}") from None
+            raise JobError(ErrorCode.SECRET_MISSING, f"FulcrumCore refuses to return the secret {key}") from None
         except FulcrumUnavailable as error:
             if error.status == 500 and job.attempt >= MAX_VAULT_ATTEMPTS:
-                raise JobError(ErrorCode.SECRET_MISSING, "the vault cannot be read") from None
+                text = (
+                    "FulcrumCore's vault cannot be read: "
+                    "FulcrumCore's administrator must check whether the vault has an encryption key"
+                )
+                raise JobError(ErrorCode.SECRET_MISSING, text) from None
             raise
         if len(json.dumps(secret, ensure_ascii=False)) > MAX_SECRET_CHARS:
             raise JobError(ErrorCode.INVALID_REQUEST, f"the secret {key} is longer than {MAX_SECRET_CHARS} characters")
         container[key] = secret
 
     @staticmethod
-    def _is_reference_unchanged(job: JobWithReferences, reference: str) -> bool:
+    def _is_reference_unchanged(job: JobForSecretResolver, reference: str) -> bool:
         """Return whether the job is an update and the service already had this reference before the update."""
         previous_properties = (job.service or {}).get("properties")
         return job.action == "update" and reference in _strings(previous_properties)
 
-    def _secret_paths(self, job: JobWithReferences) -> frozenset[PropertyPath]:
+    def _secret_paths(self, job: JobForSecretResolver) -> frozenset[PropertyPath]:
         """Return the paths of the properties that the job's service type marks as secret.
 
         Raises JobError SECRET_MISSING if the job has no service type, or if the type does not exist.
         """
         type_id = (job.service or {}).get("serviceTypeId")
         if not isinstance(type_id, str):
-            raise JobError(ErrorCode.SECRET_MISSING, "the job names no service type: no secret can be read")
+            raise JobError(ErrorCode.SECRET_MISSING, "the job names no service type, so its secrets are unknown")
         with self._lock:
             cached_paths = self._cached_paths.get(type_id)
         if cached_paths is not None and time.monotonic() - cached_paths.read_at < SERVICE_TYPE_CACHE_S:
@@ -179,17 +190,18 @@ class SecretResolver:
         try:
             paths = frozenset(self._fulcrum.get_service_type(type_id).secret_paths())
         except FulcrumNotFound:
-            raise JobError(ErrorCode.SECRET_MISSING, "the service type does not exist: no secret can be read") from None
+            text = "the job's service type does not exist, so its secrets are unknown"
+            raise JobError(ErrorCode.SECRET_MISSING, text) from None
         except FulcrumRefused as refusal:
             log.warning("service_type_refused", service_type_id=type_id, reason=str(refusal))
-            text = "FulcrumCore does not return the service type: no secret can be read"
+            text = "FulcrumCore refuses to return the job's service type, so its secrets are unknown"
             raise JobError(ErrorCode.SECRET_MISSING, text) from None
         with self._lock:
             self._cached_paths[type_id] = _CachedPaths(read_at=time.monotonic(), paths=paths)
         return paths
 
 
-def _original_properties(job: JobWithReferences) -> Any:
+def _original_properties(job: JobForSecretResolver) -> Any:
     """Return the job's properties as FulcrumCore sent them. If the job has none, return the service's properties."""
     return job.params or (job.service or {}).get("properties") or {}
 

@@ -1,4 +1,4 @@
-"""Reads from Proxmox the facts on which the choice of a node depends. `placer.py` then chooses the node."""
+"""Reads from Proxmox the facts on which the choice of a VM's node depends. `placer.py` then chooses the node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.placement.decide import MIB, NO_TEMPLATE, Placement, PlacementCons
 from executor.placement.snapshot import ClusterCache, ClusterSnapshot, MayWait
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import NodeRow, VmRow
-from executor.settings.offered import template_not_offered_error
+from executor.settings.offered import template_not_configured_error
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
 
@@ -52,8 +52,9 @@ class ChoiceFacts:
 class ChoiceReader:
     """Reads the facts for choices of nodes. Several threads may use the same object.
 
-    While a method waits for Proxmox, the method calls `may_wait` repeatedly. Each method raises JobError if `may_wait`
-    returns False or raises JobError, or if Proxmox does not answer.
+    While a method waits for Proxmox, it repeatedly calls the function in its argument `may_wait`. If this function
+    returns False, the method raises JobError. If the function raises JobError, the method does not catch it. If Proxmox
+    does not answer, the method raises JobError.
     """
 
     proxmox: ProxmoxReader
@@ -79,17 +80,18 @@ class ChoiceReader:
             return self._placement_or_constraints_without_template(request, snapshot, may_wait)
         template_rows = self._template_rows(request.image, snapshot, may_wait)
         existing_vm = snapshot.find_vm(request.vmid)
-        if existing_vm is not None and not existing_vm.is_template:
+        if existing_vm is not None and not existing_vm.is_template:  # the create job may run again after a crash
             return _placement_on(existing_vm.node, "the VM exists there already", template_rows[0].vmid)
         image_templates = [self.cluster_cache.template(row, may_wait) for row in template_rows]
         # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
         storage = self.settings.proxmox_storage if self.settings.proxmox_full_clones else ""
+        # Maps the VMID of each template to the nodes on which a clone of the template can be created.
         nodes_for_clone_by_vmid = {
             template.vmid: templates.nodes_for_clone(template, snapshot.storages, storage)
             for template in image_templates
         }
         if request.node:
-            template_vmid = templates.template_vmid_for_node(
+            template_vmid = templates.choose_template_vmid(
                 request.node, request.image, image_templates, nodes_for_clone_by_vmid
             )
             return _placement_on(request.node, "set by PROXMOX_NODES", template_vmid)
@@ -98,7 +100,7 @@ class ChoiceReader:
             cores=request.cores,
             storage=storage,
             bridge=request.bridge,
-            template_vmid_by_node=templates.template_vmid_by_node(image_templates, nodes_for_clone_by_vmid),
+            template_vmid_by_candidate_node=templates.template_vmid_by_node(image_templates, nodes_for_clone_by_vmid),
             preferred_node=image_templates[0].node,
         )
 
@@ -106,11 +108,12 @@ class ChoiceReader:
         self, request: PlacementRequest, snapshot: ClusterSnapshot, may_wait: MayWait
     ) -> Placement | PlacementConstraints:
         """Return what `_placement_or_constraints` returns, for a new VM that is not cloned from a template."""
-        existing_guest = snapshot.find_vm(request.vmid)
-        if existing_guest is not None:
-            return _placement_on(existing_guest.node, "the VM exists there already")
+        existing_vm = snapshot.find_vm(request.vmid)
+        if existing_vm is not None:
+            return _placement_on(existing_vm.node, "the VM exists there already")
         if request.node:
             return _placement_on(request.node, "set by PROXMOX_NODES")
+        # `may_hold_volume` returns False only if the node is known to have no access to the volume.
         nodes_with_volume = [
             node.name
             for node in snapshot.nodes
@@ -121,7 +124,8 @@ class ChoiceReader:
             cores=request.cores,
             storage=self.settings.proxmox_storage or "",
             bridge=request.bridge,
-            template_vmid_by_node=dict.fromkeys(nodes_with_volume, NO_TEMPLATE),
+            template_vmid_by_candidate_node=dict.fromkeys(nodes_with_volume, NO_TEMPLATE),
+            # `source_text` is the end of an error text about a node: "has no access to <source_text>".
             source_text=request.volume or "the volume for the VM",
         )
 
@@ -138,11 +142,12 @@ class ChoiceReader:
         row = snapshot.find_vm(vmid)
         if row is None:
             return None
+        # Proxmox's list lacks the size of a VM whose node sends no statistics.
         row = self.cluster_cache.add_missing_facts(row, may_wait)
         constraints = PlacementConstraints(
             memory_mib=memory_mib if memory_mib * MIB > row.max_memory_bytes else 0,
             cores=cores if cores > row.cores else 0,
-            template_vmid_by_node={},
+            template_vmid_by_candidate_node={},  # not used: the VM stays on its node
         )
         return (row, constraints, snapshot) if constraints.memory_mib or constraints.cores else None
 
@@ -160,8 +165,10 @@ class ChoiceReader:
     def _read_facts_for_migrating_vm(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice among the nodes that have access to the VM's disks and bridges."""
         config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
+        # For a VM that migrates, `nodes_for_clone` returns the nodes with access to its disks. The cloud-init drive is
+        # left out, because Proxmox creates it again on the target node.
         nodes_with_disks = templates.nodes_for_clone(
-            templates.facts_without_cloud_init(row, config), snapshot.storages
+            templates.vm_facts_without_cloud_init_drive(row, config), snapshot.storages
         ).nodes
         needed_bridges = _bridges_of_vm(config)
         usable_nodes = [
@@ -172,15 +179,15 @@ class ChoiceReader:
         constraints = PlacementConstraints(
             memory_mib=row.max_memory_bytes // MIB,
             cores=row.cores,
-            template_vmid_by_node=dict.fromkeys(usable_nodes, NO_TEMPLATE),
+            template_vmid_by_candidate_node=dict.fromkeys(usable_nodes, NO_TEMPLATE),
             preferred_node=row.node,
             source_text="the disks or the networks of the VM",
         )
         return ChoiceFacts(snapshot=snapshot, placement_or_constraints=constraints, migrating_vm=row)
 
     def _may_have_bridges(self, node: str, needed_bridges: set[str], may_wait: MayWait) -> bool:
-        """Return whether a node has these bridges. Return True also if the token may not read the node's bridges."""
-        bridges = self.cluster_cache.bridges(node, may_wait)
+        """Return False if the node lacks one of `needed_bridges`; True if its bridges are unknown."""
+        bridges = self.cluster_cache.bridges(node, may_wait)  # empty if they cannot be read
         return not bridges or needed_bridges <= bridges
 
     def _template_rows(self, image: str, snapshot: ClusterSnapshot, may_wait: MayWait) -> list[VmRow]:
@@ -190,19 +197,25 @@ class ChoiceReader:
         If there is no template, raises JobError NOT_FOUND, or PVE_PERMISSION if the token may not see all VMs.
         """
         rows: list[VmRow] = list(snapshot.vms)
-        vmid_by_image, is_any_template_allowed = self.settings.proxmox_templates, self.settings.proxmox_any_template
-        if not is_any_template_allowed and image not in vmid_by_image:
-            raise template_not_offered_error(image, vmid_by_image)
+        vmid_by_image, are_unconfigured_templates_allowed = (
+            self.settings.proxmox_templates,
+            self.settings.proxmox_any_template,
+        )
+        if not are_unconfigured_templates_allowed and image not in vmid_by_image:
+            raise template_not_configured_error(image, vmid_by_image)
         try:
             if incomplete_rows := templates.rows_of_possible_templates(image, vmid_by_image, rows):
                 rows_by_vmid = {
                     row.vmid: self.cluster_cache.add_missing_facts(row, may_wait) for row in incomplete_rows
                 }
                 rows = [rows_by_vmid.get(row.vmid, row) for row in rows]
-            return templates.find_templates(image, vmid_by_image, rows, is_any_template_allowed=is_any_template_allowed)
+            return templates.find_templates(
+                image, vmid_by_image, rows, are_unconfigured_templates_allowed=are_unconfigured_templates_allowed
+            )
         except JobError as error:
             if error.code is ErrorCode.NOT_FOUND and not self.proxmox.may_see_all_vms():
                 text = "the token lacks VM.Audit on /vms, and does not see all templates: {}"
+                # `detail` is for tenants, `operator_detail` for the log and `smith jobs show`
                 detail, operator_detail = text.format(error.detail), text.format(error.operator_detail)
                 raise JobError(ErrorCode.PVE_PERMISSION, detail, operator_detail) from None
             raise

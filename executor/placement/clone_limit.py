@@ -26,7 +26,7 @@ from executor.shared.error_patterns import LOCK_TIMEOUT_PATTERN
 
 log = get_logger(__name__)
 
-#: While a thread waits for other clones to end, it calls `may_wait` at this interval.
+#: A thread that waits for other clones to end asks its caller at this interval whether to wait longer (`may_wait`).
 CHECK_INTERVAL_S = 0.5
 #: After this number of successful clones, a limit that was halved is raised by one.
 SUCCESSES_PER_RAISE = 8
@@ -45,35 +45,37 @@ class _CloneTarget:
 class CloneSlot:
     """The permission to run one clone. `CloneLimit.acquire_slot` yields it.
 
-    The caller calls `end_clone` when Proxmox has made the clone, so that another clone can start while the new VM is
-    configured and started. Before the `with` block ends, the caller sets `result` to the result of the create job.
-    The new limit of the clone target depends on this result.
+    The caller calls `mark_clone_ended` when Proxmox has made the clone, so that another clone can start while the new
+    VM is configured and started. Before the `with` block of `acquire_slot` ends, the caller sets `result` to the result
+    of the create job. The new limit of the clone target depends on this result.
     """
 
     result: JobResult | None = None
-    end_clone: Callable[[], None] = lambda: None
+    mark_clone_ended: Callable[[], None] = lambda: None
 
 
 @dataclass(kw_only=True)
 class CloneLimit:
     """Counts and limits the running clones of each clone target. All threads of an agent use the same object.
 
-    `max_limit` is the initial limit of each target, and also the highest limit that a target can have.
+    `max_clones_per_target` is the initial limit of each target, and also the highest limit that a target can have.
     """
 
-    max_limit: int
-    shared_allocations: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
+    max_clones_per_target: int
+    #: Stores the running clones and the limits of all agents in the PostgreSQL database. None on SQLite, where no other
+    #: agent uses the database.
+    shared_allocations: SharedAllocations | None = None
     _clone_targets: dict[str, _CloneTarget] = field(default_factory=dict)
     #: Guards `_clone_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
-    #: On a shared database, the SQL expression for `max_creates`. It is always the same object, because
-    #: `claim_statement` uses it as a key of its cache.
+    #: The SQL expression that the property `max_creates` returns on PostgreSQL; None on SQLite. It is made only once,
+    #: because the SQL statement that claims a job is cached, and the key in this cache contains this object.
     _shared_max_creates: Any = None
-    _ended_clone_count: int = 0  #: the number of unfinished `with` blocks whose clone has ended
+    _create_count_after_clone: int = 0  #: the number of creates in progress whose clone has ended
 
     def __post_init__(self) -> None:
         if self.shared_allocations is not None:
-            self._shared_max_creates = self.shared_allocations.max_creates(self.max_limit)
+            self._shared_max_creates = self.shared_allocations.max_creates(self.max_clones_per_target)
 
     @property
     def max_creates(self) -> Any:
@@ -81,46 +83,49 @@ class CloneLimit:
 
         This is the sum of the limits of all targets that were used so far, plus the number of creates whose clone has
         ended, because these creates no longer count against a limit. Before the first use of a target, the sum is
-        `max_limit`. On a shared database, the property is an SQL expression for the number.
+        `max_clones_per_target`. On PostgreSQL, which several agents can share, the property is an SQL expression for
+        the number.
         """
         if self._shared_max_creates is not None:
             return self._shared_max_creates
         with self._condition:
             return (
-                sum(target.limit for target in self._clone_targets.values()) or self.max_limit
-            ) + self._ended_clone_count
+                sum(target.limit for target in self._clone_targets.values()) or self.max_clones_per_target
+            ) + self._create_count_after_clone
 
     @contextmanager
     def acquire_slot(self, target_name: str, *, may_wait: Callable[[], bool], vmid: int = 0) -> Iterator[CloneSlot]:
-        """Wait until fewer clones than the limit run on the target. Then the `with` block counts as a running clone.
+        """Wait until fewer clones than the limit run on the target. Then count the caller's clone as running.
 
-        A call of the slot's `end_clone` ends this count before the block ends. During the wait, `may_wait` is called
-        repeatedly. When `may_wait` returns False, raises JobError CANCELLED. An error in `may_wait` also ends the wait,
-        and is raised to the caller. On a shared database, the clones of all agents count, and the placer must have
-        stored an allocation for `vmid`.
+        The clone counts until the caller calls `mark_clone_ended` or the `with` block ends. During the wait, `may_wait`
+        is called repeatedly. When `may_wait` returns False, raises JobError CANCELLED. An error in `may_wait` ends the
+        wait, and is raised to the caller.
+
+        On PostgreSQL, the clones of all agents count. The table `allocations` must have a row for `vmid`, which
+        `Placer.allocate_for_new_vm` stores when it chooses the VM's node. On SQLite, `vmid` is not used.
         """
         self._wait_for_slot(target_name, may_wait, vmid)
         is_clone_running = True
 
-        def end_clone() -> None:
+        def mark_clone_ended() -> None:
             nonlocal is_clone_running
             with self._condition:
                 if not is_clone_running:
                     return
                 is_clone_running = False
                 self._clone_targets[target_name].running_clone_count -= 1
-                self._ended_clone_count += 1
+                self._create_count_after_clone += 1
                 self._condition.notify_all()
             if self.shared_allocations is not None:
-                self.shared_allocations.end_clone(vmid)
+                self.shared_allocations.mark_clone_ended(vmid)
 
-        clone_slot = CloneSlot(end_clone=end_clone)
+        clone_slot = CloneSlot(mark_clone_ended=mark_clone_ended)
         try:
             yield clone_slot
         finally:
-            end_clone()
+            mark_clone_ended()
             with self._condition:
-                self._ended_clone_count -= 1
+                self._create_count_after_clone -= 1
                 if clone_slot.result is not None and self.shared_allocations is None:
                     self._adapt_limit(target_name, clone_slot.result)
             if clone_slot.result is not None and self.shared_allocations is not None:
@@ -128,18 +133,18 @@ class CloneLimit:
 
     def _wait_for_slot(self, target_name: str, may_wait: Callable[[], bool], vmid: int) -> None:
         started_at = time.monotonic()
-        # The clones of this agent are counted first, in memory. On a shared database, the clones of all agents are then
+        # The clones of this agent are counted first, in memory. On PostgreSQL, the clones of all agents are then
         # counted in the database.
         with self._condition:
-            target = self._clone_targets.setdefault(target_name, _CloneTarget(self.max_limit))
+            target = self._clone_targets.setdefault(target_name, _CloneTarget(self.max_clones_per_target))
             while target.running_clone_count >= target.limit:
                 self._condition.wait(CHECK_INTERVAL_S)
                 if not may_wait():
                     raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for other clones to end")
             target.running_clone_count += 1
         try:
-            while self.shared_allocations is not None and not self.shared_allocations.try_store_clone_start(
-                vmid, target_name, self.max_limit
+            while self.shared_allocations is not None and not self.shared_allocations.store_clone_start_if_below_limit(
+                vmid, target_name, self.max_clones_per_target
             ):
                 time.sleep(CHECK_INTERVAL_S)
                 if not may_wait():
@@ -154,29 +159,29 @@ class CloneLimit:
             log.info("clone_slot_acquired", target=target_name, waited_s=round(waited_s, 1))
 
     def _adapt_limit(self, target_name: str, result: JobResult) -> None:
-        """Change the limit if the result of a create requires it."""
+        """Halve the limit after a lock timeout. After SUCCESSES_PER_RAISE successful clones, raise the limit by one."""
         target = self._clone_targets[target_name]
         if _is_lock_timeout(result):
             target.limit = max(target.limit // 2, 1)
             target.success_count = 0
             log.warning("clones_throttled", target=target_name, limit=target.limit, reason=result.detail)
-        elif result.succeeded and target.limit < self.max_limit:
+        elif result.succeeded and target.limit < self.max_clones_per_target:
             target.success_count += 1
             if target.success_count >= SUCCESSES_PER_RAISE:
                 target.limit += 1
                 target.success_count = 0
 
     def _adapt_shared_limit(self, shared_allocations: SharedAllocations, target_name: str, result: JobResult) -> None:
-        """Change the limit of all agents if the result of a create requires it."""
+        """Adapt the limit of all agents, which is in the database, by the same rules as `_adapt_limit`."""
         if _is_lock_timeout(result):
             limit = shared_allocations.halve_clone_limit(target_name)
             log.warning("clones_throttled", target=target_name, limit=limit, reason=result.detail)
         elif result.succeeded:
             shared_allocations.count_successful_clone(
-                target_name, max_clones=self.max_limit, successes_per_raise=SUCCESSES_PER_RAISE
+                target_name, max_clones_per_target=self.max_clones_per_target, successes_per_raise=SUCCESSES_PER_RAISE
             )
 
 
 def _is_lock_timeout(result: JobResult) -> bool:
-    """Return whether a create has failed because the lock of a storage was not free in time."""
+    """Return whether a create failed because a lock, of a storage or a guest, was not free in time."""
     return result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT_PATTERN, result.detail) is not None

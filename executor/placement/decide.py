@@ -13,7 +13,7 @@ from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 
 MIB = 1024**2
-#: The value of `template_vmid` if no template is cloned.
+#: The value of `Placement.template_vmid` if no template is cloned.
 NO_TEMPLATE = 0
 #: The score of a node is MEMORY_WEIGHT * (share of the memory that is free)
 #: + CORES_WEIGHT * (share of the cores that are free) + IDLE_WEIGHT * (share of the CPU that is idle).
@@ -27,8 +27,8 @@ CODE_PRECEDENCE = (ErrorCode.NODE_DOWN, ErrorCode.CAPACITY, ErrorCode.NOT_FOUND)
 #: higher by at least this number. Without this minimum, small changes of the scores would make VMs migrate back and
 #: forth.
 MIN_MIGRATION_GAIN = 0.1
-#: A part of the reason for the placement of a new VM if the token may not read the memory and cores of the nodes.
-LOAD_UNKNOWN_TEXT = "the token may not read the load of the nodes (Sys.Audit on /nodes)"
+#: A part of `Placement.reason` for a new VM if the API token lacks the privilege to read the load of the nodes.
+LOAD_UNKNOWN_TEXT = "the token lacks Sys.Audit on /nodes, so the load of the nodes is unknown"
 #: The maximum lengths of the reason for a placement and of the error text when no node fits. Longer texts are cut.
 MAX_REASON_CHARS, MAX_ERROR_CHARS = 500, 400
 
@@ -43,11 +43,11 @@ class NodeFacts:
     name: str
     is_online: bool = True
     is_in_maintenance: bool = False
-    cores: int = 0  #: 0 if the token may not read this number
-    total_memory_bytes: int = 0  #: 0 if the token may not read this number
+    cores: int = 0  #: 0 if the token lacks the privilege to read this number
+    total_memory_bytes: int = 0  #: 0 if the token lacks the privilege to read this number
     memory_bytes_used_by_host: int = 0  #: the used memory of the node, without the memory that its guests use
-    #: The configured memory of the node's guests. If a job is creating a VM on the node, migrating a VM to the node, or
-    #: making a VM on the node larger, the memory that this VM will have counts.
+    #: The configured memory of the node's guests. A VM that a job is creating on the node, migrating to the node or
+    #: making larger counts with its future memory.
     allocated_memory_bytes: int = 0
     allocated_cores: int = 0  #: the cores of the guests and VMs whose memory counts in `allocated_memory_bytes`
     cpu_usage: float = 0.0  #: the share of the CPU that is in use, from 0 to 1
@@ -58,7 +58,7 @@ class NodeFacts:
 
     @property
     def is_load_known(self) -> bool:
-        """False if the token may not read the memory and cores of the node."""
+        """False if the token lacks the privilege to read the memory and cores of the node."""
         return self.total_memory_bytes > 0
 
 
@@ -72,12 +72,15 @@ class PlacementConstraints:
     cores: int
     storage: str = ""  #: the name of the storage that the node must have; '' if no storage is required
     bridge: str = ""  #: the name of the bridge that the node must have; '' if no bridge is required
-    #: The keys are the nodes that have access to the VM's source. The source of a new VM is the template, or the volume
-    #: of the ISO image or container template. The source of a migration is the VM's disks and bridges. The values are
-    #: the VMIDs of the templates to clone, or NO_TEMPLATE.
-    template_vmid_by_node: Mapping[str, int]
+    #: The keys are the nodes with access to the VM's source. The source of a new VM is the template, or the volume of
+    #: the ISO image or container template. For a migration, `source` means the disks and bridges of the VM. The values
+    #: are the VMIDs of the templates to clone, or NO_TEMPLATE.
+    template_vmid_by_candidate_node: Mapping[str, int]
     source_text: str = "the template"  #: the name of the source in messages
-    preferred_node: str = ""  #: chosen if scores are equal, or if the token may not read the load of the nodes
+    #: The node that is chosen if several nodes have the highest score. If the load of the best node is unknown, a new
+    #: VM gets the preferred node, provided that it fits. For a cloned VM, it is the node of the image's template with
+    #: the lowest VMID. For a migrating VM, it is the VM's present node. For a new VM without a template, it is ''.
+    preferred_node: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +99,12 @@ class Placement:
     node: str
     template_vmid: int
     reason: str
-    #: The storage on which `CloneLimit` limits how many clones run at the same time: the name of a shared storage, or
-    #: `<storage>@<node>`. `choose_node` leaves it empty. The placer sets it for a new VM, but not for a migration.
+    #: The name of a shared storage, or `<storage>@<node>`. The number of clones that run at the same time is limited,
+    #: and clones with the same `clone_target` share one limit. `choose_node` leaves this field empty. The placer sets
+    #: it for a new VM, but not for a migration.
     clone_target: str = ""
 
-    def add_to_result(self, vm_result: Mapping[str, Any]) -> dict[str, Any]:
+    def add_placement_to_result(self, vm_result: Mapping[str, Any]) -> dict[str, Any]:
         """Return a copy of a run's result for a VM, with this placement added. An empty result stays empty."""
         placement = {"node": self.node, "template_vmid": self.template_vmid, "reason": self.reason}
         return {**vm_result, "placement": placement} if vm_result else {}
@@ -113,7 +117,7 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
 
     - NODE_DOWN: a node with access to the VM's source is offline or in maintenance.
     - CAPACITY: a node has too little free memory or too few free cores.
-    - NOT_FOUND: each node lacks access to the VM's source, or lacks a storage or bridge that another node has. Or no
+    - NOT_FOUND: no node has access to the VM's source, or the nodes with access lack the storage or the bridge. Or no
       node in PROXMOX_NODES exists.
     """
     fitting_nodes, rejections = _fitting_nodes(nodes, constraints, rules)
@@ -123,12 +127,10 @@ def choose_node(constraints: PlacementConstraints, nodes: Sequence[NodeFacts], r
     else:
         preferred_node = _node_with_name(constraints.preferred_node, fitting_nodes)
         chosen_node = preferred_node or chosen_node
-        reason = (
-            f"the template's node, because {LOAD_UNKNOWN_TEXT}" if preferred_node else f"fits, but {LOAD_UNKNOWN_TEXT}"
-        )
+        reason = f"{'the template is on this node' if preferred_node else 'the VM fits'}; {LOAD_UNKNOWN_TEXT}"
     return Placement(
         node=chosen_node.name,
-        template_vmid=constraints.template_vmid_by_node[chosen_node.name],
+        template_vmid=constraints.template_vmid_by_candidate_node[chosen_node.name],
         reason=_reason_text(chosen_node.name, reason, rejections),
     )
 
@@ -149,7 +151,7 @@ def choose_migration_node(
     if current_node is not None:
         score_gain = _score(chosen_node, constraints, rules) - _score(current_node, constraints, rules)
         if score_gain < MIN_MIGRATION_GAIN:
-            chosen_node, reason = current_node, "no other node is much better"
+            chosen_node, reason = current_node, "no other node has a much higher score"
     reason_text = _reason_text(chosen_node.name, reason, rejections)
     return Placement(node=chosen_node.name, template_vmid=NO_TEMPLATE, reason=reason_text)
 
@@ -157,12 +159,13 @@ def choose_migration_node(
 def require_capacity(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> None:
     """Raise JobError CAPACITY if a VM that grows does not fit on its node.
 
-    The constraints have the new memory and cores of the VM. Memory or cores that do not grow are 0. The allocated
-    memory and cores in `node` must not include the memory and cores of the VM itself.
+    `constraints` has the new memory and cores of the VM, and 0 for what does not grow. The allocated memory and cores
+    in `node` must not include the memory and cores of the VM itself.
     """
     if rejection := _capacity_rejection(node, constraints, rules):
         code, text = rejection
-        raise JobError(code, "the VM's node lacks the memory or cores for the VM's new size", f"{node.name} {text}")
+        customer_text = "the VM's node lacks the memory or cores for the VM's new size"
+        raise JobError(code, customer_text, operator_detail=f"{node.name} {text}")
 
 
 def _node_with_name(name: str, nodes: Sequence[NodeFacts]) -> NodeFacts | None:
@@ -197,12 +200,12 @@ def _rejection(
     node: NodeFacts, constraints: PlacementConstraints, allowed_nodes: Sequence[NodeFacts], rules: PlacementRules
 ) -> Rejection | None:
     """Return why a node does not fit, or None if the node fits."""
-    has_source = node.name in constraints.template_vmid_by_node
+    has_access_to_source = node.name in constraints.template_vmid_by_candidate_node
     if not node.is_online or node.is_in_maintenance:
-        code = ErrorCode.NODE_DOWN if has_source else ErrorCode.NOT_FOUND
+        code = ErrorCode.NODE_DOWN if has_access_to_source else ErrorCode.NOT_FOUND
         text = "is in maintenance" if node.is_online else "is offline"
         return code, text
-    if not has_source:
+    if not has_access_to_source:
         return ErrorCode.NOT_FOUND, f"has no access to {constraints.source_text}"
     # A node without the storage or the bridge is rejected only if another node has this storage or bridge. If no node
     # has it, the token may lack the privilege to see it.
@@ -222,14 +225,14 @@ def _union(sets: Iterable[frozenset[str]]) -> frozenset[str]:
 def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rules: PlacementRules) -> Rejection | None:
     """Return the rejection of a node with too little free memory or too few free cores; None if the node has enough.
 
-    Memory (or cores) are not checked if the token may not read them, or if the VM needs 0 of them.
+    Memory (or cores) are not checked if the token cannot read them, or if the VM needs 0 of them.
     """
     free_bytes = _free_memory_bytes(node, rules)
     if node.total_memory_bytes and constraints.memory_mib and free_bytes < constraints.memory_mib * MIB:
         free_mib = max(free_bytes, 0) / MIB
         return ErrorCode.CAPACITY, f"has {free_mib:.0f} MiB of memory free, {constraints.memory_mib} requested"
     if node.cores and constraints.cores > node.cores:
-        return ErrorCode.CAPACITY, f"has {node.cores} CPUs, {constraints.cores} cores requested for one guest"
+        return ErrorCode.CAPACITY, f"has only {node.cores} CPUs, and the guest needs {constraints.cores} cores"
     free_cores = node.cores * rules.cpu_overcommit - node.allocated_cores
     if node.cores and constraints.cores and free_cores < constraints.cores:
         return ErrorCode.CAPACITY, f"has {max(free_cores, 0):.0f} cores free, {constraints.cores} requested"
@@ -238,13 +241,13 @@ def _capacity_rejection(node: NodeFacts, constraints: PlacementConstraints, rule
 
 def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, Rejection]) -> JobError:
     if not rejections:
-        text = "the token may see none of the nodes in PROXMOX_NODES"
-        return JobError(ErrorCode.NOT_FOUND, "there is no node for the VM", text)
+        text = "Proxmox lists none of the nodes in PROXMOX_NODES: correct this setting"
+        return JobError(ErrorCode.NOT_FOUND, "there is no node for the VM", operator_detail=text)
     codes = {code for code, _text in rejections.values()}
     first_code = next(code for code in CODE_PRECEDENCE if code in codes)
-    problem = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
+    customer_text = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
     reasons = "; ".join(f"{name} {text}" for name, (_code, text) in sorted(rejections.items()))
-    return JobError(first_code, problem, f"{problem}: {reasons}"[:MAX_ERROR_CHARS])
+    return JobError(first_code, customer_text, operator_detail=f"{customer_text}: {reasons}"[:MAX_ERROR_CHARS])
 
 
 def _free_memory_bytes(node: NodeFacts, rules: PlacementRules) -> float:
@@ -262,7 +265,8 @@ def _best_node(
 ) -> NodeFacts:
     """Return the node with the highest score.
 
-    Of several nodes with this score, return the preferred node or, without it, the first in alphabetical order.
+    If several nodes have this score, return the preferred node. If it is not one of them, return the first in
+    alphabetical order.
     """
 
     def rank(node: NodeFacts) -> tuple[float, bool, str]:

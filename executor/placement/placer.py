@@ -1,12 +1,13 @@
 """Chooses the node for each new VM and for each migration.
 
-All facts are read from Proxmox before the placer takes a lock. So a request that Proxmox does not answer does not delay
-other placements. The end of a run needs one lock (`Placer._lock`). The placer does not hold this lock while it calls
-the database, so a thread that waits for the database does not delay the end of another run.
+An allocation is the memory and cores of a VM that is being created, migrated or made larger. It counts as used on the
+chosen node until Proxmox's list of VMs shows it. Without allocations, many create jobs at the same time would all get
+the same node. Agents that share a database count each other's allocations, too (`shared_allocations.py`).
 
-While a VM is being created, migrated or made larger, its memory and cores count as used on the chosen node, although
-Proxmox does not show them yet. This is called an allocation. Without allocations, many create jobs at the same time
-would all get the same node. Agents that share a database count each other's allocations, too (`shared_allocations.py`).
+All facts are read from Proxmox before the placer takes a lock. So a request that Proxmox does not answer does not delay
+other placements. An allocation ends when the run of its job ends. To end it, the placer takes only one lock,
+`Placer._lock`. The placer does not hold this lock while it calls the database, so a thread that waits for the database
+does not delay the end of another run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from executor.database.tables.allocations import Allocation
+from executor.database.tables.allocations import Allocation as AllocationRow
 from executor.log import get_logger
 from executor.placement.choice import ChoiceFacts, ChoiceReader, PlacementRequest
 from executor.placement.decide import (
@@ -46,7 +47,7 @@ class _Allocation:
     node: str
     memory_bytes: int
     cores: int
-    ended_at: float | None = None  #: when the run ended, a time of the placer's `clock`; None while the run continues
+    ended_at: float | None = None  #: when the job's run ended (a time of the placer's `clock`); None until then
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Placer:
     settings: Settings
     clock: Callable[[], float] = time.monotonic
     shared_allocations: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
-    _reader: ChoiceReader = field(init=False)
+    _reader: ChoiceReader = field(init=False)  #: reads the facts on which the choice of a node depends
     #: The allocations of this agent. The keys are VMIDs.
     _allocations: dict[int, _Allocation] = field(default_factory=dict)
     #: The allocations of other agents. The keys are VMIDs.
@@ -65,23 +66,26 @@ class Placer:
     _newest_snapshot: ClusterSnapshot | None = None  #: Proxmox's newest lists of nodes, guests and storages
     #: Guards the three fields above. It is not held while Proxmox or the database is called.
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Held while a thread chooses a node and stores its choice. It is not held while facts are read from Proxmox, and
-    #: the end of an allocation does not need it.
+    #: Held while a thread chooses a node and stores its choice. It is not held while facts are read from Proxmox. A
+    #: thread that ends an allocation does not take it.
     _choice_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._reader = ChoiceReader(self.proxmox, self.settings, ClusterCache(proxmox=self.proxmox, clock=self.clock))
 
     @contextmanager
-    def allocate_new_vm(self, request: PlacementRequest, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
+    def allocate_for_new_vm(
+        self, request: PlacementRequest, *, may_wait: MayWait = may_always_wait
+    ) -> Iterator[Placement]:
         """Choose the node for a new VM. The VM's memory and cores count as used there until the `with` block ends.
 
         While Proxmox does not answer, `may_wait` is called repeatedly. Raises JobError when no node fits, when facts
         cannot be read, and when `may_wait` returns False or raises JobError.
         """
         choice_facts = self._reader.read_facts_for_new_vm(request, may_wait)
-        with self._locked_choice(choice_facts.snapshot, request.vmid) as add_allocation:
+        with self._exclusive_choice(choice_facts.snapshot, request.vmid) as add_allocation:
             placement = self._choose_placement(choice_facts)
+            # The number of simultaneous clones is limited for each clone target, which is a storage.
             placement = replace(placement, clone_target=self._clone_target(placement.node, choice_facts.snapshot))
             add_allocation(placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template_vmid=placement.template_vmid, reason=placement.reason)
@@ -89,21 +93,23 @@ class Placer:
             yield placement
 
     def preview(self, request: PlacementRequest) -> Placement:
-        """Return the placement that `allocate_new_vm` would choose now. Allocates nothing. Raises the same errors."""
+        """Return the placement that `allocate_for_new_vm` would choose. Allocates nothing. Raises the same errors."""
         choice_facts = self._reader.read_facts_for_new_vm(request, may_always_wait)
         with self._lock:
             return self._choose_placement(choice_facts)
 
     @contextmanager
-    def allocate_migration(self, vmid: int, node: str, *, may_wait: MayWait = may_always_wait) -> Iterator[Placement]:
+    def allocate_for_migration(
+        self, vmid: int, mapped_node: str, *, may_wait: MayWait = may_always_wait
+    ) -> Iterator[Placement]:
         """Choose the target node of a migration. The VM counts as a guest of that node until the `with` block ends.
 
-        `node` is the node in the VM's mapping. This node is chosen if Proxmox does not list the VM. Raises the same
-        errors as `allocate_new_vm`.
+        `mapped_node` is the node in the VM's mapping. It is chosen if Proxmox does not list the VM. Raises the same
+        errors as `allocate_for_new_vm`.
         """
-        choice_facts = self._reader.read_facts_for_migration(vmid, node, may_wait)
+        choice_facts = self._reader.read_facts_for_migration(vmid, mapped_node, may_wait)
         vm = choice_facts.migrating_vm
-        with self._locked_choice(choice_facts.snapshot, vmid) as add_allocation:
+        with self._exclusive_choice(choice_facts.snapshot, vmid) as add_allocation:
             placement = self._choose_placement(choice_facts)
             memory_bytes, cores = (vm.max_memory_bytes, vm.cores) if vm else (0, 0)
             add_allocation(placement.node, memory_bytes, cores)
@@ -112,22 +118,22 @@ class Placer:
             yield placement
 
     @contextmanager
-    def allocate_growth(
+    def allocate_for_growth(
         self, vmid: int, memory_mib: int, cores: int, *, may_wait: MayWait = may_always_wait
     ) -> Iterator[None]:
         """Check that a VM can grow to this size on its node. The size counts as used until the `with` block ends.
 
         If the VM does not grow, or if Proxmox does not list it, nothing is checked. Raises the same errors as
-        `allocate_new_vm`.
+        `allocate_for_new_vm`.
         """
         growth = self._reader.read_facts_for_growth(vmid, memory_mib, cores, may_wait)
         if growth is None:
             yield
             return
         vm, constraints, snapshot = growth
-        with self._locked_choice(snapshot, vmid) as add_allocation:
-            snapshot = self._update_newest_snapshot(snapshot)
-            for row in snapshot.nodes:
+        with self._exclusive_choice(snapshot, vmid) as add_allocation:
+            snapshot = self._update_snapshot_and_allocations(snapshot)
+            for row in snapshot.nodes:  # the check needs no bridges, and leaves out the VM's present size
                 if row.name == vm.node:
                     require_capacity(
                         self._facts_of_node(row, snapshot, frozenset(), {vmid}), constraints, self._rules()
@@ -140,12 +146,12 @@ class Placer:
     # --- allocations ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _locked_choice(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
-        """Yield a function that adds the VM's allocation (node, memory in bytes, cores). The block holds both locks.
+    def _exclusive_choice(self, snapshot: ClusterSnapshot, vmid: int) -> Iterator[Callable[[str, int, int], None]]:
+        """Yield a function that adds the VM's allocation (node, memory in bytes, cores).
 
-        On a shared database, no other agent chooses a node while the block runs, and the allocations of the other
-        agents count, too. If another agent has an allocation of the same VM, that agent has lost the job, so its
-        allocation does not count. Raises DatabaseError.
+        The `with` block holds `_choice_lock` and `_lock`. On PostgreSQL, no other agent chooses a node while the block
+        runs, and the allocations of the other agents count, too. If another agent has an allocation of the same VM,
+        that agent has lost the job, so its allocation does not count. Raises DatabaseError.
         """
         added_allocations: dict[int, _Allocation] = {}
 
@@ -154,14 +160,15 @@ class Placer:
 
         with self._choice_lock, contextlib.ExitStack() as stack:
             with self._lock:
-                newest_snapshot = self._update_newest_snapshot(snapshot)
+                newest_snapshot = self._update_snapshot_and_allocations(snapshot)
                 vmids_of_this_agent = list(self._allocations)
             shared_choice = None
             if self.shared_allocations is not None:
                 shared_choice = stack.enter_context(
-                    self.shared_allocations.lock_choice(
+                    self.shared_allocations.begin_exclusive_choice(
                         vmids_of_this_agent=vmids_of_this_agent,
-                        vm_lists_age_s=self.clock() - newest_snapshot.read_at,
+                        vm_list_age_s=self.clock() - newest_snapshot.read_at,
+                        # Proxmox's list lacks the memory and cores of a VM whose node sends the cluster no statistics.
                         vmids_of_unknown_size=[vm.vmid for vm in newest_snapshot.vms if not vm.has_statistics],
                     )
                 )
@@ -181,7 +188,10 @@ class Placer:
 
     @contextmanager
     def _end_allocation_on_exit(self, vmid: int) -> Iterator[None]:
-        """Mark the VM's allocation as ended when the `with` block ends. `_update_newest_snapshot` removes it later."""
+        """Mark the VM's allocation as ended when the `with` block ends.
+
+        `_update_snapshot_and_allocations` removes the allocation later.
+        """
         try:
             yield
         finally:
@@ -190,12 +200,12 @@ class Placer:
             if self.shared_allocations is not None:
                 self.shared_allocations.end_allocation(vmid)
 
-    def _update_newest_snapshot(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
+    def _update_snapshot_and_allocations(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
         """Return the newest snapshot. Remove the allocations that ended before this snapshot was read.
 
-        These allocations are not needed: if the run succeeded, the snapshot shows the VM on its new node, with its new
-        size. If the snapshot does not show the VM's size, the allocation is kept. An older snapshot must not be used
-        any more, because it may not show the VM. The caller holds the lock.
+        The newest snapshot shows the node and the size (memory and cores) of a VM whose allocation has ended. If the
+        snapshot lacks the size of a VM, the VM's allocation is kept. The argument `snapshot` is ignored if a newer
+        snapshot is known, because `snapshot` may lack a VM whose allocation has been removed. The caller holds `_lock`.
         """
         newest_snapshot = self._newest_snapshot
         if newest_snapshot is None or newest_snapshot.read_at <= snapshot.read_at:
@@ -210,8 +220,11 @@ class Placer:
     # --- decisions ------------------------------------------------------------------------------------------------
 
     def _choose_placement(self, choice_facts: ChoiceFacts) -> Placement:
-        """Choose the node. The caller holds the lock."""
-        snapshot, vm = self._update_newest_snapshot(choice_facts.snapshot), choice_facts.migrating_vm
+        """Choose the node. If only one node is possible, `choice_facts` already contains the Placement on this node.
+
+        The caller holds `_lock`.
+        """
+        snapshot, vm = self._update_snapshot_and_allocations(choice_facts.snapshot), choice_facts.migrating_vm
         if isinstance(choice_facts.placement_or_constraints, Placement):
             return choice_facts.placement_or_constraints
         nodes = self._facts_of_nodes(snapshot, choice_facts.bridges_by_node, excluded_vmids={vm.vmid} if vm else ())
@@ -220,9 +233,10 @@ class Placer:
         return choose_migration_node(vm.node, choice_facts.placement_or_constraints, nodes, self._rules())
 
     def _clone_target(self, node: str, snapshot: ClusterSnapshot) -> str:
-        """Return the name of the clone target for clones to this node: a shared storage, or `<storage>@<node>`.
+        """Return the clone target of a clone on this node: the name of a shared storage, or `<storage>@<node>`.
 
-        If PROXMOX_STORAGE is empty, the name is `the template@<node>`.
+        The number of clones that run at the same time is limited for each clone target. If PROXMOX_STORAGE is empty, a
+        clone is on the storages of its template. Then the text `the template` replaces the name of the storage.
         """
         storage = self.settings.proxmox_storage or ""
         rows = [row for row in snapshot.storages if row.name == storage and row.node == node]
@@ -245,9 +259,9 @@ class Placer:
         bridges_by_node: Mapping[str, frozenset[str]],
         excluded_vmids: Collection[int] = (),
     ) -> list[NodeFacts]:
-        """Return the facts about the allowed nodes.
+        """Return the facts about the nodes that PROXMOX_NODES allows.
 
-        The guests whose VMID is in `excluded_vmids` are not counted. The caller holds the lock.
+        The guests whose VMID is in `excluded_vmids` are not counted. The caller holds `_lock`.
         """
         return [
             self._facts_of_node(row, snapshot, bridges_by_node.get(row.name, frozenset()), excluded_vmids)
@@ -278,7 +292,11 @@ class Placer:
         )
 
 
-def _allocation_of_other_agent(row: Allocation, now: float) -> _Allocation:
-    """Return the allocation in the row of another agent. `now` is the present time of the placer's clock."""
+def _allocation_of_other_agent(row: AllocationRow, now: float) -> _Allocation:
+    """Return the allocation in the row of another agent.
+
+    If the run has ended, `ended_at` is `now`, the present time of the placer's clock: the placer only checks whether
+    `ended_at` of another agent's allocation is None.
+    """
     ended_at = None if row.ended_at is None else now
     return _Allocation(node=row.node, memory_bytes=row.memory_bytes, cores=row.cores, ended_at=ended_at)

@@ -1,10 +1,13 @@
 """Stores the allocations of this agent in the database, and reads the allocations of the other agents.
 
-An allocation is the memory and cores that a new, migrating or growing VM needs on its node. They count as used until
-Proxmox's list of VMs shows them. A clone target is a storage, and has a limit of clones that run at the same time.
+An allocation is the memory and cores that a new, migrating or growing VM needs on its node. An allocation counts as
+used until Proxmox's list of VMs shows this memory and these cores. A clone target is a storage on which the number of
+simultaneous clone operations is limited. The database contains the running clone operations of each clone target. In
+this module, "clone" means the clone operation.
 
-`Placer` and `CloneLimit` use a SharedAllocations object on PostgreSQL. On SQLite, no other agent exists, so they use no
-such object.
+On PostgreSQL, a SharedAllocations object is used by `Placer`, which chooses the nodes of VMs, and by `CloneLimit`,
+which delays a clone until fewer clones than this limit run. On SQLite, no other agent exists, and the object is not
+needed.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from executor.database import allocations
 from executor.database.allocations import AllocationOwner
@@ -22,24 +25,24 @@ from executor.database.tables.allocations import Allocation
 from executor.errors import DatabaseError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, ScalarSelect
     from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True, kw_only=True)
-class LockedChoice:
+class ExclusiveChoice:
     """One choice of a node. No other agent chooses a node until the transaction of `session` has ended."""
 
     session: Session
-    owner: AllocationOwner
+    owner: AllocationOwner  #: this agent process
     allocations_of_other_agents: Collection[Allocation]
-    #: Called with the VMID before an allocation is stored. If the end of an earlier allocation of the VM could not be
-    #: stored yet, this function discards that end, so that it does not end the new allocation.
-    discard_unstored_end: Callable[[int], None]
+    #: Called with a VMID before a new allocation of the VM is stored. Discards the VM's entry in `_unstored_ends` of
+    #: SharedAllocations: a retry would otherwise end the new allocation.
+    forget_unstored_end: Callable[[int], None]
 
     def store_allocation(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
         """Store the chosen node and what the VM needs there."""
-        self.discard_unstored_end(vmid)
+        self.forget_unstored_end(vmid)
         allocations.store_allocation(
             self.session, self.owner, vmid=vmid, node=node, memory_bytes=memory_bytes, cores=cores
         )
@@ -50,81 +53,84 @@ class SharedAllocations:
     """The allocations of all agents that use one database."""
 
     engine: Engine
-    owner: AllocationOwner
-    #: The ends of allocations and clones that could not be stored, in order. The keys are VMIDs. A value is True if
-    #: only the VM's clone has ended.
+    owner: AllocationOwner  #: this agent process
+    #: The allocations and clones that have ended, but whose end is not stored because of a database error. The keys are
+    #: VMIDs. The value is True for the end of a clone, and False for the end of an allocation.
     _unstored_ends: dict[int, bool] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: guards `_unstored_ends`
 
     @contextlib.contextmanager
-    def lock_choice(
-        self, *, vmids_of_this_agent: Collection[int], vm_lists_age_s: float, vmids_of_unknown_size: Collection[int]
-    ) -> Iterator[LockedChoice]:
+    def begin_exclusive_choice(
+        self, *, vmids_of_this_agent: Collection[int], vm_list_age_s: float, vmids_of_unknown_size: Collection[int]
+    ) -> Iterator[ExclusiveChoice]:
         """Let no other agent choose a node while the block runs. Raises DatabaseError.
 
-        `vmids_of_this_agent` are the VMIDs of this agent's allocations. `vm_lists_age_s` is the age of Proxmox's lists.
-        An ended allocation of another agent still counts if it ended after these lists were read, or if they do not
-        show the size of its VM (`vmids_of_unknown_size`).
+        `vmids_of_this_agent` are the VMIDs of the allocations that this agent has in memory. `vm_list_age_s` is the
+        time since Proxmox's lists of nodes and guests were read. `vmids_of_unknown_size` are the VMs whose memory and
+        cores these lists do not show. An ended allocation of another agent counts as used if it ended after these lists
+        were read, or if its VM is one of `vmids_of_unknown_size`.
         """
-        self.store_unstored_allocation_ends()
+        self.retry_storing_allocation_ends()
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
             allocations.delete_obsolete_allocations(session, self.owner, vmids_of_this_agent)
             other_allocations = allocations.allocations_of_other_agents(
-                session, self.owner, vm_lists_age_s=vm_lists_age_s, vmids_of_unknown_size=vmids_of_unknown_size
+                session, self.owner, vm_list_age_s=vm_list_age_s, vmids_of_unknown_size=vmids_of_unknown_size
             )
-            yield LockedChoice(
+            yield ExclusiveChoice(
                 session=session,
                 owner=self.owner,
                 allocations_of_other_agents=other_allocations,
-                discard_unstored_end=self._discard_end,
+                forget_unstored_end=self._forget_unstored_end,
             )
 
     def end_allocation(self, vmid: int) -> None:
         """Store that an allocation has ended. After a database error, store this later.
 
-        `store_unstored_allocation_ends` tries again.
+        `retry_storing_allocation_ends` tries again.
         """
-        self._store_end_now_or_later(vmid, is_only_clone=False)
+        self._store_end_now_or_later(vmid, is_end_of_clone=False)
 
-    def store_unstored_allocation_ends(self) -> None:
-        """Try again to store ends of allocations and clones. Until they are stored, ended clones count as running."""
+    def retry_storing_allocation_ends(self) -> None:
+        """Try again to store the ends of allocations and clones whose storing failed with a database error."""
         with self._lock:
             unstored_ends = list(self._unstored_ends.items())
         with contextlib.suppress(DatabaseError):
-            for vmid, is_only_clone in unstored_ends:
-                self._store_end(vmid, is_only_clone=is_only_clone)
-                self._discard_end(vmid)
+            for vmid, is_end_of_clone in unstored_ends:
+                self._store_end(vmid, is_end_of_clone=is_end_of_clone)
+                self._forget_unstored_end(vmid)
 
-    def _discard_end(self, vmid: int) -> None:
+    def _forget_unstored_end(self, vmid: int) -> None:
         with self._lock:
             self._unstored_ends.pop(vmid, None)
 
-    def _store_end_now_or_later(self, vmid: int, *, is_only_clone: bool) -> None:
+    def _store_end_now_or_later(self, vmid: int, *, is_end_of_clone: bool) -> None:
         try:
-            self._store_end(vmid, is_only_clone=is_only_clone)
+            self._store_end(vmid, is_end_of_clone=is_end_of_clone)
         except DatabaseError:
             with self._lock:
-                self._unstored_ends[vmid] = is_only_clone
+                self._unstored_ends[vmid] = is_end_of_clone
 
-    def _store_end(self, vmid: int, *, is_only_clone: bool) -> None:
+    def _store_end(self, vmid: int, *, is_end_of_clone: bool) -> None:
+        store_end = allocations.mark_clone_ended if is_end_of_clone else allocations.end_allocation
         with transaction(self.engine) as session:
-            (allocations.end_clone if is_only_clone else allocations.end_allocation)(session, self.owner, vmid)
+            store_end(session, self.owner, vmid)
 
-    def try_store_clone_start(self, vmid: int, target: str, max_clones: int) -> bool:
+    def store_clone_start_if_below_limit(self, vmid: int, target: str, max_clones_per_target: int) -> bool:
         """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError.
 
-        `max_clones` is the initial and the highest limit of the target.
+        The limit of a new target is `max_clones_per_target`. `halve_clone_limit` and `count_successful_clone` change
+        the limit. If another agent has a higher setting and stored a higher limit, `max_clones_per_target` is used.
         """
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
-            return allocations.try_store_clone_start(
-                session, self.owner, vmid=vmid, target=target, max_clones=max_clones
+            return allocations.store_clone_start_if_below_limit(
+                session, self.owner, vmid=vmid, target=target, max_clones=max_clones_per_target
             )
 
-    def end_clone(self, vmid: int) -> None:
-        """Store that a clone has ended. After a database error, `store_unstored_allocation_ends` stores it later."""
-        self._store_end_now_or_later(vmid, is_only_clone=True)
+    def mark_clone_ended(self, vmid: int) -> None:
+        """Store that a clone has ended. After a database error, `retry_storing_allocation_ends` stores it later."""
+        self._store_end_now_or_later(vmid, is_end_of_clone=True)
 
     def halve_clone_limit(self, target: str) -> int | None:
         """Halve the limit of a clone target; return the new limit, or None if the database cannot be written."""
@@ -133,13 +139,20 @@ class SharedAllocations:
             return allocations.halve_clone_limit(session, self.owner, target)
         return None
 
-    def count_successful_clone(self, target: str, *, max_clones: int, successes_per_raise: int) -> None:
-        """Count a successful clone. After `successes_per_raise` such clones, raise the limit of the target by one."""
+    def count_successful_clone(self, target: str, *, max_clones_per_target: int, successes_per_raise: int) -> None:
+        """Count a successful clone on a target whose limit is lower than `max_clones_per_target`.
+
+        After every `successes_per_raise` successful clones, the limit of the target is raised by one.
+        """
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             allocations.count_successful_clone(
-                session, self.owner, target, max_clones=max_clones, successes_per_raise=successes_per_raise
+                session, self.owner, target, max_clones=max_clones_per_target, successes_per_raise=successes_per_raise
             )
 
-    def max_creates(self, max_clones: int) -> Any:
-        """Return the SQL expression for the number of creates that all agents together may run at the same time."""
-        return allocations.max_creates(self.owner, max_clones)
+    def max_creates(self, max_clones_per_target: int) -> ScalarSelect[int]:
+        """Return the SQL expression for the number of create jobs that all agents may run together at the same time.
+
+        The number is the sum of the limits of the clone targets, plus the number of running create jobs whose clone has
+        ended: a job without a running clone does not use the limit of a clone target.
+        """
+        return allocations.max_creates(self.owner, max_clones_per_target)

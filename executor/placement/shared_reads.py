@@ -2,8 +2,7 @@
 
 These threads share the value, or the error of the read.
 
-Each read runs in a thread of a pool, not in the thread of its caller. So a caller that waits for a read can be stopped,
-although the request to Proxmox itself cannot be interrupted.
+A request to Proxmox cannot be interrupted. Each read runs in a thread of a pool, so that its caller can stop waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, TypeVar
 from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 
-#: While a thread waits for a read, it calls `may_wait` at this interval.
+#: During the wait for a read, `may_wait` is called at this interval. It returns whether to wait longer.
 CHECK_INTERVAL_S = 0.5
 #: Time after a failed read in which a new call gets the same error without a new read.
 MAX_FAILURE_AGE_S = 1.0
@@ -29,14 +28,14 @@ T = TypeVar("T")
 
 @dataclass
 class _Read:
-    """One read, which may still run. The times are by `SharedReads.clock`."""
+    """One read, which may still run. The times are those of `SharedReads.clock`."""
 
     started_at: float
     ended_at: float = float("inf")
     future: Future[Any] = field(default_factory=Future)
 
     def is_usable(self, *, not_before: float, called_at: float) -> bool:
-        """Return whether a call can use this read, which has ended.
+        """Return whether a call can use the value or the error of this read, which has ended.
 
         The call began at `called_at`, and needs a value that was read at `not_before` or later.
         """
@@ -47,7 +46,7 @@ class _Read:
 
 @dataclass(kw_only=True)
 class SharedReads:
-    """Holds the latest read of each key. All threads use the same object."""
+    """Holds the latest read of each value. A key identifies the value. All threads use the same object."""
 
     clock: Callable[[], float] = time.monotonic
     _reads: dict[Hashable, _Read] = field(default_factory=dict)
@@ -56,11 +55,12 @@ class SharedReads:
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READER_THREADS, "placement"))
 
     def get(self, key: Hashable, read: Callable[[], T], *, not_before: float, may_wait: Callable[[], bool]) -> T:
-        """Return the result of a `read` that started at `not_before` or later, or raise its error.
+        """Return the result of a `read` that started at `not_before` or later. If the read fails, raise its error.
 
-        If such a read has ended or is running, its result is used. Otherwise a new read starts. During the wait,
-        `may_wait` is called repeatedly. When `may_wait` returns False, raises JobError CANCELLED. An error in
-        `may_wait` also ends the wait, and is raised to the caller.
+        The result of the latest read is used if the read started at `not_before` or later. The error of a failed read
+        is used for MAX_FAILURE_AGE_S. Otherwise a new read starts. During the wait, `may_wait` is called repeatedly.
+        When `may_wait` returns False, raises JobError CANCELLED. An error in `may_wait` ends the wait, and is raised to
+        the caller.
         """
         called_at = self.clock()
         while True:

@@ -1,7 +1,8 @@
 """Reads the facts about the Proxmox cluster that the choice of a node needs, and caches them.
 
 Proxmox's lists of the nodes, guests and storages of the cluster are cached for 5 s. Details are cached for a minute.
-The details are the bridges of a node, the volumes of a storage and the configuration of a template.
+The details are the bridges of a node, the volumes of a storage, the configuration of a template, and the name, memory
+and cores of a VM if Proxmox's list lacks them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from executor.placement import templates
 from executor.placement.decide import NodeFacts
 from executor.placement.shared_reads import SharedReads
 from executor.proxmox.client import SMITH_TAG, ProxmoxReader
-from executor.proxmox.rows import NodeRow, StorageRow, VmRow, mark_storages_of_unknown_status_available
+from executor.proxmox.rows import NodeRow, StorageRow, VmRow, assume_unknown_storages_available
 from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
@@ -43,7 +44,7 @@ class ClusterSnapshot:
 
     read_at: float  #: the time just before the lists were read (a time of the cache's `clock`)
     nodes: Sequence[NodeRow]
-    vms: Sequence[VmRow]
+    vms: Sequence[VmRow]  #: the VMs, containers and templates
     storages: Sequence[StorageRow]
     nodes_in_maintenance: frozenset[str] = frozenset()  #: the names of the nodes in maintenance
 
@@ -54,7 +55,11 @@ class ClusterSnapshot:
 
 @dataclass(kw_only=True)
 class ClusterCache:
-    """Reads facts from Proxmox and caches them. All threads use the same object, and share each read and its error."""
+    """Reads facts from Proxmox and caches them. All threads use the same object, and share each read and its error.
+
+    While a method waits for Proxmox, it calls `may_wait` repeatedly. It raises JobError if `may_wait` returns False or
+    raises JobError.
+    """
 
     proxmox: ProxmoxReader
     clock: Callable[[], float] = time.monotonic
@@ -66,8 +71,7 @@ class ClusterCache:
     def snapshot(self, may_wait: MayWait, *, max_age_s: float = MAX_SNAPSHOT_AGE_S) -> ClusterSnapshot:
         """Return Proxmox's lists, which are read again if they are older than `max_age_s`.
 
-        Raises JobError if Proxmox does not answer. Every method of this class raises JobError if `may_wait` ends the
-        wait.
+        Raises JobError if Proxmox does not answer.
         """
         not_before = self.clock() - max_age_s
         return self._reads.get("lists", self._read_lists, not_before=not_before, may_wait=may_wait)
@@ -80,15 +84,17 @@ class ClusterCache:
             read_at=read_at,
             nodes=nodes,
             vms=self.proxmox.vms(),
-            storages=mark_storages_of_unknown_status_available(storages, nodes),
+            # If a node is online, but sends no statistics to the cluster, the status of its storages is unknown. Then
+            # the storages count as available.
+            storages=assume_unknown_storages_available(storages, nodes),
             nodes_in_maintenance=self.proxmox.nodes_in_maintenance(),
         )
 
     def add_missing_facts(self, row: VmRow, may_wait: MayWait) -> VmRow:
-        """Return the row of a VM with its name, status and size. Raises JobError if they cannot be read.
+        """Return the row of a VM with its name, memory and cores. Raises JobError if they cannot be read.
 
-        Proxmox's list lacks these facts if the VM's node sends no statistics. Then they are read from the VM's
-        configuration.
+        Proxmox's list lacks these facts while the VM's node sends no statistics to the cluster. Then they are read from
+        the VM's configuration.
         """
         if row.has_statistics:
             return row
@@ -105,9 +111,9 @@ class ClusterCache:
         """
 
         def read_template() -> templates.Template:
-            return templates.template_facts(row, self.proxmox.vm_config(row.node, row.vmid))
+            return templates.parse_template(row, self.proxmox.vm_config(row.node, row.vmid))
 
-        facts_in_row = templates.template_facts(row, config={})
+        facts_in_row = templates.parse_template(row, config={})
         return self._read_or_default(
             "template", f"{row.vmid}@{row.node}", read_template, may_wait, default=facts_in_row
         )
@@ -121,7 +127,8 @@ class ClusterCache:
     def may_hold_volume(self, node: str, volume: str, storages: Sequence[StorageRow], may_wait: MayWait) -> bool:
         """Return whether a volume (`<storage>:<content>/<file>`) exists, or may exist, on the node.
 
-        Return True also if `volume` is empty, if Proxmox does not list the storage, or if the storage cannot be read.
+        It may exist if Proxmox does not list the storage, or if the storage cannot be read. The result is True if
+        `volume` is empty, because the VM then needs no volume.
         """
         storage, _, content_and_file = volume.partition(":")
         storage_rows = [row for row in storages if row.name == storage]
@@ -160,19 +167,20 @@ class ClusterCache:
 
 
 class _DetailMissing(Exception):
-    """A detail could not be read. An error in `may_wait` is not of this class, and is raised to the caller."""
+    """Replaces the JobError of a failed read, so that `_read_or_default` does not catch a JobError of `may_wait`."""
 
 
 def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collection[int]) -> NodeFacts:
     """Return the facts about a node from Proxmox's lists.
 
-    The allocated memory and cores do not include templates, guests whose VMID is in `excluded_vmids`, and stopped
-    guests without the agent's tag. They include stopped guests with this tag, because a job may start such a guest at
-    any time.
+    The allocated memory and cores are those of all guests on the node, except templates, guests whose VMID is in
+    `excluded_vmids`, and stopped guests without SMITH_TAG. The agent gives this tag to each of its VMs. A stopped guest
+    with the tag counts, because a job may start it at any time.
     """
     guests = [vm for vm in snapshot.vms if vm.node == row.name]
+    # `memory_bytes` is the memory in use. `max_memory_bytes` is a node's whole memory, or a guest's configured memory.
     memory_used_by_guests = sum(vm.memory_bytes for vm in guests)
-    counted_guests = [vm for vm in guests if _is_counted(vm) and vm.vmid not in excluded_vmids]
+    counted_guests = [vm for vm in guests if _counts_as_allocated(vm) and vm.vmid not in excluded_vmids]
     return NodeFacts(
         name=row.name,
         is_online=row.is_online,
@@ -189,7 +197,7 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collecti
     )
 
 
-def _is_counted(vm: VmRow) -> bool:
+def _counts_as_allocated(vm: VmRow) -> bool:
     may_use_memory = vm.status != "stopped" or SMITH_TAG in vm.tags
     return may_use_memory and not vm.is_template
 

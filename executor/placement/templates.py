@@ -14,7 +14,7 @@ from typing import Any
 
 from executor.errors import JobError
 from executor.proxmox.rows import StorageRow, VmRow
-from executor.settings.offered import template_not_offered_error
+from executor.settings.offered import template_not_configured_error
 from executor.shared.error_codes import ErrorCode
 
 #: A template with the tag `image-<name>` is a template of the image `<name>`.
@@ -29,7 +29,10 @@ MAX_LISTED_NAMES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """Facts about a template, from its entry in Proxmox's list and from its configuration."""
+    """Facts about a template, from its row in Proxmox's list and from its configuration.
+
+    The class is used for a migrating VM, too, because the same facts determine its possible target nodes.
+    """
 
     vmid: int
     name: str
@@ -44,23 +47,27 @@ class NodesForClone:
     """The result of `nodes_for_clone`: the nodes on which a clone of a template can be created."""
 
     nodes: frozenset[str]
-    #: False if no storage of the clone is known, or if the token may not see one of its storages. Then other nodes may
-    #: also be possible.
+    #: False if a clone may be possible on further nodes: it is not known which storages the clone needs, or the token
+    #: cannot see one of them.
     is_complete: bool
 
 
 def find_templates(
-    image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow], *, is_any_template_allowed: bool
+    image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow], *, are_unconfigured_templates_allowed: bool
 ) -> list[VmRow]:
-    """Return the templates of an image, sorted by VMID. On local storage, an image may have one template on each node.
+    """Return the templates of an image, sorted by VMID.
 
-    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with this VMID is returned. Otherwise,
-    `is_any_template_allowed` (PROXMOX_ANY_TEMPLATE) must be true. Then the templates with the name of the image are
-    returned or, if no template has this name, the templates with the tag of the image. Raises JobError NOT_FOUND when
-    the image has no template, or when it has two templates on one node.
+    If `vmid_by_image` (PROXMOX_TEMPLATES) has the image, only the template with its VMID is returned.
+
+    If `vmid_by_image` lacks the image, and `are_unconfigured_templates_allowed` (PROXMOX_ANY_TEMPLATE) is true, the
+    templates with the name of the image are returned. If no template has this name, the templates with the tag of the
+    image are returned. There may be one template on each node.
+
+    Raises JobError NOT_FOUND when both settings exclude the image, when the image has no template, or when it has two
+    templates on one node.
     """
-    if image not in vmid_by_image and not is_any_template_allowed:
-        raise template_not_offered_error(image, vmid_by_image)
+    if image not in vmid_by_image and not are_unconfigured_templates_allowed:
+        raise template_not_configured_error(image, vmid_by_image)
     templates = [row for row in rows if row.is_template and row.kind == "qemu"]
     if image in vmid_by_image:
         return _configured_template(image, vmid_by_image[image], templates)
@@ -70,22 +77,25 @@ def find_templates(
     if not templates_of_image:
         existing_names = _existing_names_text(vmid_by_image, templates)
         text = f"no template is called {image} or has the tag {tag}: {existing_names}"
-        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image}", text)
+        raise JobError(ErrorCode.NOT_FOUND, f"no template is called {image}", operator_detail=text)
     nodes = {row.node for row in templates_of_image}
     if len(nodes) < len(templates_of_image):
         template_texts = ", ".join(f"{row.vmid} on {row.node}" for row in templates_of_image[:MAX_LISTED_NAMES])
         text = f"more than one template on a node matches {image}: {template_texts}; set one in PROXMOX_TEMPLATES"
-        raise JobError(ErrorCode.NOT_FOUND, f"more than one template matches {image}", text)
+        raise JobError(ErrorCode.NOT_FOUND, f"more than one template matches {image}", operator_detail=text)
     return sorted(templates_of_image, key=lambda row: row.vmid)
 
 
 def rows_of_possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
-    """Return the incomplete rows whose VMs may be templates of an image.
+    """Return the incomplete rows whose VMs may be templates of an image. The caller reads these VMs' configurations.
 
-    Proxmox's list lacks the name and status of a VM whose node sends no statistics: the VM's row is incomplete. If
-    PROXMOX_TEMPLATES has a VMID for the image, return only the incomplete row with this VMID. If a complete row has the
-    image's name, return no row. If incomplete rows have the image's tag, return only these rows, because tags are
-    always current. Otherwise, return all incomplete rows.
+    A VM's row is incomplete if the VM's node sends no statistics to the cluster. The row then lacks the name and status
+    of the VM, but has all its tags. The first condition that is true determines the result:
+
+    - PROXMOX_TEMPLATES has a VMID for the image: the incomplete row with this VMID.
+    - A complete row is a template with the image's name: no row.
+    - Incomplete rows have the image's tag: only these rows.
+    - Otherwise: all incomplete rows.
     """
     incomplete_rows = [row for row in rows if not row.has_statistics and row.kind == "qemu"]
     if image in vmid_by_image:
@@ -102,7 +112,7 @@ def _configured_template(image: str, vmid: int, templates: Sequence[VmRow]) -> l
     if not templates_with_vmid:
         problem = "does not exist, is not a template, or is not visible to the token"
         text = f"template {vmid}, set in PROXMOX_TEMPLATES for {image}, {problem}"
-        raise JobError(ErrorCode.NOT_FOUND, f"the template {image} does not exist", text)
+        raise JobError(ErrorCode.NOT_FOUND, f"the template of the image {image} does not exist", operator_detail=text)
     return templates_with_vmid
 
 
@@ -115,7 +125,7 @@ def _existing_names_text(vmid_by_image: Mapping[str, int], templates: Sequence[V
     return f"{settings_text}; Proxmox has {templates_text}"
 
 
-def template_facts(row: VmRow, config: Mapping[str, Any]) -> Template:
+def parse_template(row: VmRow, config: Mapping[str, Any]) -> Template:
     """Return the facts about a template or VM from its row in Proxmox's list and from its configuration."""
     drives = [str(value) for key, value in config.items() if DRIVE_KEY.fullmatch(key)]
     volumes = [drive.split(",")[0] for drive in drives]
@@ -129,13 +139,13 @@ def template_facts(row: VmRow, config: Mapping[str, Any]) -> Template:
     )
 
 
-def facts_without_cloud_init(row: VmRow, config: Mapping[str, Any]) -> Template:
+def vm_facts_without_cloud_init_drive(row: VmRow, config: Mapping[str, Any]) -> Template:
     """Return the facts about a VM without its cloud-init drive.
 
-    A migration does not need this drive on a shared storage, because Proxmox creates it again on the target node.
+    For a migration, the cloud-init drive needs no shared storage: Proxmox creates this drive again on the target node.
     """
     config_without_cloud_init = {key: value for key, value in config.items() if not _is_cloud_init(value)}
-    return template_facts(row, config_without_cloud_init)
+    return parse_template(row, config_without_cloud_init)
 
 
 def _is_cloud_init(config_value: Any) -> bool:
@@ -164,10 +174,14 @@ def nodes_for_clone(template: Template, storage_rows: Sequence[StorageRow], targ
     return NodesForClone(nodes=frozenset({template.node} | nodes_with_all_storages), is_complete=is_complete)
 
 
-def why_marked_template_is_refused(markers: Sequence[str]) -> str:
-    """Return why a template with these markers cannot be cloned: each clone would have the marker, too."""
+def why_template_with_marker_cannot_be_cloned(markers: Sequence[str]) -> str:
+    """Return why a template must not be cloned. `markers` are the service ids in the notes of the template.
+
+    Each clone would have these ids in its notes, too.
+    """
     lines = " and ".join(f"smith-uid={marker}" for marker in markers)
-    return f"its notes have the marker of another service ({lines}): remove this line from the notes of the template"
+    remedy = "remove each `smith-uid` line from the notes of the template"
+    return f"its notes have the marker of another service ({lines}): {remedy}"
 
 
 def template_vmid_by_node(
@@ -187,7 +201,7 @@ def template_vmid_by_node(
     return vmid_by_node
 
 
-def template_vmid_for_node(
+def choose_template_vmid(
     node: str, image: str, templates: Sequence[Template], nodes_for_clone_by_vmid: Mapping[int, NodesForClone]
 ) -> int:
     """Return the VMID of the template to clone for a VM on this node.
@@ -201,9 +215,10 @@ def template_vmid_for_node(
         if not nodes_for_clone_by_vmid[template.vmid].is_complete:
             return template.vmid  # only an attempt can show whether a clone is possible
     template_texts = ", ".join(_template_text(template) for template in templates)
-    problem = f"template {template_texts} has volumes on storage that is not shared"
-    text = f"no clone of {image} can be created on {node}: {problem}"
-    raise JobError(ErrorCode.NOT_FOUND, f"no clone of {image} can be created", text)
+    problem = f"{node} does not share all storages of a template and its clone (templates: {template_texts})"
+    remedy = f"use shared storage, or create a template of this image on {node}"
+    text = f"no clone of {image} can be created on {node}: {problem}; {remedy}"
+    raise JobError(ErrorCode.NOT_FOUND, f"no clone of {image} can be created", operator_detail=text)
 
 
 def _template_text(template: Template) -> str:

@@ -25,9 +25,9 @@ class AgentProcess:
         self.progress_fd = progress_fd  #: the supervisor's end of the progress pipe
         self._parser = parser
         self.wait_status: int | None = None  #: the status that `os.waitpid` returned; None while the process runs
-        self.is_pipe_closed = False  #: True if the agent has closed its end of the progress pipe
+        self.is_progress_pipe_closed = False  #: True if the agent has closed its end of the progress pipe
         self.was_kill_sent = False  #: True if the supervisor has sent SIGKILL
-        self.no_progress_s = 0.0  #: time since the last progress message, as `read_progress` counts it
+        self.no_progress_s = 0.0  #: time since the last progress message; `read_progress` adds to it
         self._last_read_at = time.monotonic()
 
     @property
@@ -51,7 +51,7 @@ class AgentProcess:
                 self.no_progress_s = 0.0
                 self._parser.parse(data)
             else:
-                self.is_pipe_closed = True
+                self.is_progress_pipe_closed = True
 
     def kill(self) -> None:
         """Send SIGKILL to the agent."""
@@ -63,14 +63,14 @@ class AgentProcess:
 def start_agent(command: list[str], env: dict[str, str], parser: progress.ProgressParser) -> Iterator[AgentProcess]:
     """Start an agent process. The kernel sends SIGKILL to the agent when the supervisor dies.
 
-    SIGTERM would not be enough: the agent would wait for its running jobs for minutes, while the next supervisor would
-    already start another agent on the same database. The agent's playbook runs end, too: each run has a guard
-    (process_tree.py), which ends the run when the agent's death closes a pipe.
+    The signal is not SIGTERM: after SIGTERM, the agent waits for its running jobs for minutes. Meanwhile, the next
+    supervisor would start another agent on the same database. When the agent dies, its playbook runs end: each run has
+    a parent process, the guard (process_tree.py), which ends the run when the agent's pipe to the guard is closed.
     """
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.set_inheritable(write_fd, True)
-        full_command = [*process_tree.die_with_parent_command_prefix(os.getpid()), *command]
+        full_command = [*process_tree.prefix_to_kill_command_with_parent(os.getpid()), *command]
         pid = process_tree.spawn(full_command, {**env, progress.PIPE_VARIABLE: str(write_fd)})
     finally:
         os.close(write_fd)

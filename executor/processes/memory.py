@@ -16,9 +16,10 @@ BYTES_PER_MIB = 1024 * 1024
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def process_tree_memory_mib(root_pid: int, *, include_root: bool = True) -> float:
-    """Return the memory of the descendants of a process in MiB. With `include_root`, include the process itself."""
-    pids = process_tree.descendants(root_pid) | ({root_pid} if include_root else set())
+def process_tree_memory_mib(root_pid: int, *, include_root_process: bool = True) -> float:
+    """Return the memory of the descendants of a process in MiB. With `include_root_process`, include the process
+    itself."""
+    pids = process_tree.descendants(root_pid) | ({root_pid} if include_root_process else set())
     return sum(_memory_bytes(pid) for pid in pids) / BYTES_PER_MIB
 
 
@@ -26,7 +27,8 @@ def _memory_bytes(pid: int) -> int:
     """Return the PSS of a process; its RSS if the kernel does not show the PSS; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except (FileNotFoundError, PermissionError):  # an old kernel; or an undumpable process
+    except (FileNotFoundError, PermissionError):
+        # An old kernel does not have this file. After `process_tree.forbid_dumps_and_debuggers`, only root may read it.
         return _resident_bytes(pid)
     except OSError:  # the process has ended
         return 0

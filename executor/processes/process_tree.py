@@ -12,10 +12,10 @@ processes:
 * `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
   finds the processes of a run whose guard was killed.
 * The supervisor (the parent process of the agent) is a subreaper, too, and ends the remaining processes when its agent
-dies.
+  dies.
 
-At its start, this file imports the standard library only. It is also run as a script, which must start fast: without
-site-packages (`python -I -S`), the script starts in 15 ms.
+The imports at the top of this file are of the standard library only, because the file is also run as a script, which
+must start fast: without site-packages (`python -I -S`), the script starts in 15 ms.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ EXIT_ENDED_BY_GUARD = 254
 EXIT_LEASE_LOST = 253
 #: Maximum wait for processes after SIGKILL. It is limited, because a process in uninterruptible sleep may not end.
 _MAX_WAIT_AFTER_KILL_S = 5.0
-_CHECK_INTERVAL_S = 0.05
-#: Interval at which a guard checks whether the deadline of its run has passed.
-_RUN_UNTIL_CHECK_INTERVAL_S = 1.0
+#: Interval at which `end_processes` checks whether the processes have ended.
+_END_CHECK_INTERVAL_S = 0.05
+#: Interval at which a guard checks whether the deadline of its run has passed. At each renewal of its leases, the agent
+#: sets a new deadline.
+_DEADLINE_CHECK_INTERVAL_S = 1.0
 _MAX_SIGNALS_PER_READ = 4096
 #: Signals that Python or this project ignores. In a child process, they get their default handling.
 _SIGNALS_WITH_DEFAULT_HANDLING = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGUSR1]
@@ -69,11 +71,12 @@ def become_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def set_undumpable() -> None:
+def forbid_dumps_and_debuggers() -> None:
     """Forbid core dumps and debuggers for this process, and let only root read its /proc/<pid>/environ.
 
     The process holds secrets, and its child processes (including playbooks that the provider wrote) run as the same
-    user. The kernel resets the flag at exec, so this function does not affect the programs of child processes.
+    user. Child processes inherit the core size limit of 0, so they cannot dump core. Debuggers are allowed for child
+    processes after exec, because exec makes a process dumpable again.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -87,8 +90,8 @@ def descendants(*root_pids: int) -> set[int]:
 def descendants_of_this_subreaper() -> set[int]:
     """Reap the ended children of this process, and return its live descendants. This process must be a subreaper.
 
-    A subreaper without a child has no descendants: an orphaned descendant would have become its child. Then /proc is
-    not read, because reading it takes several milliseconds of CPU time.
+    A subreaper without a child has no descendants: an orphaned descendant would have become its child. So /proc is read
+    only if there is a child, because reading /proc takes several milliseconds of CPU time.
     """
     reap_children()  # an ended child that is not reaped yet is still a child
     try:
@@ -131,7 +134,7 @@ def end_processes(find_pids: Callable[[], Iterable[int]], *, grace_s: float = GR
             for pid in live_pids - signalled_pids:  # each process gets TERM once
                 send_signal(pid, signal.SIGTERM)
         signalled_pids |= live_pids
-        time.sleep(_CHECK_INTERVAL_S)
+        time.sleep(_END_CHECK_INTERVAL_S)
     return signalled_pids
 
 
@@ -178,7 +181,8 @@ def guard(command: list[str]) -> int:
     in time. Standard input is a pipe from the agent, so it closes even when the agent is killed. Returns the command's
     exit code (128 + n for signal n), EXIT_ENDED_BY_GUARD or EXIT_LEASE_LOST.
     """
-    from executor.shared.run_until import run_deadline_from_environment  # noqa: PLC0415  a script adds _IMPORT_FOLDER first
+    # Imported here, because the script first adds _IMPORT_FOLDER to `sys.path`.
+    from executor.shared.run_until import run_deadline_from_environment  # noqa: PLC0415
 
     _start_session()
     become_subreaper()
@@ -195,21 +199,22 @@ def guard(command: list[str]) -> int:
 
 
 def wait_for_child(
-    child_pid: int, signal_pipe: SignalPipe, run_deadline: RunDeadline | None, *, parent_fd: int = _STDIN_FD
+    child_pid: int, signal_pipe: SignalPipe, run_deadline: RunDeadline | None, *, agent_or_client_fd: int = _STDIN_FD
 ) -> int:
     """Wait for a child's end and return its exit code. Return earlier when the child must be ended.
 
-    If the child must be ended, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the other end of `parent_fd`
-    was closed) or EXIT_LEASE_LOST (`run_deadline` has passed). `signal_pipe` must include CHLD and TERM. `parent_fd` is
-    this process's end of a pipe or socket, whose other end belongs to the agent or to the client of a warm run. Nothing
-    is written to the other end, so `parent_fd` becomes readable only when the other end is closed.
+    `agent_or_client_fd` is this process's end of a pipe to the agent, or of a socket to the client (the process that
+    requested a warm run). The agent or client writes nothing, so `agent_or_client_fd` becomes readable only when the
+    other end is closed. If the child must be ended, the exit code is EXIT_ENDED_BY_GUARD (TERM was received, or the
+    other end was closed) or EXIT_LEASE_LOST (`run_deadline` has passed, because the agent has not renewed its leases in
+    time). `run_deadline` is None if the run has no deadline. `signal_pipe` must include CHLD and TERM.
     """
     poll = select.poll()
     poll.register(signal_pipe.read_fd, select.POLLIN)
-    poll.register(parent_fd, select.POLLIN)
-    timeout_ms = None if run_deadline is None else _RUN_UNTIL_CHECK_INTERVAL_S * 1000
+    poll.register(agent_or_client_fd, select.POLLIN)
+    timeout_ms = None if run_deadline is None else _DEADLINE_CHECK_INTERVAL_S * 1000
     while True:
-        is_other_end_closed = any(fd == parent_fd for fd, _events in poll.poll(timeout_ms))
+        is_other_end_closed = any(fd == agent_or_client_fd for fd, _events in poll.poll(timeout_ms))
         # Children are reaped before TERM is checked, so that a child that has already ended returns its own exit code.
         wait_statuses = reap_children()
         if child_pid in wait_statuses:
@@ -254,7 +259,7 @@ def guard_command_prefix() -> list[str]:
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def die_with_parent_command_prefix(parent_pid: int) -> list[str]:
+def prefix_to_kill_command_with_parent(parent_pid: int) -> list[str]:
     """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent_pid` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent_pid)]
 

@@ -26,7 +26,7 @@ MAX_MESSAGE_BYTES = 512
 
 
 class ProgressSender:
-    """Writes messages to the agent's end of the pipe. One agent process may create several ProgressSender objects."""
+    """Writes messages to the agent's end of the pipe."""
 
     def __init__(self) -> None:
         self._fd = _find_inherited_pipe()
@@ -40,7 +40,7 @@ class ProgressSender:
     def report_progress(self) -> None:
         """Report that the main loop runs. Never blocks, never raises, and ignores a full pipe."""
         if self._fd is None:
-            sd_notify.notifier().send_ping()
+            sd_notify.notifier().send_watchdog_ping()
         else:
             self._write(PROGRESS_BYTE)
 

@@ -50,7 +50,7 @@ class Notifier:
             self._status = line
             self._send(STATUS_PREFIX + line)
 
-    def send_ping(self) -> None:
+    def send_watchdog_ping(self) -> None:
         """Send WATCHDOG_PING if the ping interval has passed. To be called while the process makes progress."""
         now = time.monotonic()
         if self._ping_interval_s > 0 and now - self._pinged_at >= self._ping_interval_s:

@@ -4,12 +4,13 @@ The supervisor is the root of the process tree: PID 1 in the container. It has o
 the standard library only. It is a child subreaper: a descendant whose parent has ended becomes the supervisor's child.
 Each signal is written as a byte to a pipe. One loop reads the pipe, and starts and ends agents in these steps:
 
-    started ──exit 10 (a restart limit was reached)──▶ orphans killed ──at once──▶ started
-       ├──────any other death, or a kill─────────────▶ orphans killed ──backoff──▶ started
-       └──────exit 0, 2, 3, 6, or a stop signal──────▶ orphans killed ───────────▶ the supervisor exits
+    started ──exit 10 (a restart is requested)───────▶ orphans killed ──at once──▶ started
+       ├──────a final exit code, or a stop signal────▶ orphans killed ───────────▶ the supervisor exits
+       └──────any other end of the agent (a death)───▶ orphans killed ──backoff──▶ started
 
-The orphans are the processes that the ended agent has started and that still run. The supervisor also kills an agent
-that has stalled: the agent has reported no progress for `stall_timeout_s`.
+An agent requests a restart when it has reached its limit of jobs, memory or runtime. The final exit codes are
+FINAL_EXIT_CODES. The orphans are the processes that the ended agent has started and that still run. The supervisor also
+kills an agent that has stalled: the agent has reported no progress for `stall_timeout_s`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from executor.errors import EXIT_DATABASE, EXIT_FAILURE, EXIT_OK, EXIT_RESTART, 
 from executor.processes import process_tree, progress, sd_notify
 from executor.processes.agent_process import AgentProcess, start_agent
 
-#: The exit codes of the agent after which the supervisor exits: the agent has done its work, or an operator must act.
+#: The exit codes of the agent after which the supervisor exits. The agent was stopped or has finished (with
+#: `smith run --once`), or an operator must act.
 FINAL_EXIT_CODES = frozenset({EXIT_OK, EXIT_USAGE, EXIT_SETTINGS, EXIT_DATABASE})
 #: Backoff before the first restart after a death. Each further death doubles the backoff. The value keeps promise R5
 #: (docs/promises.md): after a kill of the agent, jobs are claimed again within 10 s.
 MIN_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
-#: Maximum backoff after the death of an agent that was ready. Such an agent can start, so a short backoff is enough.
+#: Maximum backoff after the death of an agent that was ready, which means that it had sent READY=1, see sd_notify(3).
+#: Such an agent can start, so a short backoff is enough.
 #: With this backoff, promise R5 holds even after ten kills in a row.
 MAX_BACKOFF_AFTER_READY_S = 4.0
 #: Runtime of an agent after which the backoff starts again at its minimum.
@@ -43,7 +46,8 @@ STABLE_RUNTIME_S = 60.0
 #: Minimum runtime of an agent that is restarted without a backoff when it requests a restart. After a shorter runtime,
 #: the next agent would probably request a restart, too.
 MIN_RUNTIME_FOR_RESTART_AT_ONCE_S = 2.0
-#: Time between TERM and KILL for orphan processes. The guards of runs need this time to end their runs.
+#: Time between TERM and KILL for orphan processes. Each playbook run has a parent process, its guard. After TERM, the
+#: guard needs this time to end the run.
 ORPHAN_GRACE_S = 2.0
 #: Maximum time from QUIT to the end of the agent. An agent that still runs then is killed.
 KILL_AFTER_QUIT_S = 8.0
@@ -93,9 +97,10 @@ def supervise(
     is 0, the supervisor does not check the progress.
     """
     os.umask(0o077)  # new files are readable for this user only
-    process_tree.set_undumpable()
+    process_tree.forbid_dumps_and_debuggers()
     process_tree.become_subreaper()
     supervisor_env = os.environ if env is None else env
+    # Only the supervisor sends messages to the service manager, so the agent does not get the variables for this.
     agent_env = {name: value for name, value in supervisor_env.items() if name not in sd_notify.NOTIFY_VARIABLES}
     return Supervisor(list(command), agent_env, stop_timeout_s, stall_timeout_s, log).run()
 
@@ -180,7 +185,9 @@ class Supervisor:
 
     def _run_agent_process(self) -> int:
         """Start an agent process and handle events until it has ended. Raises OSError when it cannot be started."""
-        with start_agent(self._command, self._env, progress.ProgressParser(self._notifier)) as agent:
+        # The parser forwards the agent's status text and the message READY=1 to the service manager.
+        parser = progress.ProgressParser(self._notifier)
+        with start_agent(self._command, self._env, parser) as agent:
             self._agent = agent
             self._log("agent_started", pid=agent.pid)
             while agent.wait_status is None:
@@ -198,13 +205,14 @@ class Supervisor:
         agent = self._agent
         poll = select.poll()
         poll.register(self._signal_pipe.read_fd, select.POLLIN)
-        if agent and not agent.is_pipe_closed:
+        if agent and not agent.is_progress_pipe_closed:
             poll.register(agent.progress_fd, select.POLLIN)
         poll.poll(max_wait_s * MS_PER_S)
         if agent:
-            agent.read_progress(LOOP_INTERVAL_S)
+            # Does not wait. Each call adds at most two loop intervals to `no_progress_s`.
+            agent.read_progress(loop_interval_s=LOOP_INTERVAL_S)
         if agent is None or agent.no_progress_s < MAX_NO_PROGRESS_FOR_PINGS_S:
-            self._notifier.send_ping()
+            self._notifier.send_watchdog_ping()
         for signum in self._signal_pipe.read():
             self._handle_signal(signum)
         for pid, wait_status in process_tree.reap_children().items():
@@ -249,7 +257,7 @@ class Supervisor:
         """End all descendants of the ended agent: they must not change VMs after the next agent has started."""
         ended_pids = process_tree.end_processes(_find_orphans, grace_s=ORPHAN_GRACE_S)
         if ended_pids:
-            live_pids = sorted(_find_orphans())
+            live_pids = sorted(_find_orphans())  # processes that have not ended after KILL
             self._log("orphan_processes_killed", level="warning", pids=sorted(ended_pids), live_pids=live_pids)
 
     def _wait_for_stop_signal(self, timeout_s: float) -> bool:

@@ -1,8 +1,7 @@
 """Reads VMs, nodes, storages and privileges from Proxmox.
 
 This module changes nothing. A VM that is missing from a list may still exist, because Proxmox lists only the VMs that
-the token may see. `may_see_all_vms` returns whether a list is complete. A marker is a line in a VM's description
-that names the VM's service.
+the token may see. `may_see_all_vms` returns whether a list is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from executor.proxmox.rows import (
     as_object,
     as_objects,
     as_text,
-    complete_vm_row,
+    fill_in_vm_row,
     is_template,
     node_rows,
     storage_configs,
@@ -34,7 +33,7 @@ from executor.proxmox.rows import (
 )
 from executor.settings.types import MAX_VMID, MIN_VMID
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import markers_in, service_id_in
+from executor.shared.marker import marker_values_in, service_id_in
 from executor.shared.sdn_zones import VNET_NAME, zone_in_refusal
 
 #: Matches the name of a storage. A name that matches is safe in a URL's path.
@@ -65,7 +64,7 @@ class ProxmoxReader:
         self._session = ProxmoxSession(connection, timeout_s, reload_connection)
 
     @classmethod
-    def with_session(cls, session: ProxmoxSession) -> Self:
+    def from_session(cls, session: ProxmoxSession) -> Self:
         """Return a reader that sends its requests with an existing session."""
         reader = cls(session.connection)
         reader._session = session
@@ -87,20 +86,20 @@ class ProxmoxReader:
     def vms(self) -> list[VmRow]:
         """List the VMs, containers and templates of the cluster that the token may see.
 
-        A row may lack facts, such as the name, or still have the facts of a deleted VM that had the same VMID.
-        `add_missing_facts` corrects such rows.
+        A row lacks facts (the name, the status and all numbers) if the VM's node sends no statistics of the VM. A row
+        may have the facts of a deleted VM that had the same VMID.
         """
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
     def add_missing_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
-        """Return the rows. Facts that a row lacks are read from the configuration of its VM.
+        """Return the rows. If a row lacks its name, cores and memory, they are read from the configuration of its VM.
 
-        The configuration of a VM that is being created is read, too, because the name in the VM's row may be a
-        placeholder. Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if
-        the VM's node does not answer.
+        A row whose `has_statistics` is False lacks them. The configuration of a VM that is being created is read, too,
+        because Proxmox may list the VM without its final name. Raises JobError if a configuration cannot be read:
+        PVE_CONFLICT if the VM has moved, NODE_DOWN if the VM's node does not answer.
         """
         return [
-            row if row.has_statistics and not row.is_being_created else complete_vm_row(row, self._read_config(row))
+            row if row.has_statistics and not row.is_being_created else fill_in_vm_row(row, self._read_config(row))
             for row in rows
         ]
 
@@ -116,7 +115,7 @@ class ProxmoxReader:
     def storages(self) -> list[StorageRow]:
         """List the storages that the token may see, with one row for each node of a storage.
 
-        The token sees a storage if the token has Datastore.Audit or one of the allocate privileges on the storage.
+        The token sees a storage if the token has Datastore.Audit or a Datastore.Allocate* privilege on it.
         """
         return storage_rows(self._session.get("/cluster/resources", type="storage"))
 
@@ -163,6 +162,7 @@ class ProxmoxReader:
         """Return how many snapshots a VM or container has. Raises the same errors as `vm_config`."""
         path = f"/nodes/{_require_valid_node(node)}/{_require_valid_kind(kind)}/{_require_valid_vmid(vmid)}/snapshot"
         rows = as_objects(self._session.get(path))
+        # Proxmox also lists the current state of the VM, as `current`.
         return sum(as_text(row.get("name")) not in ("", "current") for row in rows)
 
     def is_vmid_free(self, vmid: int) -> bool:
@@ -198,15 +198,16 @@ class ProxmoxReader:
     def find_vm_by_marker(self, rows: Iterable[VmRow], service_id: str, *, name_suffix: str) -> VmRow | None:
         """Return the VM among `rows` whose description has the marker of the service; None if no VM has this marker.
 
-        `rows` must be a result of `add_missing_facts`. `name_suffix` contains the first digits of the service's id. The
-        agent gives each VM a name that ends with this suffix, so only the configurations of VMs whose name
-        ends with `name_suffix` are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an
-        operator must decide which one is the service's VM.
+        A marker is a line in the description that contains the id of the VM's service. `rows` must be a result of
+        `add_missing_facts`. `name_suffix` is a dash and the first digits of the service's id, such as `-1f2e3d4c`. The
+        agent gives the service's VM a name that ends with this suffix, so only the configurations of VMs with such a
+        name are read. Raises JobError VM_IDENTITY_MISMATCH if several VMs have the marker. Then an operator must decide
+        which one is the service's VM.
         """
         candidates = [row for row in rows if self._may_have_marker(row, name_suffix)]
         rows_with_config = [(row, self._read_config(row)) for row in candidates]
         marked_vms = [
-            complete_vm_row(row, config)
+            fill_in_vm_row(row, config)
             for row, config in rows_with_config
             if self.service_id_in_marker(config) == service_id.lower() and not is_template(config)
         ]
@@ -215,21 +216,21 @@ class ProxmoxReader:
             raise JobError(ErrorCode.VM_IDENTITY_MISMATCH, f"more than one VM has the service's marker: {vmids}")
         return marked_vms[0] if marked_vms else None
 
-    def find_partial_clone(self, rows: Iterable[VmRow], name: str, vmids: range) -> VmRow | None:
+    def find_partial_clone(self, rows: Iterable[VmRow], name: str, allowed_vmids: range) -> VmRow | None:
         """Return the VM among `rows` that is a partial clone; None if there is none.
 
         A partial clone is a clone whose configuration was not finished. A VM counts as a partial clone if it is the
-        only VM whose name is `name` and whose VMID is in `vmids`, and if its description has no marker. Proxmox gives a
-        clone its name when the first drive has been copied. Until the clone is configured, it has the description of
-        its template, which contains no marker. A container is never returned, because it is created with its marker.
-        `rows` must be a result of `add_missing_facts`.
+        only VM whose name is `name` and whose VMID is in `allowed_vmids` (the VMIDs that the agent may use), and if its
+        description has no marker. Proxmox gives a clone its name when the first drive has been copied. Until the clone
+        is configured, it has the description of its template, which contains no marker. A container is never returned,
+        because it is created with its marker. `rows` must be a result of `add_missing_facts`.
         """
-        vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in vmids]
+        vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in allowed_vmids]
         clones = [row for row in vms if not row.is_template]
         return clones[0] if len(clones) == 1 and not self._read_markers(clones[0]) else None
 
     def _read_markers(self, row: VmRow) -> list[str]:
-        return markers_in(as_text(self._read_config(row).get("description")))
+        return marker_values_in(as_text(self._read_config(row).get("description")))
 
     @staticmethod
     def _may_have_marker(row: VmRow, name_suffix: str) -> bool:

@@ -1,4 +1,7 @@
-"""Sends GET requests to the Proxmox API, and raises a JobError for each failure. Only this package uses proxmoxer."""
+"""Sends GET requests to the Proxmox API, and raises a JobError for each failure.
+
+Only modules in `executor/proxmox/` use proxmoxer.
+"""
 
 from __future__ import annotations
 
@@ -83,14 +86,14 @@ class ProxmoxSession:
     def get(self, path: str, /, **query: Any) -> Any:
         """Send a GET request and return the data of the answer. Every failure raises a JobError."""
         try:
-            return self._get_with_repeat(path, **query)
+            return self._send_get(path, **query)
         except REQUEST_ERRORS + ANSWER_ERRORS as exc:
             raise_job_error(exc)
 
     def is_refused_as_bad_request(self, path: str, /, **query: Any) -> bool:
         """Send a GET request. Return True for HTTP 400, False for a success. Every other failure raises a JobError."""
         try:
-            self._get_with_repeat(path, **query)
+            self._send_get(path, **query)
         except ResourceException as exc:
             if exc.status_code == 400:
                 return True
@@ -99,14 +102,14 @@ class ProxmoxSession:
             raise_job_error(exc)
         return False
 
-    def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
+    def _send_get(self, path: str, /, **query: Any) -> Any:
         """Send a GET request. Send it again if Proxmox refuses it and `reload_connection` returns new credentials.
 
         After a login with a password, proxmoxer sends a ticket with each request. If the ticket may have expired, this
         method logs in again and repeats the request. If Proxmox refuses a token with 401, and there are no new
         credentials, `_repeat_while_refused` repeats the request.
         """
-        had_usable_api = self._has_usable_api()
+        had_current_api_object = self._has_current_api_object()
         used_connection = self.connection
         try:
             return _get_once(self._api(), path, query)
@@ -116,8 +119,8 @@ class ProxmoxSession:
             if are_credentials_refused and self._reload_connection is not None:
                 self.connection = self._reload_connection()
             has_new_credentials = are_credentials_refused and self.connection is not used_connection
-            # If there was no usable ProxmoxAPI object, this call has just logged in, so its ticket cannot have expired.
-            may_have_expired_ticket = had_usable_api and not used_connection.token_secret and status == 401
+            # If this call has created the ProxmoxAPI object, it has just logged in, so its ticket cannot have expired.
+            may_have_expired_ticket = had_current_api_object and not used_connection.token_secret and status == 401
             if status == 401 and used_connection.token_secret and not has_new_credentials:
                 return self._repeat_while_refused(path, query)
             if not has_new_credentials and not may_have_expired_ticket:
@@ -126,11 +129,15 @@ class ProxmoxSession:
         return _get_once(self._api(), path, query)
 
     def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
-        """Repeat a request that got a 401, because Proxmox also answers 401 while it cannot check any token."""
+        """Repeat a request that got a 401, until it gets an answer other than 401.
+
+        There is one repetition after each pause in REPEAT_PAUSES_S. If the last one gets a 401, it raises the error.
+        Proxmox also answers 401 to a valid token for some seconds while its cluster file system restarts.
+        """
         time.sleep(REPEAT_PAUSES_S[0])
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_http_401, REPEAT_PAUSES_S[1:])
 
-    def _has_usable_api(self) -> bool:
+    def _has_current_api_object(self) -> bool:
         """Return whether this thread has a ProxmoxAPI object that this process created with the current credentials."""
         is_from_this_process = getattr(self._thread_local, "pid", None) == os.getpid()
         has_current_credentials = getattr(self._thread_local, "connection", None) == self.connection
@@ -141,7 +148,7 @@ class ProxmoxSession:
 
         A forked child process creates its own object, because two processes must never share a socket.
         """
-        if not self._has_usable_api():
+        if not self._has_current_api_object():
             connection = self.connection
             self._thread_local.api = _create_api(connection, self._timeout_s)
             self._thread_local.pid = os.getpid()
@@ -162,7 +169,7 @@ def _create_api(connection: ProxmoxConnection, timeout_s: tuple[float, float]) -
     verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
     if verify is False:  # the agent warns once, at its start; urllib3 would warn at each request
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-    with bounded_sessions():  # limits the time and the size of each answer
+    with bounded_sessions():  # every session created here limits the time and the size of its answers
         api = ProxmoxAPI(
             connection.host,
             port=connection.port,
@@ -183,7 +190,7 @@ def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 
     If the answer is not JSON, proxmoxer returns a dict whose member `errors` is the answer as bytes.
     """
-    with bounded_sessions():  # proxmoxer may log in again, and opens another session for the login
+    with bounded_sessions():  # proxmoxer may log in again, and creates a session for the login
         answer = api(path.strip("/")).get(**query)
     if isinstance(answer, dict) and isinstance(answer.get("errors"), bytes):
         raise ValueError("the answer is not JSON")
@@ -191,7 +198,11 @@ def _get_once(api: ProxmoxAPI, path: str, query: dict[str, Any]) -> Any:
 
 
 def raise_job_error(exc: Exception) -> NoReturn:
-    """Raise the JobError for the exception of a failed request."""
+    """Raise the JobError for the exception of a failed request.
+
+    `text_for_operators` replaces a library's text about a failed connection by plain words, such as `the host name
+    cannot be resolved`.
+    """
     if isinstance(exc, REQUEST_ERRORS):
         failure = classify_failure(_failure_text(exc))
         remedy = _certificate_remedy(failure.text) if failure.code == ErrorCode.PVE_TLS else ""

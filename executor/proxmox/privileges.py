@@ -42,7 +42,7 @@ STORAGE_READ_PRIVILEGES = frozenset({"Datastore.Audit"})
 
 @dataclass(frozen=True, kw_only=True)
 class PrivilegeNeed:
-    """The privileges that the token needs on one path, and the role that contains them."""
+    """One need: privileges that the token must have on a path, and the role that contains them."""
 
     path: str  #: such as `/storage/local-lvm`
     role: str
@@ -50,8 +50,8 @@ class PrivilegeNeed:
     purpose: str  #: why the privileges are needed, as the end of a sentence, such as `for the VMs' disks`
 
 
-#: The privilege with which the agent chooses a node for each new VM: the node with the most free memory. Without this
-#: privilege, each new VM is placed on the node of its template.
+#: An optional need. With this privilege, the agent places each new VM on the node with the most free memory. Without
+#: this privilege, it places the VM on the node of its template.
 PLACEMENT_NEED = PrivilegeNeed(
     path="/nodes", role="SmithNodes", privileges=frozenset({"Sys.Audit"}), purpose="to read the load of the nodes"
 )
@@ -62,13 +62,14 @@ def list_privilege_needs(
     *,
     disk_storages: Iterable[str],
     bridges: Mapping[str, str] | None = None,
-    image_storages: Iterable[str] = (),
+    iso_and_vztmpl_storages: Iterable[str] = (),
     backup_storage: str = "",
 ) -> list[PrivilegeNeed]:
     """Return the needed privileges for each path. `major_version` is the major version of Proxmox VE.
 
-    `disk_storages` are the storages for the disks of VMs. `image_storages` are the storages for ISO images and
-    container templates. `bridges` maps each bridge or VNet to its SDN zone.
+    `disk_storages` are the storages for the disks of VMs. `iso_and_vztmpl_storages` are the storages for ISO images and
+    container templates. `backup_storage` is the storage for backups; '' if the agent makes no backups. `bridges` maps
+    each bridge or VNet to its SDN zone.
     """
     guest_agent_privilege = (
         "VM.GuestAgent.Audit" if major_version >= GUEST_AGENT_PRIVILEGES_SINCE_MAJOR else "VM.Monitor"
@@ -78,7 +79,7 @@ def list_privilege_needs(
     writable_storages = frozenset(disk_storages)
     for storage in sorted(writable_storages):
         needs.append(_storage_need(storage, "SmithStore", STORAGE_WRITE_PRIVILEGES, "for the VMs' disks"))
-    for storage in sorted(set(image_storages) - writable_storages):
+    for storage in sorted(set(iso_and_vztmpl_storages) - writable_storages):
         needs.append(
             _storage_need(storage, "SmithImages", STORAGE_READ_PRIVILEGES, "to list the images on this storage")
         )
@@ -93,7 +94,11 @@ def list_privilege_needs(
 
 
 def privilege_need_for_bridge(bridge: str, zone: str = LOCAL_ZONE) -> PrivilegeNeed:
-    """Return the privilege need of a NIC on this bridge or VNet. The privilege on the whole zone suffices, too."""
+    """Return the privilege need of a NIC on this bridge or VNet.
+
+    The default of `zone` is the zone of ordinary bridges. A role on the path of the zone suffices, too, because Proxmox
+    passes privileges on to the paths below.
+    """
     path, privileges = f"/sdn/zones/{zone}/{bridge}", frozenset({"SDN.Use"})
     return PrivilegeNeed(path=path, role="SmithNet", privileges=privileges, purpose=f"to use bridge {bridge}")
 
@@ -107,7 +112,7 @@ def find_unmet_needs(
 ) -> dict[PrivilegeNeed, frozenset[str]]:
     """Return the unmet needs with their missing privileges.
 
-    `granted_privileges` contains the token's privileges on each path. The keys are the paths.
+    `granted_privileges` contains the token's privileges on each path, including inherited ones. The keys are the paths.
     """
     missing_privileges = {need: need.privileges - granted_privileges.get(need.path, frozenset()) for need in needs}
     return {need: missing for need, missing in missing_privileges.items() if missing}
@@ -142,16 +147,20 @@ def _acl_commands(need: PrivilegeNeed, user: str, token_id: str) -> Iterator[str
         yield f"pveum acl modify {path} --tokens {shlex.quote(f'{user}!{token_id}')} --roles {need.role}"
 
 
-def are_tags_restricted(options: Mapping[str, Any], tags: Collection[str], visible_tags: Collection[str]) -> bool:
-    """Return whether Proxmox forbids a token without Sys.Modify on `/` to set one of `tags`, or to set new tags.
+def are_tags_restricted(
+    options: Mapping[str, Any], needed_tags: Collection[str], visible_tags: Collection[str]
+) -> bool:
+    """Return whether Proxmox forbids some tags to a token without Sys.Modify on `/`.
 
-    `options` are the options of the cluster. `visible_tags` are the tags of all VMs that the token may see. A token
-    without Sys.Audit on `/` can read only the option `allowed-tags`. If every tag is allowed, this option contains all
-    of `visible_tags`.
+    `options` are the options of the cluster, `needed_tags` the tags that the agent sets, and `visible_tags` the tags of
+    all VMs that the token may see. Some tags are forbidden if the option `user-tag-access` does not allow every tag, or
+    if `registered-tags` lists a needed tag. A token without Sys.Audit on `/` can read only the option `allowed-tags`.
+    If no tag is forbidden, Proxmox puts every visible tag into `allowed-tags`. So if one is missing there, some tags
+    are forbidden.
     """
     access = options.get("user-tag-access")
     user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"
-    is_any_tag_registered = not set(tags).isdisjoint(options.get("registered-tags") or ())
+    is_any_tag_registered = not set(needed_tags).isdisjoint(options.get("registered-tags") or ())
     return (
         user_allow != "free" or is_any_tag_registered or not set(visible_tags) <= set(options.get("allowed-tags") or ())
     )

@@ -1,4 +1,4 @@
-"""Converts Proxmox's lists of VMs, nodes, storages and archives to typed rows.
+"""Converts Proxmox's lists of VMs, nodes, storages and backups to typed rows.
 
 Proxmox sends a number as a number, as text, or not at all, depending on the version, the guest and the node.
 """
@@ -16,8 +16,8 @@ from executor.settings.types import MIN_VMID
 from executor.shared.error_codes import ErrorCode
 
 MIB = 1024**2
-#: The locks of a VM that Proxmox is cloning or creating.
-LOCKS_OF_CREATION = ("clone", "create")
+#: The values of `VmRow.lock` while Proxmox clones or creates the VM.
+_CREATION_LOCKS = ("clone", "create")
 #: The memory that Proxmox gives a VM if the VM's configuration does not contain the memory.
 DEFAULT_MEMORY_MIB = 512
 #: Matches the separator between two tags.
@@ -38,7 +38,7 @@ class VmRow:
     name: str = ""
     status: str = ""  #: `running` or `stopped`, or `unknown` if the node is down
     is_template: bool = False
-    kind: str = "qemu"  #: qemu or lxc, see GuestKind
+    kind: str = "qemu"  #: `qemu` for a VM, `lxc` for a container
     cpu_usage: float = 0.0  #: CPU usage as a share of all cores of the VM together, 0 to 1
     cores: int = 0
     memory_bytes: int = 0  #: the memory in use
@@ -53,12 +53,17 @@ class VmRow:
     uptime_s: int = 0
     tags: tuple[str, ...] = ()
     lock: str = ""  #: the operation for which Proxmox has locked the VM, such as backup; '' if there is no lock
-    has_statistics: bool = True  #: False: name, status, is_template and all numbers are unknown
+    #: False: name, status, is_template and all numbers are unknown. `fill_in_vm_row` changes False to True, because it
+    #: takes the name, is_template, cores and memory from the VM's configuration
+    has_statistics: bool = True
 
     @property
     def is_being_created(self) -> bool:
-        """True while Proxmox clones or creates the VM. Until its first drive is copied, a clone has no name."""
-        return self.lock in LOCKS_OF_CREATION
+        """True while Proxmox clones or creates the VM.
+
+        Then `name` may be missing or wrong, because a clone gets its name only after its first drive is copied.
+        """
+        return self.lock in _CREATION_LOCKS
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class StorageRow:
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """A storage in the configuration of the cluster. Unlike a StorageRow, it may be disabled."""
+    """A storage in the configuration of the cluster. A disabled storage has a StorageConfig, but no StorageRow."""
 
     name: str
     is_disabled: bool = False
@@ -145,15 +150,18 @@ def _vm_row(row: dict[str, Any]) -> VmRow:
     )
 
 
-def complete_vm_row(row: VmRow, config: dict[str, Any]) -> VmRow:
-    """Return the row with facts from the VM's configuration in place of unknown and possibly outdated facts."""
+def fill_in_vm_row(row: VmRow, config: dict[str, Any]) -> VmRow:
+    """Return the row with `name` and `is_template` from the VM's configuration.
+
+    The number of cores and the memory are also taken from the configuration if they are unknown.
+    """
     return replace(
         row,
         name=as_text(config.get("name") or config.get("hostname")),
         is_template=is_template(config),
         cores=row.cores or max(as_int(config.get("cores")), 1) * max(as_int(config.get("sockets")), 1),
         max_memory_bytes=row.max_memory_bytes or (as_int(config.get("memory")) or DEFAULT_MEMORY_MIB) * MIB,
-        has_statistics=True,
+        has_statistics=True,  # name, cores and memory are now known
     )
 
 
@@ -227,12 +235,10 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
     ]
 
 
-def mark_storages_of_unknown_status_available(
-    storages: Sequence[StorageRow], nodes: Sequence[NodeRow]
-) -> list[StorageRow]:
-    """Return the storages. Each storage on an online node without statistics is set to available.
+def assume_unknown_storages_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
+    """Return the storages. A storage whose node is online but sends no statistics gets `is_available` True.
 
-    The state of such a storage is unknown.
+    The status of this storage is unknown. Missing statistics alone must not exclude a storage.
     """
     nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
     return [

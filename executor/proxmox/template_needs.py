@@ -1,8 +1,10 @@
-"""Finds the privileges that the token needs to clone a template: some depend on the template's configuration.
+"""Finds the privileges that the token needs for a clone because of the template's configuration.
 
-These are the privileges for certain devices, CPU models, CD drives, and memory that was saved with a snapshot.
+Every clone needs certain privileges. A clone of a template with certain devices, CPU models, CD drives or the option
+`vmstatestorage` needs additional privileges.
+`smith init` creates the roles that this module names.
 
-Source: qemu-server PVE/API2/Qemu.pm and PVE/QemuServer.pm, `check_mapping_access` and the checks of a clone.
+Source: qemu-server, `check_mapping_access` in PVE/QemuServer.pm and the checks of `clone_vm` in PVE/API2/Qemu.pm.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ _DRIVE = re.compile(r"(ide|sata|scsi)[0-9]+")
 _CUSTOM_CPU = re.compile(r"(?:^|,)(?:cputype=)?custom-([A-Za-z0-9_.-]+)")
 
 
-def needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
+def privilege_needs_of_template(config: Mapping[str, Any]) -> list[PrivilegeNeed]:
     """Return the privileges for a clone of the template with this configuration.
 
     The privileges that every clone needs are not included.
     """
-    needs = {need.path: need for key in config for need in _needs_of_value(key, as_text(config[key]))}
+    needs = {need.path: need for key in config for need in _needs_of_option(key, as_text(config[key]))}
     return list(needs.values())
 
 
@@ -53,7 +55,7 @@ def _is_host_cd_drive(key: str, value: str) -> bool:
     return bool(_DRIVE.fullmatch(key)) and value.partition(",")[0] == "cdrom"
 
 
-def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
+def _needs_of_option(key: str, value: str) -> Iterator[PrivilegeNeed]:
     if match := _DEVICE.fullmatch(key):
         yield from _needs_of_device(match[1], _parse_options(value))
     elif key == "cpu" and (cpu := _CUSTOM_CPU.search(value)):
@@ -62,7 +64,7 @@ def _needs_of_value(key: str, value: str) -> Iterator[PrivilegeNeed]:
         purpose = f"to clone the template's physical CD drive {key}"
         yield PrivilegeNeed(path="/", role="SmithConsole", privileges=frozenset({"Sys.Console"}), purpose=purpose)
     elif key == "vmstatestorage" and value:
-        purpose = "because this storage contains the template's saved states"
+        purpose = "because the template's option vmstatestorage names this storage"
         path = f"/storage/{value}"
         yield PrivilegeNeed(path=path, role="SmithStore", privileges=STORAGE_WRITE_PRIVILEGES, purpose=purpose)
 

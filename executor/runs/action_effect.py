@@ -1,4 +1,4 @@
-"""Determines whether an action reads, changes or destroys a VM.
+"""Determines the effect of an action: whether it reads, changes or destroys a VM.
 
 `smith play` asks the operator to confirm an action that changes or destroys a VM. The agent does not use the effect.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from executor.errors import JobError
 from executor.model import ActionEffect
-from executor.runs.action_schema import EFFECT_KEYWORD, UnusableSchemaError, read_schema
+from executor.runs.action_schema import EFFECT_KEYWORD, UnusableSchemaError, read_validator
 from executor.runs.actions import Action
 from executor.shared.error_codes import ErrorCode
 
@@ -26,10 +26,11 @@ def find_effect(action: Action) -> ActionEffect:
     """
     if action.name in DESTROYING_ACTIONS:
         return ActionEffect.DESTROYS
-    if action.schema is None:
+    schema_file = action.schema
+    if schema_file is None:
         return ActionEffect.CHANGES
     try:
-        schema = dict(read_schema(action.schema).schema)
+        schema = dict(read_validator(schema_file).schema)
     except UnusableSchemaError as error:
         raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {action.name} is refused: {error}") from error
     return ActionEffect(schema.get(EFFECT_KEYWORD, ActionEffect.CHANGES))

@@ -65,10 +65,11 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
     Raises JobError: INVALID_REQUEST when a property does not match (the message names the property, but not its value),
     UNSUPPORTED_ACTION when the schema itself cannot be used.
     """
-    if action.schema is None:
+    schema_file = action.schema
+    if schema_file is None:
         return
     try:
-        validator = read_schema(action.schema)
+        validator = read_validator(schema_file)
         problems = sorted({_make_message(error) for error in validator.iter_errors(dict(properties))})
     except UnusableSchemaError as error:
         raise JobError(ErrorCode.UNSUPPORTED_ACTION, f"the action {action.name} is refused: {error}") from error
@@ -76,11 +77,11 @@ def check_properties(action: Action, properties: Mapping[str, Any]) -> None:
         raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
     if problems:
         text = "; ".join(problems[:MAX_PROBLEMS])[:MAX_MESSAGE_LENGTH]
-        # The name of an unknown member is text from FulcrumCore and may contain control characters.
+        # The name of an unknown property is text from FulcrumCore and may contain control characters.
         raise JobError(ErrorCode.INVALID_REQUEST, "".join(char if char.isprintable() else " " for char in text))
 
 
-def read_schema(file: Path) -> Validator:
+def read_validator(file: Path) -> Validator:
     """Read the JSON Schema in a file and return its validator. Raises UnusableSchemaError when it cannot be used.
 
     A reference in the schema may only point into the same file. Otherwise, the jsonschema library would
@@ -165,10 +166,12 @@ def _make_message(error: jsonschema.ValidationError) -> str:
         defined_members = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
         unknown_members = [str(name) for name in error.instance if name not in defined_members]
         return "; ".join(f"{_join_path(path, name[:MAX_NAME_LENGTH])} is unknown" for name in unknown_members)
-    message_format = _MESSAGE_FORMATS.get(str(error.validator), "does not match the action's schema ({keyword})")
+    message_format = _MESSAGE_FORMATS.get(
+        str(error.validator), "must satisfy the keyword {keyword} of the action's schema"
+    )
     expected = json.dumps(error.validator_value)[:MAX_KEYWORD_VALUE_LENGTH].strip('"')
     problem = message_format.format(expected=expected, keyword=error.validator)
-    return f"{path or 'the object with all properties'} {problem}"
+    return f"{path or 'the properties as a whole'} {problem}"
 
 
 def _path_of_error(error: jsonschema.exceptions._Error) -> str:

@@ -110,8 +110,7 @@ def _find_schema(playbook: Path, *, is_ours: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# These functions decide whether an action is safe to run. The code in each file of a provider's folder can use the
-# credentials of the agent.
+# These functions decide whether an action is safe to run.
 
 
 def _why_refused(folder: Path, name: str, *, is_ours: bool) -> str:
@@ -121,7 +120,7 @@ def _why_refused(folder: Path, name: str, *, is_ours: bool) -> str:
     if is_ours:
         return "" if (folder / f"{name}.yml").is_file() else f"{name}.yml is not a file"
     try:
-        return _why_folder_unsafe(folder) or next(_find_entry_problems(folder, name), "")
+        return _why_folder_unsafe(folder) or next(_why_content_unsafe(folder, name), "")
     except OSError as error:
         return f"its folder cannot be read: {error.strerror}"
     except RuntimeError:  # Python before 3.13 raises this error for a loop of links
@@ -133,22 +132,22 @@ def _why_folder_unsafe(folder: Path) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     real_folder = folder.resolve()
-    if reason := _why_access_unsafe(real_folder.stat(), real_folder):
+    if reason := _why_writable_by_others(real_folder.stat(), real_folder):
         return f"{real_folder} {reason}"
     for parent in real_folder.parents:
         parent_status = parent.stat()
         # In a sticky folder, such as /tmp, only the owner of an entry or of the folder may replace the entry.
-        is_sticky = parent_status.st_mode & stat.S_ISVTX and parent_status.st_uid in (0, os.geteuid())
-        if not is_sticky and (reason := _why_access_unsafe(parent_status, parent)):
+        is_protected_by_sticky_bit = parent_status.st_mode & stat.S_ISVTX and parent_status.st_uid in (0, os.geteuid())
+        if not is_protected_by_sticky_bit and (reason := _why_writable_by_others(parent_status, parent)):
             return f"{parent}, a parent folder, {reason}"
     return ""
 
 
-def _find_entry_problems(folder: Path, name: str) -> Iterator[str]:
-    """Return a text for each unsafe entry of the folder that the action may use.
+def _why_content_unsafe(folder: Path, name: str) -> Iterator[str]:
+    """Yield each reason why the files and subfolders that the action may use are unsafe.
 
-    The checked entries are the action's playbook and schema, and all roles, plugins and included task files. The
-    playbooks and schemas of other actions are not checked.
+    These are the action's playbook and schema, and all roles, plugins and included task files. The playbooks and
+    schemas of other actions are not checked.
     """
     real_folder = folder.resolve()
     for number, path in enumerate(_list_entries(folder), start=1):
@@ -162,7 +161,7 @@ def _find_entry_problems(folder: Path, name: str) -> Iterator[str]:
             yield f"{path.relative_to(folder)} is a link out of the folder"
         elif not real_path.exists():
             yield f"{path.relative_to(folder)} is a broken link"
-        elif reason := _why_access_unsafe(real_path.stat(), real_path):
+        elif reason := _why_writable_by_others(real_path.stat(), real_path):
             yield f"{path.relative_to(folder)} {reason}"
     if not (folder / f"{name}.yml").is_file():
         yield f"{name}.yml is not a file"
@@ -183,7 +182,7 @@ def _belongs_to_another_action(path: Path, folder: Path, name: str) -> bool:
     return path.name not in (f"{name}.yml", f"{name}{SCHEMA_SUFFIX}")
 
 
-def _why_access_unsafe(file_status: os.stat_result, path: Path) -> str:
+def _why_writable_by_others(file_status: os.stat_result, path: Path) -> str:
     """Return why users other than root and the agent's user may have write access; '' if they have none."""
     if file_status.st_uid not in (0, os.geteuid()):
         return f"is owned by user {file_status.st_uid}, not by root or the agent's user"

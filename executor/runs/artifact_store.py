@@ -21,44 +21,47 @@ log = get_logger(__name__)
 
 #: Subfolder of the run folder. It contains the artifacts that could not be moved: one folder per run.
 UNMOVED_FOLDER = ".kept"
-#: Minimum age of unmoved artifacts that are moved or deleted. The agent may not have read younger artifacts yet.
+#: Minimum age at which unmoved artifacts are moved or deleted. Younger artifacts stay where they are, because the
+#: agent may still read them.
 MIN_UNMOVED_AGE_S = 60.0
 #: Maximum size of all unmoved artifacts, which use memory. Above this size, the oldest artifacts are deleted.
 MAX_UNMOVED_BYTES = 8 * 1024 * 1024
 
 
 class ArtifactStore:
-    """Stores the artifacts of ended runs in `artifacts_dir`."""
+    """Stores the artifacts of ended runs in `artifacts_dir`, a subfolder of the data folder (SMITH_DATA_DIR)."""
 
-    def __init__(self, artifacts_dir: Path, get_run_dir: Callable[[], Path]) -> None:
+    def __init__(self, artifacts_dir: Path, get_run_folder: Callable[[], Path]) -> None:
         self._artifacts_dir = artifacts_dir
-        self._get_run_dir = get_run_dir
+        self._get_run_folder = get_run_folder
         self._retry_lock = threading.Lock()
 
     def store(self, artifacts_folder: Path, ident: str) -> Path:
         """Move the artifacts of a run from `artifacts_folder` to `artifacts_dir`. Return their new folder.
 
         When `artifacts_dir` is full or not writable, the artifacts stay in the run folder, so that the agent can read
-        the result. `retry_failed_artifact_moves` tries to move them again.
+        the result. `retry_artifact_moves_to_data_folder` tries to move them again.
         """
         try:
             stored_folder = self._move(artifacts_folder, ident)
         except (OSError, shutil.Error) as error:
             log.error("artifacts_not_stored", run_ident=ident, reason=_error_text(error))
-            unmoved_folder = self._get_run_dir() / UNMOVED_FOLDER
+            unmoved_folder = self._get_run_folder() / UNMOVED_FOLDER
             unmoved_folder.mkdir(mode=0o700, exist_ok=True)
             stored_folder = artifacts_folder.rename(unmoved_folder / ident)
-        self.retry_failed_artifact_moves()
+        self.retry_artifact_moves_to_data_folder()
         return stored_folder
 
-    def retry_failed_artifact_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None) -> None:
+    def retry_artifact_moves_to_data_folder(
+        self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None
+    ) -> None:
         """Move artifacts that an earlier `store` could not move.
 
         If the artifacts that still cannot be moved use more than MAX_UNMOVED_BYTES, delete the oldest ones.
 
-        `run_dir` is the run folder that contains the artifacts. The default is the current run folder.
+        `run_dir` is the run folder of an earlier agent process. The default is the run folder of this agent process.
         """
-        unmoved_folder = (run_dir or self._get_run_dir()) / UNMOVED_FOLDER
+        unmoved_folder = (run_dir or self._get_run_folder()) / UNMOVED_FOLDER
         if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
             return
         try:
@@ -68,7 +71,7 @@ class ArtifactStore:
                 except (OSError, shutil.Error):
                     break  # `store` has logged the reason
             _delete_oldest_above_limit(unmoved_folder, min_age_s)
-            with contextlib.suppress(OSError):  # the folder is not empty
+            with contextlib.suppress(OSError):  # raised if the folder is not empty
                 unmoved_folder.rmdir()
         finally:
             self._retry_lock.release()
@@ -81,7 +84,7 @@ class ArtifactStore:
             shutil.rmtree(path, ignore_errors=True)
         try:
             shutil.copytree(artifacts_folder, partial_copy)
-            if not (partial_copy / "status").exists():  # the agent was killed during the run
+            if not (partial_copy / "status").exists():  # the agent was killed, or the run folder was full
                 write_text(partial_copy / "status", RunStatus.FAILED)
             partial_copy.rename(target)
         except BaseException:
@@ -114,7 +117,7 @@ def _delete_oldest_above_limit(unmoved_folder: Path, min_age_s: float) -> None:
 
 
 def _error_text(error: OSError | shutil.Error) -> str:
-    """Return the text of the error. An error of `copytree` may be about several files: return its first text."""
+    """Return the text of the error. If `copytree` could not copy several files, return the text for the first file."""
     failed_copies = error.args[0] if error.args else ""
     if isinstance(failed_copies, list) and failed_copies:
         _source, _target, text = failed_copies[0]

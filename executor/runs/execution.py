@@ -1,10 +1,12 @@
 """Executes one run with ansible-runner: starts it, reads its output, checks its time limit, ends its processes.
 
-A cold run is a new ansible-playbook process. A warm run is a fork of a server process that has already imported
-Ansible. In this module, the guard of a run is the process that the agent starts for the run. The guard's standard input
-is a pipe from the agent. When the agent closes the pipe or dies, the run's whole process tree is ended. For a cold run,
-the guard is `process_tree.guard`, which ends the tree itself. For a warm run, it is `warm/client.py`, which asks a
-process of the server to end the tree. In the modules of `warm/`, the word guard means that process of the server.
+A cold run is a new ansible-playbook process. For a warm run, a server process that has already imported Ansible forks a
+parent process, and the parent process forks the run.
+
+In this module, the guard of a run is the process that the agent starts for the run. The guard's standard input is a
+pipe from the agent. When the agent closes the pipe or dies, the run's whole process tree is ended. For a cold run, the
+guard is `process_tree.guard`, which ends the tree itself. For a warm run, it is `warm/client.py`, which asks the run's
+parent process to end the tree.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ log = get_logger(__name__)
 
 #: Interval at which the deadline and the `should_cancel` callback are checked during a run, in seconds.
 CHECK_INTERVAL_S = 0.2
-#: Time between the end of the guard's grace period and the kill of the run's processes by the agent. The guard normally
-#: ends these processes within the grace period.
+#: A guard that ends a run sends TERM to the run's processes, and KILL after the grace period `process_tree.GRACE_S`. If
+#: the processes still run GUARD_MARGIN_S after the end of the grace period, the agent kills them.
 GUARD_MARGIN_S = 2.0
 #: Maximum size of an event file that is parsed. ansible-runner's display callback writes one such file for each event.
 MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
@@ -45,8 +47,9 @@ MAX_READ_BYTES = 16 * 1024
 #: Free space of the run folder's file system below which the run folder counts as full. The run folder contains the
 #: private folders of all runs.
 MIN_FREE_BYTES = 64 * 1024
-#: Maximum time without output of a run after the run folder was full. Then the agent ends the run.
-MAX_SILENCE_AFTER_FULL_S = 60.0
+#: A run that has printed nothing for this time counts as stuck if the run folder was full at some time of the run. The
+#: agent ends a stuck run.
+MAX_TIME_WITHOUT_OUTPUT_S = 60.0
 
 #: Matches the UUID of an event. The UUID becomes part of a file name, so it must not contain `/` or `.`, with which the
 #: name could lead to a file in another folder.
@@ -76,24 +79,25 @@ class Execution:
         self._guard_input_reader, self._guard_input_writer = guard_pipe
         self._output_reader, self._output_writer = output_pipe
         self._events_folder = Path(config.artifact_dir, "job_events")
+        #: the file in the run's private folder with the login at Proxmox; its path identifies the run's processes
         self._credentials_file = config.env[CREDENTIALS_VARIABLE]
         self._runner = ansible_runner.Runner(config, event_handler=self._add_event)
-        self._event_filter = OutputEventFilter(output, self._on_event_mark, suppress_ansible_output=True)
+        self._event_filter = OutputEventFilter(output, self._add_event_from_output, suppress_ansible_output=True)
         self._output_decoder = OutputDecoder(self._event_filter.write, output.ignore_further_text)
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
         self._cancelled_at = 0.0
         self._folder_full_since: float | None = None  #: when the run folder was first found full; None if it was not
         self._last_output_at = time.monotonic()
-        self._is_ended_for_silence = False
+        self._is_ended_as_stuck = False
 
     def execute(self, deadline: float, should_cancel: Callable[[], bool]) -> tuple[RunStatus, int]:
         """Execute the run until it ends, then end all its processes. Return its status and its exit code.
 
         `deadline` is a time of the clock `time.monotonic()`.
         """
-        # `runner_config` sets the mode "subprocess". In this mode, ansible-runner passes these pipes to the guard and
-        # waits until the guard has ended.
+        # `config` sets ansible-runner's mode "subprocess". In this mode, ansible-runner passes these pipes to the guard
+        # and waits until the guard has ended.
         self._config.input_fd = self._guard_input_reader
         self._config.output_fd = self._config.error_fd = self._output_writer
         guard_thread = threading.Thread(target=self._run_guard, name=f"run-{self._config.ident}", daemon=True)
@@ -110,7 +114,9 @@ class Execution:
         self._output.finish(status=status, rc=rc)
         if self._output.has_lost_essential_output and status is not RunStatus.CANCELED:
             log.error("run_output_lost", run_ident=self._config.ident, rc=rc)
-            return RunStatus.FAILED, process_tree.EXIT_ENDED_BY_GUARD  # the outcome is unknown, as after a kill
+            # The run folder was full, so a failure, a result, the final event, the exit code or the status could not
+            # be stored. So the outcome is unknown, as after a killed run. The run gets the exit code of a killed run.
+            return RunStatus.FAILED, process_tree.EXIT_ENDED_BY_GUARD
         return status, rc
 
     def cancel(self, status: RunStatus = RunStatus.CANCELED) -> None:
@@ -158,20 +164,20 @@ class Execution:
 
         If the run is already cancelled and its guard does not end the processes in time, kill them.
         """
-        if self._cancel_status is not None or self._is_ended_for_silence:
+        if self._cancel_status is not None or self._is_ended_as_stuck:
             if now > self._cancelled_at + process_tree.GRACE_S + GUARD_MARGIN_S:  # the guard is suspended or dead
                 process_tree.end_processes(self._find_processes, grace_s=0)
         elif should_cancel():
             self.cancel()
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
-        elif self._is_silent_after_full(now):
+        elif self._is_stuck(now):
             log.warning("run_stands_still", run_ident=self._config.ident)
-            self._is_ended_for_silence, self._cancelled_at = True, now
+            self._is_ended_as_stuck, self._cancelled_at = True, now
             self._close_guard_pipe()  # `_cancel_status` stays None, so the run counts as killed: its outcome is unknown
 
-    def _is_silent_after_full(self, now: float) -> bool:
-        """True if the run folder was full, and the run has printed nothing for MAX_SILENCE_AFTER_FULL_S since then.
+    def _is_stuck(self, now: float) -> bool:
+        """True if the run folder was full, and the run has printed nothing for MAX_TIME_WITHOUT_OUTPUT_S since then.
 
         Ansible may wait for ever after one of its processes could not write a file.
         """
@@ -181,7 +187,7 @@ class Execution:
                 self._folder_full_since = now
         return (
             self._folder_full_since is not None
-            and now > max(self._folder_full_since, self._last_output_at) + MAX_SILENCE_AFTER_FULL_S
+            and now > max(self._folder_full_since, self._last_output_at) + MAX_TIME_WITHOUT_OUTPUT_S
         )
 
     def _end_processes(self, guard_thread: threading.Thread) -> None:
@@ -210,6 +216,7 @@ class Execution:
 
     def _find_processes(self) -> set[int]:
         """Return the process ids of this run, found by the path of its credentials file in their environment."""
+        # NUL ends the value of a variable in /proc/<pid>/environ.
         return process_tree.processes_with_variable(CREDENTIALS_VARIABLE, f"{self._credentials_file}\0")
 
     def _status_and_exit_code(self) -> tuple[RunStatus, int]:
@@ -227,21 +234,22 @@ class Execution:
         exit_code = rc if rc > 0 else 128 - rc  # `subprocess` returns the negative number of a signal
         return RunStatus.FAILED, exit_code
 
-    def _on_event_mark(self, mark: dict[str, Any]) -> None:
-        """Let ansible-runner read the file of an event. Called when the event's mark was found in the output.
+    def _add_event_from_output(self, output_event: dict[str, Any]) -> None:
+        """Let ansible-runner read the file of an event, then store the event.
 
-        ansible-runner's display callback writes each event to a file, and a mark with the event's UUID to the output.
-        The output may also contain text from a guest or from Proxmox that looks like a mark. So only a few members of
-        the mark are used, and the file defines the event. If the file is truncated, too large or not JSON, a
-        placeholder event is stored instead, so that the run continues.
+        ansible-runner's display callback writes each event to a file, and an event mark, which contains the event's
+        UUID, to the output. The event filter calls this method for each event mark, and for each line of plain output,
+        which has no file. The output may also contain text from a guest or from Proxmox that looks like an event mark.
+        So only a few members of the mark are used, and all other members of the event come from the file. If the file
+        is truncated, too large or not JSON, a placeholder event is stored instead, so that the run continues.
         """
-        if not _UUID.match(str(mark.get("uuid", ""))):
+        if not _UUID.match(str(output_event.get("uuid", ""))):
             return
-        event_file = self._events_folder / f"{mark['uuid']}-partial.json"
+        event_file = self._events_folder / f"{output_event['uuid']}-partial.json"
         used_members = ("uuid", "counter", "stdout", "start_line", "end_line")
-        event = {key: mark[key] for key in used_members if key in mark}
-        # "event" is the event's kind. An event without a file, such as a line of plain output, has the kind "verbose".
-        # If the event has a file, `event_callback` overwrites this kind with the kind in the file.
+        event = {key: output_event[key] for key in used_members if key in output_event}
+        # "event" is the event's kind. A line of plain output has the kind "verbose". If the event has a file,
+        # `event_callback` overwrites this kind with the kind in the file.
         event |= {"event": "verbose"}
         try:
             if event_file.exists() and event_file.stat().st_size > MAX_EVENT_FILE_BYTES:

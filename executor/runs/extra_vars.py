@@ -1,4 +1,8 @@
-"""Makes the members of the extra var `vm` that describe a guest, from a service's properties. Pure functions."""
+"""Makes the members of the extra var `vm` that describe a guest, from a service's properties. Pure functions.
+
+`PlaybookSettings` are the operator's settings for all runs, such as the default bridge. A `RunRequest` has the facts
+about one job, such as the service's properties.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from typing import Any
 from executor.errors import JobError
 from executor.model import GuestKind
 from executor.runs.network_properties import NicProperties
-from executor.runs.request import PlanSettings, RunRequest
-from executor.runs.vm_properties import NIC_PROPERTY_NAMES_BY_IP_VERSION, TAG_PATTERN, VmProperties, read_properties
-from executor.settings.offered import template_not_offered_error
+from executor.runs.request import PlaybookSettings, RunRequest
+from executor.runs.vm_properties import IPV4_AND_IPV6_NIC_PROPERTY_NAMES, TAG_PATTERN, VmProperties, read_properties
+from executor.settings.offered import template_not_configured_error
 from executor.shared.error_codes import ErrorCode
-from executor.shared.marker import without_forged_lines
+from executor.shared.marker import without_imitated_smith_lines
 
-#: Optional hardware properties that have the same name in `vm`. If a property is missing, the playbook leaves the value
-#: in the VM's configuration unchanged.
+#: Optional hardware properties that have the same name in `VmProperties` and in `vm`. If a property is missing, the
+#: playbook leaves the value in the VM's configuration unchanged.
 OPTIONAL_HARDWARE_PROPERTIES = ("sockets", "cpu_type", "balloon_mib", "swap_mib", "onboot", "protection", "guest_agent")
 MAX_DESCRIPTION_LENGTH = 200
 #: Maps each cloud-init property of a service to the member of `vm.cloud_init` that contains its value.
@@ -27,7 +31,7 @@ CLOUD_INIT_MEMBERS = {
 }
 
 
-def members_for_create(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+def members_for_create(request: RunRequest, settings: PlaybookSettings) -> dict[str, Any]:
     """Return the members of `vm` for `create`: the guest's whole configuration, and its source, such as a template."""
     properties = _read_request_properties(request)
     members = {
@@ -43,7 +47,7 @@ def members_for_create(request: RunRequest, settings: PlanSettings) -> dict[str,
     return members
 
 
-def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+def members_for_update(request: RunRequest, settings: PlaybookSettings) -> dict[str, Any]:
     """Return the members of `vm` for `update`.
 
     FulcrumCore sends all properties with each update. The members `network` (the first NIC), `networks` (all NICs) and
@@ -59,7 +63,7 @@ def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str,
     if _has_property_changed(request, "networks"):
         members["networks"] = _nic_members(properties)
     if properties.allow_reboot:
-        members["allow_reboot"] = True
+        members["allow_reboot"] = True  # the playbook may restart the guest so that all new values take effect
     if changed_names := [name for name in CLOUD_INIT_MEMBERS if _has_property_changed(request, name)]:
         if "sshPublicKeys" in changed_names and not properties.ssh_public_keys:
             # The playbook would not send an empty list to Proxmox. So the job would succeed, although users could still
@@ -72,19 +76,19 @@ def members_for_update(request: RunRequest, settings: PlanSettings) -> dict[str,
 
 
 def members_for_resize(properties: VmProperties) -> dict[str, Any]:
-    """Return the members of `vm` for `resize`: the sizes of the disks."""
+    """Return the members of `vm` for `resize`: the sizes of the first disk (`disk_gib`) and of other disks."""
     members: dict[str, Any] = {"disk_gib": properties.disk_gib}
     if disks := [{"disk": disk.disk, "size_gib": disk.size_gib} for disk in properties.disks if disk.size_gib]:
         members["disks"] = disks
     return members
 
 
-def bridge_of_first_nic(properties: VmProperties, settings: PlanSettings) -> str:
+def bridge_of_first_nic(properties: VmProperties, settings: PlaybookSettings) -> str:
     """Return the bridge of the first NIC: the bridge in the property `network`, or the bridge in the settings."""
     return properties.network.bridge or settings.bridge
 
 
-def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
+def find_os_template(name_or_volume: str, settings: PlaybookSettings) -> str:
     """Return the volume of a container's OS template, such as `local:vztmpl/debian.tar.zst`.
 
     PROXMOX_OS_TEMPLATES must contain the name or the volume. If PROXMOX_ANY_TEMPLATE is set, every other volume is
@@ -96,18 +100,19 @@ def find_os_template(name_or_volume: str, settings: PlanSettings) -> str:
     is_volume = ":" in name_or_volume
     if is_volume and (settings.may_use_any_template or name_or_volume in os_templates.values()):
         return name_or_volume
-    raise template_not_offered_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
+    raise template_not_configured_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
 
 
 def make_description(service_name: str) -> str:
     """Return the VM's description: the service's name as one printable line.
 
-    A marker is a line in a VM's description that names the VM's service. If the service's name contains the beginning
-    of a marker, this beginning is changed: otherwise the name could assign the VM to another service.
+    Agent Smith writes lines that begin with `smith-` to the VM's description, such as the marker `smith-uid=…`, which
+    names the VM's service. A part of the service's name that imitates the beginning of such a line is changed:
+    otherwise the name could assign the VM to another service.
     """
     printable_name = "".join(char if char.isprintable() else " " for char in service_name)
     one_line = " ".join(printable_name.split())
-    return without_forged_lines(one_line)[:MAX_DESCRIPTION_LENGTH]
+    return without_imitated_smith_lines(one_line)[:MAX_DESCRIPTION_LENGTH]
 
 
 def _read_request_properties(request: RunRequest) -> VmProperties:
@@ -146,7 +151,7 @@ def _removed_tags(request: RunRequest) -> list[str]:
     return [tag for tag in removed_tags if TAG_PATTERN.fullmatch(tag)]
 
 
-def _source_members(properties: VmProperties, request: RunRequest, settings: PlanSettings) -> dict[str, Any]:
+def _source_members(properties: VmProperties, request: RunRequest, settings: PlaybookSettings) -> dict[str, Any]:
     """Return the members that name the source of the guest.
 
     The source is a template, an OS template (for a container), an ISO image, or `blank` (for a VM with empty disks).
@@ -157,6 +162,7 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
             "image is missing: give the name of a template (or iso, blank or osTemplate instead of image)",
         )
     if properties.image:
+        # The request has a template if the agent chose one together with the VM's node.
         template_vmid = request.template_vmid or _find_template_vmid(properties.image, settings.templates)
         clone_members = {} if settings.makes_full_clones else {"full_clone": False}
         return {"template_vmid": template_vmid, **clone_members}
@@ -169,7 +175,7 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
 
 def _find_template_vmid(image: str, templates: Mapping[str, int]) -> int:
     if image not in templates:
-        raise template_not_offered_error(image, templates)
+        raise template_not_configured_error(image, templates)
     return templates[image]
 
 
@@ -181,7 +187,7 @@ def _hardware_members(properties: VmProperties) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value not in (None, [])}
 
 
-def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[str, Any]:
+def _network_members(properties: VmProperties, settings: PlaybookSettings) -> dict[str, Any]:
     """Return the value of the member `network`, which configures the first NIC."""
     network = properties.network
     members = {
@@ -198,10 +204,11 @@ def _network_members(properties: VmProperties, settings: PlanSettings) -> dict[s
 def _nic_members(properties: VmProperties) -> list[dict[str, Any]]:
     """Return the value of the member `networks`.
 
-    If the first NIC has an address but no mode, it gets the mode that is in the property `network`.
+    If the first NIC has an IP address but no address mode (dhcp, slaac or static), it gets the mode that the property
+    `network` contains.
     """
     nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
-    for mode_name, cidr_name, _gateway_name in NIC_PROPERTY_NAMES_BY_IP_VERSION:
+    for mode_name, cidr_name, _gateway_name in IPV4_AND_IPV6_NIC_PROPERTY_NAMES:
         if nics and cidr_name in nics[0] and mode_name not in nics[0]:
             nics[0][mode_name] = getattr(properties.network, mode_name)
     return nics

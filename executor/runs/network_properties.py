@@ -19,16 +19,16 @@ Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([A-Za-z0-9_.-]
 Address = TypeVar("Address")
 
 
-def _read_address(make_address: Callable[[str], Address], value: str) -> Address:
+def _read_address(make_address: Callable[[str], Address], value: str, expected: str) -> Address:
     """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises ValueError if the value is invalid. The text of this error does not contain the value. `ipaddress` would
-    quote it.
+    Raises ValueError if the value is invalid. The text of this error contains `expected`, such as `an IPv4 address`,
+    instead of the value, which the error of `ipaddress` quotes.
     """
     try:
         return make_address(value)
     except ValueError:
-        raise ValueError("is not an IP address of the required version") from None
+        raise ValueError(f"is not {expected}") from None
 
 
 def _refuse_ipv6_zone(value: str) -> str:
@@ -69,7 +69,8 @@ class Properties(BaseModel):
 class AddressProperties(Properties):
     """The properties with the IP configuration of a NIC. The subclasses add the property `mode`, the mode of IPv4."""
 
-    MODE_MAY_BE_IN_NETWORK: ClassVar[bool] = False  #: True: the property `network` may contain the mode of this NIC
+    #: True if an address is accepted without a mode, because another property may contain the mode.
+    MAY_LACK_MODE: ClassVar[bool] = False
 
     ipv4_cidr: str | None = None
     ipv4_gateway: str | None = None
@@ -85,7 +86,8 @@ class AddressProperties(Properties):
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 192.0.2.10/24")
         # `with_prefixlen` is the form 192.0.2.10/24. Proxmox refuses the form 192.0.2.10/255.255.255.0.
-        return _require_valid_cidr(_read_address(ipaddress.IPv4Interface, value).with_prefixlen, 4)
+        interface = _read_address(ipaddress.IPv4Interface, value, "an IPv4 address with a valid prefix length")
+        return _require_valid_cidr(interface.with_prefixlen, 4)
 
     @field_validator("ipv6_cidr")
     @classmethod
@@ -94,25 +96,29 @@ class AddressProperties(Properties):
             return None
         if "/" not in value:
             raise ValueError("needs a prefix length, as in 2001:db8::10/64")
-        return _require_valid_cidr(_read_address(ipaddress.IPv6Interface, _refuse_ipv6_zone(value)).with_prefixlen, 6)
+        address = _refuse_ipv6_zone(value)
+        interface = _read_address(ipaddress.IPv6Interface, address, "an IPv6 address with a valid prefix length")
+        return _require_valid_cidr(interface.with_prefixlen, 6)
 
     @field_validator("ipv4_gateway")
     @classmethod
     def _check_ipv4_gateway(cls, value: str | None) -> str | None:
-        return None if value is None else str(_read_address(ipaddress.IPv4Address, value))
+        return None if value is None else str(_read_address(ipaddress.IPv4Address, value, "an IPv4 address"))
 
     @field_validator("ipv6_gateway")
     @classmethod
     def _check_ipv6_gateway(cls, value: str | None) -> str | None:
-        return None if value is None else str(_read_address(ipaddress.IPv6Address, _refuse_ipv6_zone(value)))
+        if value is None:
+            return None
+        return str(_read_address(ipaddress.IPv6Address, _refuse_ipv6_zone(value), "an IPv6 address"))
 
     @model_validator(mode="after")
     def _check_addresses(self) -> AddressProperties:
         ipv4_mode = getattr(self, "mode", None)
         if ipv4_mode == "static" and self.ipv4_cidr is None:
-            raise ValueError("mode static needs ipv4Cidr")
+            raise ValueError("needs ipv4Cidr, because mode is static")
         if self.ipv6_mode == "static" and self.ipv6_cidr is None:
-            raise ValueError("ipv6Mode static needs ipv6Cidr")
+            raise ValueError("needs ipv6Cidr, because ipv6Mode is static")
         for name, gateway, cidr, version in (
             ("ipv4Gateway", self.ipv4_gateway, self.ipv4_cidr, 4),
             ("ipv6Gateway", self.ipv6_gateway, self.ipv6_cidr, 6),
@@ -124,8 +130,8 @@ class AddressProperties(Properties):
             (self.ipv6_mode, "ipv6Mode", {"ipv6Cidr": self.ipv6_cidr, "ipv6Gateway": self.ipv6_gateway}),
         ):
             given_property = next((name for name, value in properties.items() if value is not None), "")
-            if given_property and mode != "static" and not (mode is None and self.MODE_MAY_BE_IN_NETWORK):
-                raise ValueError(f"{given_property} needs {mode_name} static")
+            if given_property and mode != "static" and not (mode is None and self.MAY_LACK_MODE):
+                raise ValueError(f"{given_property} is only allowed if {mode_name} is static")
         return self
 
 
@@ -141,16 +147,18 @@ class NetworkProperties(AddressProperties):
     @field_validator("dns_servers")
     @classmethod
     def _check_dns_servers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str(_read_address(ipaddress.ip_address, _refuse_ipv6_zone(server))) for server in value)
+        addresses = (_read_address(ipaddress.ip_address, _refuse_ipv6_zone(text), "an IP address") for text in value)
+        return tuple(str(address) for address in addresses)
 
 
 class NicProperties(AddressProperties):
     """One network interface of the list `networks`, which configures all interfaces of a guest, including the first.
 
-    An update leaves the values of missing members unchanged.
+    For the first interface, `networks` has precedence over the property `network`. An update leaves the values of
+    missing members unchanged.
     """
 
-    MODE_MAY_BE_IN_NETWORK: ClassVar[bool] = True
+    MAY_LACK_MODE: ClassVar[bool] = True  #: the property `network` may contain the modes of the first NIC
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None

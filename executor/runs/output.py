@@ -21,10 +21,11 @@ from executor.redaction import Redactor
 
 #: Maximum size of the output that is stored in `stdout`. Event marks in later output are still read.
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
-#: Size of `events.jsonl` above which only essential events are added: failures, results and the final event.
+#: Size of `events.jsonl` above which only essential events are added: failures, results that the playbook
+#: publishes with `set_stats`, and the final event.
 MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
 #: Size of `events.jsonl` above which only the final event is added, which reports the end of the playbook.
-MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL = 20 * 1024 * 1024
+MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS = 20 * 1024 * 1024
 #: Maximum size of one event in `events.jsonl`. A larger event is shortened. The limit is high, because the result of a
 #: single module may have 700 kB.
 MAX_EVENT_BYTES = 1024 * 1024
@@ -147,13 +148,13 @@ class RunOutput:
         if event.get("event") == _FINAL_EVENT_KIND:
             # This limit leaves space for one final event after the essential events. Final events need a limit, too,
             # because the output of a run may imitate them.
-            return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL + MAX_EVENT_BYTES
-        return MAX_TOTAL_EVENTS_BYTES_FOR_ESSENTIAL if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
+            return MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS + MAX_EVENT_BYTES
+        return MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
 
     def _to_json_line(self, event: dict[str, Any]) -> str:
         """Return the event as JSON with masked secrets. Shorten the event only as far as MAX_EVENT_BYTES requires."""
         redacted = self._redactor.redact_value(event)
-        for shorten in (_keep_all, _truncate_strings, _keep_essentials):
+        for shorten in (_unchanged, _truncate_strings, _keep_essentials):
             line = json.dumps(shorten(redacted), default=str)
             if len(line) <= MAX_EVENT_BYTES:
                 return line
@@ -238,7 +239,7 @@ def _is_essential(event: dict[str, Any]) -> bool:
     return event.get("event") in _ESSENTIAL_EVENT_KINDS or (isinstance(result, dict) and "ansible_stats" in result)
 
 
-def _keep_all(event: Any) -> Any:
+def _unchanged(event: Any) -> Any:
     return event
 
 
@@ -262,6 +263,8 @@ def _keep_essentials(event: dict[str, Any]) -> dict[str, Any]:
     data_members = ("task", "task_action", "resolved_action", "host", "ignore_errors", "failures")
     essential_data = _select_members(data, *data_members)
     essential_data["res"] = _select_members(result, "msg", "changed", "rc", "ansible_stats")
+    # In the final event, ansible-runner's member `artifact_data` has the values that the playbook set with `set_stats`.
+    # The agent reads only `vm_result`, the playbook's result.
     if isinstance(stats := data.get("artifact_data"), dict):
         essential_data["artifact_data"] = {"vm_result": stats.get("vm_result")}
     return {

@@ -36,7 +36,7 @@ IDENT_VARIABLE = "SMITH_RUN_IDENT"
 SECRET_CREDENTIALS = ("api_token_secret", "api_password")
 
 #: Name of a file in each private folder. The agent that makes the folder writes the file. At its start, an agent
-#: removes only folders that contain this file.
+#: removes the private folders of earlier agent processes, and it recognises them by this file.
 CREATED_BY_AGENT_FILE = ".agent-smith"
 #: Matches a run's ident: up to 128 letters, digits, dashes and underscores, of which the first is a letter or digit.
 _IDENT_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
@@ -75,7 +75,7 @@ def is_private_folder_of_run(folder: Path) -> bool:
 
 
 def is_folder_of_this_user(path: Path) -> bool:
-    """True if `path` is a folder of this user, and not a link to a folder."""
+    """True if `path` is a folder that belongs to the user of this process, and not a link to a folder."""
     try:
         status = path.lstat()
     except OSError:
@@ -84,13 +84,16 @@ def is_folder_of_this_user(path: Path) -> bool:
 
 
 def make_subfolders(folder: Path) -> None:
-    """Make the subfolders of a run's private folder."""
+    """Make the subfolders of a run's private folder.
+
+    The run has HOME in `home` and TMPDIR in `tmp`. ansible-runner writes its own files to `runner`.
+    """
     for name in ("home", "tmp", "runner"):
         (folder / name).mkdir(mode=0o700)
 
 
 def remove_private_folder(folder: Path) -> None:
-    """Remove a private folder and the short link to its temporary folder. The files with secrets are removed first."""
+    """Remove a private folder and the link that `_make_short_link` has made. Remove the files with secrets first."""
     for name in ("vm.yml", "credentials.yml"):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -160,7 +163,7 @@ def validate_ident(ident: str) -> str:
 # --- credentials and extra vars ---------------------------------------------------------------------------------------
 
 
-def module_credentials(settings: Settings) -> dict[str, Any]:
+def ansible_credentials(settings: Settings) -> dict[str, Any]:
     """Return the login at Proxmox, as parameters of the modules of community.proxmox."""
     credentials: dict[str, Any] = {
         "api_host": settings.proxmox_host,
@@ -175,12 +178,14 @@ def module_credentials(settings: Settings) -> dict[str, Any]:
 
 
 def write_credentials(file: Path, credentials: dict[str, Any]) -> None:
-    """Write `credentials`, a result of `module_credentials`, to a new file that only the agent's user can read."""
+    """Write `credentials`, a result of `ansible_credentials`, to a new file that only the agent's user can read."""
     _write_yaml(file, credentials, yaml.SafeDumper)
 
 
 def write_extra_vars(file: Path, vm: dict[str, Any]) -> None:
-    """Write the extra var `vm` for ansible-playbook, with the tag !unsafe: Ansible evaluates no template in its values.
+    """Write the extra var `vm` for ansible-playbook to a YAML file.
+
+    The value of `vm` has the YAML tag !unsafe, which keeps Ansible from evaluating templates in the value.
 
     Raises JobError INVALID_REQUEST when a string is not valid Unicode.
     """
@@ -207,11 +212,11 @@ class _UntrustedDict(dict[str, Any]):
 
 
 class _UntrustedDumper(yaml.SafeDumper):
-    """Writes an `_UntrustedDict` as YAML with the tag !unsafe, which Ansible applies to all values in the dict.
+    """Writes an `_UntrustedDict` as YAML with one tag !unsafe, which Ansible applies to all values in the dict.
 
-    The strings in the dict get no tags: ansible-core would ignore the quotes of a string with the tag !unsafe and guess
-    the type of the value. A password "012" would become 10, because YAML reads 012 as an octal number, and a name "yes"
-    would become true (tried with 2.19).
+    If each string had its own tag !unsafe, ansible-core would ignore the string's quotes and guess the type of the
+    value. A password "012" would become 10, because YAML reads 012 as an octal number, and a name "yes" would become
+    true (tried with 2.19).
     """
 
     def ignore_aliases(self, data: Any) -> bool:

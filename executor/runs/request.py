@@ -16,20 +16,21 @@ from executor.settings.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings:
+class PlaybookSettings:
     """The operator's settings that `plan` uses. They are the same for all jobs."""
 
     cluster: str  #: the name of the Proxmox cluster
     templates: Mapping[str, int]  #: maps the name of each template to its VMID
     storage: str  #: the storage of new disks; '' to use the storage of the template
-    #: The bridges, VLANs, storages and tags that a service may use. The playbook gets them as `vm.allowed`.
+    #: The bridges, VLANs, storages and tags that a service may use. The playbook gets them as `vm.allowed`. An empty
+    #: mapping allows every value, an empty list in it allows none.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     may_use_any_template: bool = False  #: True if a service may also use templates that the settings do not name
     bridge: str  #: the bridge of a NIC whose properties name no bridge
     pool: str  #: the resource pool of new VMs; '' for no pool
     node: str  #: the node in PROXMOX_NODES; '' if PROXMOX_NODES names several nodes or none
-    #: the folder SMITH_ACTIONS_PATH of the provider (the organisation that operates the agent) if it is set, then the
-    #: folder of the playbooks that Agent Smith contains
+    #: The folders of the playbooks, in search order. The first is the folder SMITH_ACTIONS_PATH, if the provider (the
+    #: organisation that operates the agent) has set it. The last is the folder of Agent Smith's own playbooks.
     playbook_folders: Sequence[Path]
     playbook_timeout_s: float  #: how long one run of a playbook may take
     shutdown_timeout_s: float  #: how long a guest may take to shut down before it is powered off
@@ -39,12 +40,12 @@ class PlanSettings:
     makes_full_clones: bool = True  #: False: the clones of templates are linked clones
     backup_storage: str = ""  #: the storage of backups; '' if none is set
     delete_grace_s: float = 0.0  #: how long a VM that is marked for deletion is kept; 0: it is deleted at once
-    makes_final_backup: bool = False  #: make a backup in `backup_storage` before a VM is deleted
-    purges_deleted_vms: bool = False  #: also remove a deleted VM from backup jobs, replication and HA
-    removes_volumes_left: bool = False  #: remove volumes of a deleted VM that Proxmox could not remove
+    makes_final_backup: bool = False  #: True: a backup is made in `backup_storage` before a VM is deleted
+    purges_deleted_vms: bool = False  #: True: a deleted VM is also removed from backup jobs, replication and HA
+    removes_remaining_volumes: bool = False  #: True: the volumes that Proxmox could not delete with a VM are removed
 
     @classmethod
-    def from_settings(cls, settings: Settings, collection_folder: Path) -> PlanSettings:
+    def from_settings(cls, settings: Settings, collection_folder: Path) -> PlaybookSettings:
         """Return the part of the agent's settings that `plan` uses.
 
         `collection_folder` is the folder of our Ansible collection, which contains the folder `playbooks`.
@@ -69,7 +70,7 @@ class PlanSettings:
             delete_grace_s=settings.smith_delete_grace_s,
             makes_final_backup=settings.smith_final_backup,
             purges_deleted_vms=settings.smith_delete_purge,
-            removes_volumes_left=settings.smith_delete_remove_volumes,
+            removes_remaining_volumes=settings.smith_delete_remove_volumes,
         )
 
 
@@ -79,7 +80,7 @@ class RunRequest:
 
     action: str
     service_id: str
-    agent_id: str = ""  #: the id of the service's agent in FulcrumCore; '' if it is not known
+    agent_id: str = ""  #: the service's `agentId` in FulcrumCore, normally the id of this agent; '' if it is not known
     service_name: str
     properties: Mapping[str, Any] = field(repr=False)  #: references to FulcrumCore's vault are replaced by the secrets
     #: for `update`: the service's properties before the update
@@ -88,13 +89,13 @@ class RunRequest:
     vm_name: str
     kind: str = GuestKind.QEMU
     node: str = ""  #: the node of the VM; '' if it is not known
-    #: for `create`: the VMID of the template on `node` that is cloned; 0 to use `PlanSettings.templates`
+    #: for `create`: the VMID of the template on `node` that is cloned; 0 to use `PlaybookSettings.templates`
     template_vmid: int = 0
     #: True if the VMID was reserved but no `create` has succeeded. So a VM with this VMID may be a partial clone: a VM
     #: whose configuration was not finished, so its description lacks the marker that names the service.
     may_be_partial_clone: bool = False
     target_node: str = ""  #: for `migrate`: the node to which the VM moves
-    #: for `delete`: delete the VM only if it is marked for deletion and its grace period has ended
+    #: for `delete`: True if the VM is deleted only if it is marked for deletion and its grace period has ended
     only_if_grace_period_ended: bool = False
     snapshot: str = ""  #: for `snapshot`: the snapshot's name, which is the same in each attempt of the job
     time_left_s: float  #: how many seconds the run may take before the job's deadline

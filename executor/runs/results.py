@@ -1,9 +1,10 @@
 """Step 6 of a job's processing (ARCHITECTURE.md): reads a run's artifacts and concludes the job's result.
 
 This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`, even
-if the playbook fails after it has found the VM. A run that is killed or that times out has no document. The error text
-of a failed run is the text of its last failed Ansible task without `ignore_errors`. In our playbooks this is the last
-Ansible task of the `rescue` section, which fails with the final error text.
+if the playbook fails after it has found the VM. A run that is killed or that times out may have no document. The error
+text of a failed run is the text of its last failed Ansible task without `ignore_errors`. In our playbooks this is the
+last Ansible task of the `rescue` section, which fails with the final error text. The guard of a run is the process that
+ends the run's processes when the agent dies or does not renew its leases in time.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ SIGNAL_EXIT_CODE_BASE = 128
 ANSIBLE_TASK_FAILURE_KINDS = frozenset({"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed"})
 
 
-#: Maps an error code to the text that tenants read instead of Proxmox's text. Proxmox's text may name nodes, templates
-#: and storages, and may state how much capacity is free.
+#: Maps an error code to the text that tenants (the customers in FulcrumCore) read instead of Proxmox's text. Proxmox's
+#: text may name nodes, templates and storages, and may state how much capacity is free.
 TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.CAPACITY: "there is not enough free capacity for this request",
     ErrorCode.NODE_DOWN: "a node does not answer",
@@ -86,8 +87,11 @@ def read_result(artifacts: RunArtifacts) -> JobResult:
             return JobResult(succeeded=False, code=error.code, detail=detail)
     if artifacts.status is RunStatus.SUCCESSFUL:
         return _result_of_success(vm, artifacts)
-    kill_text = _kill_text(artifacts)
-    failure = error_rules.classify_action_failure(kill_text) if kill_text else failure
+    kill_description = _describe_kill(artifacts)
+    if kill_description:
+        # This function is for texts that Agent Smith or a playbook has written, not for texts of Proxmox: it uses an
+        # error code at the beginning of the text.
+        failure = error_rules.classify_action_failure(kill_description)
     code, operator_detail = _code_and_detail(artifacts.status, failure)
     return JobResult(
         succeeded=False,
@@ -95,7 +99,7 @@ def read_result(artifacts: RunArtifacts) -> JobResult:
         code=code,
         detail=_printable_with_run_ident(detail_for_tenants(code, operator_detail), artifacts),
         operator_detail=_printable_with_run_ident(operator_detail, artifacts),
-        was_killed=kill_text is not None,
+        was_killed=kill_description is not None,
     )
 
 
@@ -106,8 +110,10 @@ def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> Jo
     return JobResult(succeeded=True, vm=vm)
 
 
-def _kill_text(artifacts: RunArtifacts) -> str | None:
-    """Return how the run was killed; None if the run ended by itself, or if the agent ended it.
+def _describe_kill(artifacts: RunArtifacts) -> str | None:
+    """Return how the run was killed; None if the run ended by itself, was cancelled, or timed out.
+
+    The text may begin with an error code.
 
     A run whose last Ansible task has no result counts as killed: the process of this task was killed, for example
     because memory ran out. So the changes that the run has made are unknown.
@@ -116,12 +122,21 @@ def _kill_text(artifacts: RunArtifacts) -> str | None:
         return None
     if artifacts.rc == EXIT_LEASE_LOST:
         return f"{ErrorCode.LEASE_LOST}: the run was ended, because the lease of its job was not renewed in time"
-    if artifacts.rc == EXIT_ENDED_BY_GUARD:  # if the agent itself ended the run, the status is CANCELED or TIMEOUT
-        return "the playbook was killed, or could not be started"
+    # The exit code EXIT_ENDED_BY_GUARD of a failed run has one of these causes:
+    # - The guard could not be started.
+    # - Another process sent TERM to the guard.
+    # - The run folder was full, and a part of the output was lost.
+    # - The run folder was full, the run then printed nothing for a long time, and the agent ended the run.
+    if artifacts.rc == EXIT_ENDED_BY_GUARD:
+        return "the playbook was killed, or could not be started, or a part of its output was lost"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE
     if not 0 < signal_number < signal.NSIG:
-        is_worker_killed = _is_last_ansible_task_unfinished(artifacts)
-        return "the process of an Ansible task was killed, perhaps because memory ran out" if is_worker_killed else None
+        is_ansible_task_killed = _is_last_ansible_task_unfinished(artifacts)
+        return (
+            "the process of an Ansible task was killed, perhaps because memory ran out"
+            if is_ansible_task_killed
+            else None
+        )
     cause = ", perhaps because memory ran out" if signal_number == signal.SIGKILL else ""
     return f"the playbook was killed by signal {signal_number}{cause}"
 
@@ -185,6 +200,7 @@ def _find_document_and_failure(artifacts: RunArtifacts) -> tuple[dict[str, Any] 
             document = published_document
         if kind in ANSIBLE_TASK_FAILURE_KINDS and not data.get("ignore_errors"):
             failure = _classify_ansible_task_failure(data)
+        # "verbose" is ansible-runner's event for output that belongs to no other event.
         elif kind == "verbose" and "ERROR" in str(event.get("stdout", "")):
             output_error = error_rules.classify_failure(str(event["stdout"]))
     return document, failure or output_error

@@ -27,7 +27,7 @@ from pathlib import Path
 from executor.database.engine import file_system_of
 from executor.errors import SettingsError
 from executor.log import get_logger
-from executor.runs.run_folder_record import RECORD_FILE, recorded_run_folders
+from executor.runs.run_folder_record import RECORD_FILE, current_and_earlier_run_folders
 from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.shared.run_until import NO_LIMIT
 
@@ -41,8 +41,8 @@ MAX_NAME_SUFFIX = 9
 #: Maximum wait for a lock. An agent process that was just killed keeps its locks for a moment.
 LOCK_WAIT_S = 2.0
 LOCK_RETRY_S = 0.05
-#: Maximum size of the part of RECORD_FILE that is compared with the new content.
-MAX_RECORD_BYTES = 65_536
+#: Maximum number of bytes that are read from RECORD_FILE, to compare them with the new content.
+MAX_RECORD_FILE_BYTES = 65_536
 #: Errors after which another attempt fails, too, until an operator acts.
 _PERMANENT_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
@@ -100,11 +100,11 @@ class RunFolder:
             weakref.finalize(self, os.close, self._record_fd)
         return path
 
-    def unused_earlier_run_folders(self) -> Iterator[Path]:
+    def lock_earlier_run_folders(self) -> Iterator[Path]:
         """Yield the run folders of earlier agent processes, except the folder that this agent process uses.
 
         When the caller asks for the next folder, the yielded folder is removed if it is empty. A folder that another
-        agent uses now, or that no longer belongs to this user, is skipped.
+        agent uses now, or that no longer belongs to the user of this process, is skipped.
         """
         current_path = self.path
         for path in [path for path in self._earlier_run_folders if path != current_path]:
@@ -115,7 +115,7 @@ class RunFolder:
                 continue
             try:
                 yield path
-                with contextlib.suppress(OSError):  # raised if the folder contains an entry that is not ours
+                with contextlib.suppress(OSError):  # raised if the folder is not empty
                     (path / RUN_UNTIL_FILE).unlink(missing_ok=True)
                     path.rmdir()
             finally:
@@ -137,14 +137,15 @@ class RunFolder:
                 f"SMITH_DATA_DIR {data_dir} is in use by another agent: set SMITH_DATA_DIR to another folder"
             )
         self._record_fd = fd
-        return recorded_run_folders(self._record_file.parent)
+        return current_and_earlier_run_folders(self._record_file.parent)
 
     def _write_record_file(self, current_path: Path) -> None:
         if self._record_fd is None:
             return
         paths = dict.fromkeys([current_path, *self._earlier_run_folders])
         content = b"".join(os.fsencode(path) + b"\n" for path in paths)
-        if os.pread(self._record_fd, MAX_RECORD_BYTES, 0) != content:  # not written if unchanged: the disk may be full
+        # Unchanged content is not written again, because the write could fail on a full disk.
+        if os.pread(self._record_fd, MAX_RECORD_FILE_BYTES, 0) != content:
             os.pwrite(self._record_fd, content, 0)
             os.truncate(self._record_fd, len(content))
 
@@ -193,10 +194,10 @@ class RunFolder:
 
 
 def open_and_lock(path: Path) -> int:
-    """Open and lock a folder of this user, restrict access to this user, and return the descriptor.
+    """Open and lock a folder that belongs to the user of this process. Restrict access to this user.
 
-    A folder of another user is not changed. Raises RunFolderNotUsable, or FileNotFoundError when the path does not
-    exist.
+    Return the descriptor. A folder of another user is not changed. Raises RunFolderNotUsable, or FileNotFoundError when
+    the path does not exist.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -1,5 +1,8 @@
 """Writes the deadline of all runs of this agent process to a file, which the guard of each run reads.
 
+When the agent's leases have expired, another agent may process the jobs. So the runs must end before the leases expire.
+With each renewal of its leases, the agent writes a new deadline, or NO_LIMIT if the runs may continue.
+
 The guard is the process that ends a run's processes at the deadline (`execution.py`). It reads the file with
 `shared/run_until.py`. The file is in the run folder, which contains the private folders of all runs. The file has a
 fixed size and is overwritten in place, so the agent can write it even when the run folder is full.
@@ -35,8 +38,8 @@ class RunUntilFile:
     def set_deadline(self, deadline_s: float) -> None:
         """Write the time at which the runs must end, a time of the clock `run_until.boottime_s()`.
 
-        If the file cannot be written, this method logs the error. Then the running runs end at the deadline that was
-        written last, and no run starts.
+        If the file cannot be written, this method logs the error. Then the current runs end at the deadline that was
+        written last. A new run starts only after `ensure_written`, which `Runner.run` calls, has written the file.
         """
         with self._lock:
             self._deadline_s = deadline_s
@@ -63,7 +66,10 @@ class RunUntilFile:
                 self._write()
 
     def _write(self) -> None:
-        """Write two copies of the encoded deadline. While one copy is being written, the other copy is complete."""
+        """Write two copies of the encoded deadline, each of RECORD_BYTES bytes.
+
+        While one copy is being written, the other copy is complete.
+        """
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             for start in (0, RECORD_BYTES):

@@ -1,8 +1,10 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): executes a PlaybookRun and stores its artifacts.
 
-The module `private_folder` makes a run's private folder, `runner_config` makes its command and its environment, and
-`execution` executes the run. A warm run is a fork of a server process that has already imported Ansible
-(`warm/servers.py`). A cold run is a new ansible-playbook process. Only the package `executor.runs` uses ansible_runner.
+The module `private_folder` makes a run's private folder, which contains the run's extra vars, credentials and temporary
+files until the run ends. `runner_config` makes the run's command and environment, and `execution` executes the run. The
+story of a run is the summary of what the run has done so far (`story.py`). A warm run is a fork of a server process
+that has already imported Ansible (`warm/servers.py`). A cold run is a new ansible-playbook process. Only the package
+`executor.runs` uses ansible_runner.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ from executor.runs.story import RunStory
 from executor.runs.warm.compatibility import why_warm_runs_unavailable
 from executor.runs.warm.servers import WarmServerKeeper
 
-#: The time that a playbook reserves at the end of its run: for the last look-up of the guest, and for the end of
-#: ansible-playbook.
-LAST_LOOK_UP_S = 5.0
+#: How long before the run's timeout a playbook must stop waiting. In this time, the action plugin that has waited for a
+#: change in Proxmox reads the VM's state for the last time, and ansible-playbook ends.
+MARGIN_BEFORE_TIMEOUT_S = 5.0
 #: Name of the private folder of the server of warm runs. The server has the same environment as a run, except that
 #: paths in the environment begin with this folder instead of the run's private folder.
 WARM_SERVER_FOLDER = ".warm"
@@ -58,8 +60,8 @@ class RunnerPaths:
 
     #: the folder of our Ansible collection, which contains playbooks/, roles/, inventory/ and ansible.cfg
     collection_folder: Path
-    #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used, a folder
-    #: with another name is used (`run_folder.py`).
+    #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used and its
+    #: parent folder is on tmpfs or ramfs, `RunFolder` uses another folder in the parent folder, such as `run-2`.
     run_dir: Path
     artifacts_dir: Path  #: contains the redacted artifacts of ended runs
     data_dir: Path | None = None  #: the agent's data folder; None if a command executes the runs, not an agent process
@@ -76,26 +78,35 @@ class Runner:
         ca_bundle: Path | None = None,
         redactor: redaction.Redactor = redaction.redactor,
     ) -> None:
-        self._ansible_home = paths.collection_folder.resolve()
+        """Prepare the execution of runs.
+
+        `get_credentials` returns the login at Proxmox, as parameters of the modules of community.proxmox. With the
+        certificates in `ca_bundle`, runs check the certificate of Proxmox; None for the certificates of the system.
+        """
+        self._collection_folder = paths.collection_folder.resolve()
+        #: chooses, opens and locks the run folder at its first use
         self._run_folder = RunFolder(paths.run_dir, paths.data_dir)
         self.artifact_store = ArtifactStore(paths.artifacts_dir.resolve(), lambda: self._run_dir)
         self._get_credentials = get_credentials
         self._ca_bundle = ca_bundle.resolve() if ca_bundle else None
         self._redactor = redactor
-        self._executions: dict[str, Execution] = {}  #: maps the ident of each current run to its execution
+        #: by the ident of each current run: the object that starts the run, reads its output and ends it
+        self._executions: dict[str, Execution] = {}
+        #: starts the server of warm runs, and replaces it if it does not work; None before `start_warm_server`
         self._warm_server_keeper: WarmServerKeeper | None = None
 
     @property
     def _run_dir(self) -> Path:
-        """The run folder of this agent process, opened and locked."""
+        """The path of the run folder of this agent process, which `_run_folder` has locked."""
         return self._run_folder.path
 
     @property
     def _run_until_file(self) -> RunUntilFile:
+        """The file with the time at which the guards end all runs of this agent process."""
         return self._run_folder.run_until_file
 
     def set_runs_deadline(self, deadline_s: float) -> None:
-        """Make the guards end all runs at this time of the clock `run_until.boottime_s()`. Each call replaces the time.
+        """Make the guards end all runs at this time of the clock CLOCK_BOOTTIME. Each call replaces the time.
 
         A guard is the process that ends the processes of a run (`execution.py`).
         """
@@ -114,7 +125,7 @@ class Runner:
         folder.mkdir(mode=0o700)
         make_subfolders(folder)
         self._warm_server_keeper = WarmServerKeeper(
-            folder, self._ansible_home, lambda: self._server_environment(folder)
+            folder, self._collection_folder, lambda: self._server_environment(folder)
         )
         self._warm_server_keeper.start()
 
@@ -140,11 +151,12 @@ class Runner:
 
         `on_step` is called with the text of each step that the playbook begins, such as `cloning the template 9000`.
 
-        A run that is killed, that crashes or whose outcome is unknown counts as failed. Raises JobError INVALID_REQUEST
-        when a string in `vm` is not valid Unicode, and OSError when the run folder is full before the run.
+        A run that crashes, that another process or the kernel kills, or whose outcome is unknown counts as failed.
+        Raises JobError INVALID_REQUEST when a string in `run.vm` is not valid Unicode, and OSError when the file system
+        of the run folder is full before the run.
         """
         started_at = time.time()
-        self._run_until_file.ensure_written()
+        self._run_until_file.ensure_written()  # without this file, the guard would end the run at once
         credentials = self._get_credentials()
         with self._mask_secrets(run, credentials), private_folder(self._run_dir, run.ident) as folder:
             write_extra_vars(folder / "vm.yml", {**run.vm, "deadline_monotonic_s": _deadline_monotonic_s(run)})
@@ -162,15 +174,15 @@ class Runner:
         )
 
     def changed_stories(self) -> dict[str, dict[str, Any]]:
-        """Return the story of each current run whose story has changed since the last call. The keys are the idents.
-
-        The story of a run is the summary of what the run has done so far (`story.py`).
-        """
+        """Return the story of each current run whose story has changed since the last call. The keys are the idents."""
         stories = {ident: execution.story.to_dict_if_changed() for ident, execution in [*self._executions.items()]}
         return {ident: story for ident, story in stories.items() if story is not None}
 
     def kill(self, ident: str) -> None:
-        """End a run's process tree with TERM and, after a short grace period, KILL. `run` then returns CANCELED."""
+        """End a run's process tree with TERM and, after a short grace period, KILL.
+
+        `run` then returns CANCELED, unless the playbook has succeeded before.
+        """
         if (execution := self._executions.get(validate_ident(ident))) is not None:
             execution.cancel()
         process_tree.end_processes(lambda: find_processes_of_runs(self._run_dir / ident))
@@ -183,7 +195,7 @@ class Runner:
         used.
         """
         idents = self._end_runs_in(self._run_dir)
-        for earlier_run_dir in self._run_folder.unused_earlier_run_folders():
+        for earlier_run_dir in self._run_folder.lock_earlier_run_folders():
             idents += self._end_runs_in(earlier_run_dir)
         return idents
 
@@ -198,7 +210,8 @@ class Runner:
             idents.append(folder.name)
         if is_folder_of_this_user(run_dir / WARM_SERVER_FOLDER):
             remove_private_folder(run_dir / WARM_SERVER_FOLDER)
-        self.artifact_store.retry_failed_artifact_moves(min_age_s=0, run_dir=run_dir)
+        # Move the artifacts, of any age, that an earlier agent process could not move out of its run folder.
+        self.artifact_store.retry_artifact_moves_to_data_folder(min_age_s=0, run_dir=run_dir)
         return idents
 
     def current_artifacts_folder(self, ident: str) -> Path:
@@ -222,9 +235,9 @@ class Runner:
         return status, rc, story.end()
 
     def _guarded_command(self, config: Any) -> list[str]:
-        """Return the command of a warm run if the server of warm runs was started, else the command of a cold run."""
+        """Return the command that executes the run under a guard: warm if a server of warm runs works, else cold."""
         if warm_server_keeper := self._warm_server_keeper:
-            return warm_server_keeper.make_command(config.command, config.env["PATH"])
+            return warm_server_keeper.make_command(config.command, search_path=config.env["PATH"])
         return [*process_tree.guard_command_prefix(), *config.command]
 
     def _server_environment(self, folder: Path) -> dict[str, str]:
@@ -233,7 +246,9 @@ class Runner:
         return dict(self._runner_config(folder, placeholder_run).env)
 
     def _runner_config(self, folder: Path, run: PlaybookRun) -> Any:
-        return runner_config(folder, run, self._ansible_home, self._ca_bundle, run_until_file=self._run_until_file.path)
+        return runner_config(
+            folder, run, self._collection_folder, self._ca_bundle, run_until_file=self._run_until_file.path
+        )
 
     @contextlib.contextmanager
     def _mask_secrets(self, run: PlaybookRun, credentials: dict[str, Any]) -> Iterator[None]:
@@ -254,7 +269,7 @@ def _deadline_monotonic_s(run: PlaybookRun) -> float:
     A playbook that ends by itself states the true cause in its error message, such as a Proxmox task that has not
     ended. On Linux, all processes have the same monotonic clock, and it does not jump.
     """
-    return time.monotonic() + run.timeout_s - min(LAST_LOOK_UP_S, run.timeout_s / 4)
+    return time.monotonic() + run.timeout_s - min(MARGIN_BEFORE_TIMEOUT_S, run.timeout_s / 4)
 
 
 def _password_in(url: str) -> str | None:

@@ -1,7 +1,7 @@
 """Builds the command and the environment of a run, as ansible-runner's configuration.
 
 The environment of a run contains no secret. It contains the paths of the run's files, settings for Ansible, and a few
-variables of the agent's environment.
+variables of the agent's environment. A run's private folder contains its extra vars, credentials and temporary files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def runner_config(
 
     ansible-runner's method `prepare` copies the agent's whole environment, which may contain secrets, and its method
     `run` writes the environment to a file. So after `prepare` the environment is replaced: the run gets only the result
-    of `run_environment`, RUN_UNTIL_VARIABLE and _CALLBACK_VARIABLES.
+    of `run_environment`, RUN_UNTIL_VARIABLE with the path of `run_until_file`, and _CALLBACK_VARIABLES.
     """
     environment = run_environment(folder, run, collection_folder, ca_bundle)
     environment[RUN_UNTIL_VARIABLE] = str(run_until_file)
@@ -79,13 +79,15 @@ def run_environment(folder: Path, run: PlaybookRun, collection_folder: Path, ca_
     environment |= {
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
         "HOME": str(folder / "home"),
+        # The folder `tmp`, or a link to it with a short path if the path of `tmp` is too long for a Unix socket.
         "TMPDIR": str(tmpdir_of_run(folder)),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(collection_folder / "ansible.cfg"),
         "ANSIBLE_HOME": str(folder / "home" / ".ansible"),
         # The search path of collections is set here, because HOME is the run's own folder: `~` in ansible.cfg would
-        # not be the operator's home.
+        # not be the operator's home. `collection_search_path` returns the folder of this Python's packages, and the
+        # folders of the agent's ANSIBLE_COLLECTIONS_PATH or, if it is not set, Ansible's default folders.
         "ANSIBLE_COLLECTIONS_PATH": os.pathsep.join(
             [*_search_paths_of_our_collection(collection_folder), *collection_search_path()]
         ),
@@ -107,9 +109,10 @@ def run_environment(folder: Path, run: PlaybookRun, collection_folder: Path, ca_
 
 
 def _search_paths_of_our_collection(collection_folder: Path) -> list[str]:
-    """Return the search paths by which Ansible finds `collection_folder` as a collection.
+    """Return the folders in which Ansible searches for our collection.
 
-    The first one is for a checkout, the second one for an installed package. They are the first two folders of
-    `collections_path` in ansible.cfg.
+    In one of these folders, Ansible finds the collection at the path `ansible_collections/agent_smith/proxmox`. In a
+    checkout of the repository, this path exists in the first folder and is a link. In an installation of the package,
+    this path exists in the second folder. The two are also the first folders of `collections_path` in ansible.cfg.
     """
     return [str(collection_folder / ".collections"), str((collection_folder / "../../..").resolve())]

@@ -25,7 +25,7 @@ from executor.redaction import Redactor
 MAX_ENTRIES = 60
 #: Maximum length of each text in a story. Longer texts are cut.
 MAX_TEXT_LENGTH = 300
-#: Maximum length of a line of the output that is compared with _PROGRESS_LINE. Longer lines are cut first.
+#: Longer lines of the output are cut to this length before they are compared with _PROGRESS_LINE.
 MAX_LINE_LENGTH = 4000
 #: Maximum duration of an Ansible task: ten years. A longer duration is not stored, because it cannot be true.
 MAX_DURATION_S = 10 * 365 * 24 * 3600.0
@@ -40,9 +40,11 @@ OUTCOME_BY_KIND = {
     "runner_on_unreachable": "unreachable",
 }
 RUNNING = "running"
-#: Matches a progress line of an action plugin (plugins/plugin_utils/progress.py). It may begin with a colour code.
+#: Matches a progress line of an action plugin, with or without a colour code at its beginning:
+#: `VM 100 (web-1): cloning the template 9000 [1.2 s]`.
 _PROGRESS_LINE = re.compile(r"(?:\x1b\[[0-9;]*m)?VM [0-9]+ \([^()]*\): (?P<text>.+) \[[0-9]+\.[0-9] s\]")
-#: The parts of a progress line about Proxmox tasks: each UPID, the percentage, and the end of the log.
+#: The parts of a progress line about Proxmox tasks: each UPID, the percentage, and, after _LOG_SEPARATOR, the last
+#: lines of the Proxmox task's log.
 _UPID = re.compile(r"UPID:[^\s,]+")
 _PERCENT = re.compile(r", ([0-9]{1,3}(?:\.[0-9]{1,9})?) %")
 _LOG_SEPARATOR = ", log: "
@@ -61,7 +63,7 @@ class RunStory:
         self._ansible_tasks: list[dict[str, Any]] = []
         self._steps: list[dict[str, Any]] = []
         self._proxmox_tasks: list[dict[str, Any]] = []
-        self._has_changed_since_returned = False
+        self._has_changed_since_to_dict = False
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Add one event of ansible-runner. Ignore events that the story does not need, and members of a wrong type."""
@@ -74,7 +76,7 @@ class RunStory:
                 self._start_ansible_task(data)
             elif kind in OUTCOME_BY_KIND:
                 self._end_ansible_task(data, OUTCOME_BY_KIND[kind])
-            elif kind == "verbose":
+            elif kind == "verbose":  # ansible-runner's event for output that belongs to no other event
                 lines = [line[:MAX_LINE_LENGTH] for line in str(event.get("stdout") or "").splitlines()]
                 step_texts = [match["text"] for line in lines if (match := _PROGRESS_LINE.match(line))]
                 for text in step_texts:
@@ -85,13 +87,13 @@ class RunStory:
     def to_dict(self) -> dict[str, Any]:
         """Return the current story. `to_dict_if_changed` then returns None until the story changes again."""
         with self._lock:
-            self._has_changed_since_returned = False
+            self._has_changed_since_to_dict = False
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
     def to_dict_if_changed(self) -> dict[str, Any] | None:
         """Return the story; None if the story has not changed since a method last returned it."""
-        return self.to_dict() if self._has_changed_since_returned else None
+        return self.to_dict() if self._has_changed_since_to_dict else None
 
     def end(self) -> dict[str, Any]:
         """Return the story of the ended run. An Ansible task without an outcome gets the outcome `interrupted`."""
@@ -121,7 +123,7 @@ class RunStory:
             "seconds": _rounded_duration_s(data.get("duration")),
             "message": self._storable_text(result.get("msg") or "") if outcome not in ("ok", "changed") else "",
         }
-        self._has_changed_since_returned = True
+        self._has_changed_since_to_dict = True
 
     def _add_step(self, text: str) -> None:
         """Add the step in a progress line, and the state of the Proxmox tasks that the line names.
@@ -137,7 +139,7 @@ class RunStory:
             self._append_entry(self._steps, entry)
         for upid in _UPID.findall(text):
             self._update_proxmox_task(upid[:MAX_TEXT_LENGTH], _PERCENT.search(text), log_text)
-        self._has_changed_since_returned = True
+        self._has_changed_since_to_dict = True
 
     def _update_proxmox_task(self, upid: str, percent_match: re.Match[str] | None, log_text: str) -> None:
         task = next((task for task in self._proxmox_tasks if task["upid"] == upid), None)
@@ -153,7 +155,7 @@ class RunStory:
         if len(entries) >= MAX_ENTRIES:
             entries.pop()
         entries.append(entry)
-        self._has_changed_since_returned = True
+        self._has_changed_since_to_dict = True
 
     def _seconds_since_start(self) -> float:
         return round(time.monotonic() - self._started_at, 1)

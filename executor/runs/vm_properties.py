@@ -1,6 +1,7 @@
 """Defines and checks the properties of a service, which FulcrumCore sends as JSON. All functions are pure.
 
-An error message names the wrong property. It never quotes the value, which may be a secret.
+An error message names the wrong property. It never quotes the value, which may be a secret. The base class
+`Properties` gives each property a camelCase name in JSON and refuses values of a wrong type.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ CONTAINER_ONLY_PROPERTIES: tuple[str, ...] = ("swap_mib",)
 
 
 #: The names of the properties with the mode, the address and the gateway of a NIC, for each IP version.
-NIC_PROPERTY_NAMES_BY_IP_VERSION = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv6_mode", "ipv6_cidr", "ipv6_gateway"))
+IPV4_AND_IPV6_NIC_PROPERTY_NAMES = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv6_mode", "ipv6_cidr", "ipv6_gateway"))
 
 
 class VmProperties(Properties):
@@ -102,7 +103,7 @@ class VmProperties(Properties):
     onboot: bool | None = None
     protection: bool | None = None
     guest_agent: bool | None = None
-    allow_reboot: bool = False
+    allow_reboot: bool = False  #: an update may restart the guest if values take effect only after a restart
     boot_order: tuple[BootDevice, ...] = Field(default=(), max_length=16, strict=False)
     image: TemplateName | None = None
     iso: IsoVolume | None = None
@@ -114,8 +115,8 @@ class VmProperties(Properties):
     ci_password: str | None = Field(default=None, repr=False, max_length=MAX_PASSWORD_LENGTH)
     ssh_public_keys: tuple[str, ...] = Field(default=(), max_length=50, strict=False)
     vendor_snippet: SnippetVolume | None = None
-    network: NetworkProperties = NetworkProperties()  #: the first NIC
-    networks: tuple[NicProperties, ...] = Field(default=(), max_length=32, strict=False)  #: all NICs
+    network: NetworkProperties = NetworkProperties()  #: the first NIC; the values in `networks` have precedence
+    networks: tuple[NicProperties, ...] = Field(default=(), max_length=32, strict=False)  #: all NICs, also the first
     disks: tuple[DiskProperties, ...] = Field(default=(), max_length=32, strict=False)
     tags: tuple[Tag, ...] = Field(default=(), max_length=20, strict=False)
 
@@ -125,7 +126,7 @@ class VmProperties(Properties):
         stripped_keys = tuple(key.strip() for key in keys)
         if any("PRIVATE KEY" in key for key in stripped_keys):
             raise ValueError("contains a private key")
-        if not all(_looks_like_public_key(key) for key in stripped_keys):
+        if not all(_has_form_of_public_key(key) for key in stripped_keys):
             raise ValueError("contains text that is not an OpenSSH public key on one line")
         if not all(is_public_key(key) for key in stripped_keys):
             raise ValueError("contains a key that is cut off, or whose data does not match its type")
@@ -150,7 +151,7 @@ class VmProperties(Properties):
     def _check_source_and_kind(self) -> VmProperties:
         sources = [fulcrum_name(name) for name in SOURCE_PROPERTIES if getattr(self, name)]
         if len(sources) > 1:
-            raise ValueError(f"{' and '.join(sources)} exclude each other")
+            raise ValueError(f"set only one of {' and '.join(sources)}")
         is_container = self.kind is GuestKind.LXC
         guest = "container" if is_container else "VM"
         excluded_properties: tuple[str, ...] = VM_ONLY_PROPERTIES if is_container else CONTAINER_ONLY_PROPERTIES
@@ -170,14 +171,15 @@ class VmProperties(Properties):
         """Refuse an address or a gateway without the mode `static`. The mode of the first NIC may be in `network`."""
         for number, nic in enumerate(self.networks):
             network = self.network if number == 0 else None
-            for mode_name, cidr_name, gateway_name in NIC_PROPERTY_NAMES_BY_IP_VERSION:
+            for mode_name, cidr_name, gateway_name in IPV4_AND_IPV6_NIC_PROPERTY_NAMES:
                 is_static = "static" in (getattr(nic, mode_name), getattr(network, mode_name, None))
                 given_property = next(
                     (name for name in (cidr_name, gateway_name) if getattr(nic, name) is not None), ""
                 )
                 if given_property and not is_static:
                     raise ValueError(
-                        f"networks.{number} {to_camel_case(given_property)} needs {to_camel_case(mode_name)} static"
+                        f"networks.{number}: {to_camel_case(given_property)} is only allowed "
+                        f"if {to_camel_case(mode_name)} is static"
                     )
         return self
 
@@ -205,7 +207,8 @@ def read_properties(properties: Mapping[str, Any]) -> VmProperties:
         raise JobError(ErrorCode.INVALID_REQUEST, "properties are nested too deeply") from None
 
 
-def _looks_like_public_key(text: str) -> bool:
+def _has_form_of_public_key(text: str) -> bool:
+    """True if the text has the form of a public key on one line. `is_public_key` also checks the data of the key."""
     return bool(SSH_KEY_PATTERN.match(text)) and text.isprintable() and len(text) <= MAX_SSH_KEY_LENGTH
 
 

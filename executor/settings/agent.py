@@ -1,4 +1,4 @@
-"""Declares the settings of the agent process: restart limits, retention, and intervals of its critical jobs."""
+"""Declares the settings of the agent process: when it restarts, what it keeps, and how often its critical jobs run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AgentSettings(SettingsArea):
     )
     smith_job_retention_s: float = duration_setting(
         7 * DAY_S,
-        "time for which finished jobs, their artifacts and the rows of deleted mappings are kept",
+        "time for which finished jobs, their artifacts and the mappings of deleted VMs are kept",
         ge=60,
         le=10 * YEAR_S,
         example="604800",
@@ -52,7 +52,8 @@ class AgentSettings(SettingsArea):
     )
     smith_prune_interval_s: float = duration_setting(
         3600,
-        "interval at which the agent deletes old jobs and artifacts, and destroys VMs whose grace period has ended",
+        "interval at which the agent deletes old jobs and artifacts, and destroys VMs whose SMITH_DELETE_GRACE_S has "
+        "passed",
         ge=1,
     )
     smith_remote_config: bool = setting(

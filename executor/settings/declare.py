@@ -33,8 +33,8 @@ def setting(
     `default` is the default value, or a function that computes the default. The function's argument is a dictionary of
     the settings that pydantic has already checked: the earlier settings of this area, and the settings of the areas
     that come after this area in the list of base classes of `Settings`. If `default_text` is not empty, the
-    documentation shows this text instead of the default. `field_arguments`, such as the bounds `ge` and `le`, are
-    passed to pydantic's `Field`.
+    documentation shows this text instead of the default. `example` is the value in the example `.env` file, and is
+    shown in error messages. `field_arguments`, such as the bounds `ge` and `le`, are passed to pydantic's `Field`.
     """
     documentation: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
     default_keyword = "default_factory" if callable(default) else "default"

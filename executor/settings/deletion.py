@@ -19,7 +19,10 @@ class DeletionSettings(SettingsArea):
         example="259200",
     )
     proxmox_backup_storage: ProxmoxName = setting(
-        "", "storage for backups, including final backups", example="backups", default_text="none"
+        "",
+        "storage for backups, including the backups that SMITH_FINAL_BACKUP makes",
+        example="backups",
+        default_text="none",
     )
     smith_final_backup: bool = setting(
         False, "back up a VM to PROXMOX_BACKUP_STORAGE before it is destroyed", example="false"
@@ -30,9 +33,8 @@ class DeletionSettings(SettingsArea):
 
     smith_delete_remove_volumes: bool = setting(
         False,
-        "when a VM is destroyed, remove volumes that Proxmox could not remove, if the VM's disks or snapshots used "
-        "them and no other guest's configuration names them; needs Datastore.Allocate on their storage, and VM.Audit "
-        "on /vms",
+        "when a VM is destroyed, remove volumes of its disks and snapshots that Proxmox failed to remove, unless "
+        "another guest's configuration names them; needs Datastore.Allocate on their storage, and VM.Audit on /vms",
         example="false",
     )
 
@@ -40,5 +42,5 @@ class DeletionSettings(SettingsArea):
     @classmethod
     def _require_backup_storage(cls, value: bool, info: ValidationInfo) -> bool:
         if value and not info.data.get("proxmox_backup_storage"):
-            raise ValueError("is wrong, a final backup needs PROXMOX_BACKUP_STORAGE")
+            raise ValueError("must be false, unless PROXMOX_BACKUP_STORAGE is set")
         return value

@@ -51,14 +51,17 @@ class SettingRow:
 
     name: str
     value: str
-    origin: str  #: where the value comes from, as `Settings.origin_of` returns it
+    origin: str  #: `default`, `environment`, the path of a file, `FulcrumCore` or `argument` (of `Settings(…)`)
     unit: str
     default: str
     description: str
 
 
 def setting_rows(settings: Settings) -> list[SettingRow]:
-    """Return every setting with its value and the origin of this value."""
+    """Return every setting with its value and the origin of this value.
+
+    FIELDS maps the name of each setting to its declaration.
+    """
     return [
         SettingRow(
             name=name,

@@ -53,7 +53,10 @@ def _is_private_folder(path: str) -> bool:
 
 
 class FileSettings(SettingsArea):
-    """Defines where the database, artifacts, secrets, files of running playbooks and the provider's playbooks are."""
+    """Defines where the database, artifacts, secrets, files of running playbooks and the provider's playbooks are.
+
+    A `Folder` need not exist, an `ExistingFolder` must exist, and an `AnyPath` may be a folder, a file, or missing.
+    """
 
     smith_data_dir: Folder = setting(
         _default_data_dir,
@@ -71,7 +74,7 @@ class FileSettings(SettingsArea):
     smith_run_dir: Folder = setting(
         _default_run_dir,
         "folder for the files of running playbooks; it should be in memory, because these files contain secrets; "
-        "<hash> is computed from SMITH_DATA_DIR",
+        "the <hash> in the default is computed from SMITH_DATA_DIR",
         example="/run/agent-smith",
         default_text="`$XDG_RUNTIME_DIR/agent-smith-<hash>`, else `/dev/shm/agent-smith-<uid>-<hash>`",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import SecretStr, ValidationInfo, field_validator
 
 from executor.settings.declare import SettingsArea, duration_setting, setting
-from executor.settings.problems import lines_for_missing_settings, raise_if_problems
+from executor.settings.problems import describe_missing_settings, raise_if_problems
 from executor.settings.types import ReadableFile, ServerUrl, Token
 
 #: The maximum interval between two heartbeats. FulcrumCore marks an agent as disconnected after 30 s without a
@@ -66,18 +66,18 @@ class FulcrumSettings(SettingsArea):
         if job_timeout_s is not None and value > job_timeout_s - MIN_TIME_FOR_JOB_S:
             raise ValueError(
                 f"must be at most {job_timeout_s - MIN_TIME_FOR_JOB_S:g} with FULCRUM_JOB_TIMEOUT_S={job_timeout_s:g}, "
-                "or too little time is left for a job that waits for the next request"
+                f"because a job may wait for one interval and then needs {MIN_TIME_FOR_JOB_S} s"
             )
         return value
 
-    def require_fulcrum(self) -> None:
+    def require_fulcrum_settings(self) -> None:
         """Raise SettingsError, with the names of the missing variables, if the URL or the agent's token is missing."""
-        raise_if_problems(lines_for_missing_settings(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
+        raise_if_problems(describe_missing_settings(self, "FULCRUM_API_URL", "FULCRUM_API_TOKEN"))
 
     def require_fulcrum_url(self) -> None:
         """Raise SettingsError if FulcrumCore's URL is missing.
 
         A caller that uses the token of an administrator instead of FULCRUM_API_TOKEN calls this method and not
-        `require_fulcrum`.
+        `require_fulcrum_settings`.
         """
-        raise_if_problems(lines_for_missing_settings(self, "FULCRUM_API_URL"))
+        raise_if_problems(describe_missing_settings(self, "FULCRUM_API_URL"))

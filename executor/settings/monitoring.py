@@ -1,4 +1,4 @@
-"""Declares the settings of the HTTP server (pages, health checks, metrics) and of the logs."""
+"""Declares the settings of the HTTP server (web pages, health checks, metrics) and of the logs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,27 @@ from pydantic import SecretStr, ValidationInfo, field_validator
 
 from executor.settings.declare import SettingsArea, setting
 from executor.settings.sources import DEFAULT_HTTP_ADDR
-from executor.settings.types import AnyCase, HeaderName, ListenAddress, Networks, ReadableFile, Token, is_local_address
+from executor.settings.types import (
+    CaseInsensitive,
+    HeaderName,
+    ListenAddress,
+    Networks,
+    ReadableFile,
+    Token,
+    is_local_address,
+)
 
 MIN_HTTP_TOKEN_LENGTH = 16
 
 
 class MonitoringSettings(SettingsArea):
-    """Defines the address and the clients of the pages, health checks and metrics, and the format of the logs."""
+    """Defines where web pages, health checks and metrics are served, who may read them, and the format of the logs."""
 
     smith_http_token: Token = setting(
         SecretStr(""),
-        "token for the pages and metrics: operators enter it at the login, and programs send it as "
-        "`Authorization: Bearer`; required unless SMITH_HTTP_ADDR is local or SMITH_HTTP_PROXIES is set",
+        "token for the web pages and metrics: operators enter it at the login, and programs send it as "
+        "`Authorization: Bearer`; not required if SMITH_HTTP_ADDR is a loopback address or off, or if "
+        "SMITH_HTTP_PROXIES is set",
         default_text="none",
         example="sixteen-characters-or-more",
     )
@@ -39,19 +48,19 @@ class MonitoringSettings(SettingsArea):
     )
     smith_http_addr: ListenAddress = setting(
         DEFAULT_HTTP_ADDR,
-        "address and port of the HTTP server for pages, health checks and Prometheus metrics; off: no HTTP server",
+        "address and port of the HTTP server for web pages, health checks and Prometheus metrics; off: no HTTP server",
         example=DEFAULT_HTTP_ADDR,
     )
     smith_http_local_pages: bool = setting(
         False,
-        "let every user of this machine read the pages for operators without a login; not possible together with "
-        "SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES. Without a login, the pages offer no actions",
+        "let every user of this machine read the web pages without a login; not possible together with "
+        "SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES. Without a login, nothing can be changed on the web pages",
         example="true",
     )
     smith_http_tls_certificate: ReadableFile | None = setting(
         None,
-        "file (PEM) with the certificate of the pages and the certificates of intermediate CAs; with this file, the "
-        "pages are served with TLS. A renewed file is used within a minute",
+        "file (PEM) with the certificate of the HTTP server and the certificates of intermediate CAs; with this file, "
+        "the HTTP server uses TLS. A renewed file is used within a minute",
         default_text="no TLS",
         example="/etc/agent-smith/pages.pem",
     )
@@ -61,17 +70,17 @@ class MonitoringSettings(SettingsArea):
         default_text="the file of the certificate",
         example="/etc/agent-smith/pages.key",
     )
-    smith_log_format: Annotated[Literal["auto", "json", "console"], AnyCase] = setting(
+    smith_log_format: Annotated[Literal["auto", "json", "console"], CaseInsensitive] = setting(
         "auto", "format of the logs: json, console, or auto (console on a terminal, else json)", example="json"
     )
-    smith_log_level: Annotated[Literal["debug", "info", "warning", "error"], AnyCase] = setting(
+    smith_log_level: Annotated[Literal["debug", "info", "warning", "error"], CaseInsensitive] = setting(
         "info", "lowest level that is logged; third-party libraries log warnings and errors only", example="info"
     )
 
     @field_validator("smith_http_token")
     @classmethod
     def _require_min_length(cls, value: SecretStr) -> SecretStr:
-        # Pydantic does not check the default '', which means that there is no token.
+        # Pydantic does not check the default ''. This default means that there is no token.
         if len(value.get_secret_value()) < MIN_HTTP_TOKEN_LENGTH:
             raise ValueError(f"is wrong, it is shorter than {MIN_HTTP_TOKEN_LENGTH} characters")
         return value
@@ -79,6 +88,7 @@ class MonitoringSettings(SettingsArea):
     @field_validator("smith_http_local_pages")
     @classmethod
     def _refuse_local_pages_with_login(cls, value: bool, info: ValidationInfo) -> bool:
+        # A setting is missing in `info.data` if pydantic has rejected its value. Pydantic reports this problem itself.
         token, proxies = info.data.get("smith_http_token"), info.data.get("smith_http_proxies")
         if value and ((token is not None and token.get_secret_value()) or proxies):
             raise ValueError("is wrong, it cannot be combined with SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES")
@@ -87,7 +97,9 @@ class MonitoringSettings(SettingsArea):
     @field_validator("smith_http_tls_key")
     @classmethod
     def _require_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if value is not None and info.data.get("smith_http_tls_certificate", value) is None:
+        # The certificate is None if it is not set, and missing in `info.data` if pydantic has rejected it.
+        is_certificate_unset = info.data.get("smith_http_tls_certificate", "rejected") is None
+        if value is not None and is_certificate_unset:
             raise ValueError("is wrong, SMITH_HTTP_TLS_CERTIFICATE must be set, too")
         return value
 

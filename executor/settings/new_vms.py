@@ -20,7 +20,10 @@ from executor.settings.types import (
 
 
 class NewVmSettings(SettingsArea):
-    """Defines on which nodes new VMs are placed, which VMIDs they get, and from which templates they are created."""
+    """Defines on which nodes new VMs are placed, which VMIDs they get, and from which templates they are created.
+
+    A new VM can also be a container (LXC), which is created from a container template.
+    """
 
     smith_cluster: NameWithSlashes = setting(
         "default",
@@ -36,19 +39,19 @@ class NewVmSettings(SettingsArea):
     proxmox_bridge: ProxmoxName = setting("vmbr0", "network bridge of new VMs", example="vmbr0")
     proxmox_bridges: AllowedNames = setting(
         (),
-        "bridges that a service may name besides PROXMOX_BRIDGE; `*`: every bridge",
+        "bridges that a service may use besides PROXMOX_BRIDGE; `*`: every bridge",
         example="vmbr1,customers",
         default_text="only PROXMOX_BRIDGE",
     )
     proxmox_vlans: AllowedVlans = setting(
         (),
-        "VLANs and ranges of VLANs that a service may name; `*`: every VLAN",
+        "VLANs and ranges of VLANs that a service may use; `*`: every VLAN",
         example="20,100-199",
         default_text="none",
     )
     proxmox_storages: AllowedNames = setting(
         (),
-        "storages that a service may name besides PROXMOX_STORAGE, for disks, ISO images and cloud-init snippets; `*`: "
+        "storages that a service may use besides PROXMOX_STORAGE, for disks, ISO images and cloud-init snippets; `*`: "
         "every storage",
         example="ceph,local-zfs",
         default_text="only PROXMOX_STORAGE",

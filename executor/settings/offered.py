@@ -1,7 +1,8 @@
 """Reads from the settings which bridges, VLANs, storages, tags and templates the provider offers to services.
 
-The agent passes `allowed_values` to the Ansible action plugins, which check each request against these values
-(`plugins/plugin_utils/allowed.py`).
+The extra var `vm` of each playbook run contains the values that the service requests, and in its member `allowed` the
+lists of the values that the provider offers. The Ansible action plugins refuse a requested value that is not in these
+lists, unless the VM already has the value (`plugins/plugin_utils/allowed.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ MAX_NAMED_TEMPLATES = 10
 
 
 def allowed_values(settings: Settings) -> dict[str, list[str]]:
-    """Return the bridges, VLANs, storages and tags that a request may name.
+    """Return the bridges, VLANs, storages and tags that a service may use.
 
-    The extra var `vm` of a playbook run contains these values as its member `allowed`. The defaults PROXMOX_BRIDGE,
-    PROXMOX_STORAGE and PROXMOX_BACKUP_STORAGE are always allowed.
+    The returned dictionary is the member `allowed` of `vm`. PROXMOX_BRIDGE, PROXMOX_STORAGE and PROXMOX_BACKUP_STORAGE
+    are always allowed: they are used if a service names no bridge or storage.
     """
     storages = settings.proxmox_storages
     allowed = {
@@ -36,13 +37,13 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(filter(None, values))) for name, values in allowed.items()}
 
 
-def template_not_offered_error(
+def template_not_configured_error(
     template: str, configured_templates: Iterable[str], setting_name: str = "PROXMOX_TEMPLATES"
 ) -> JobError:
-    """Return the error of a job whose template is not configured, if PROXMOX_ANY_TEMPLATE is false.
+    """Return the error of a job whose template is not in the setting `setting_name`.
 
-    The tenant reads the same text as for a template that does not exist. Only the text for operators names the settings
-    and the configured templates.
+    The tenant (the customer who uses the service) reads the same text as for a template that does not exist. Only the
+    text for operators names the settings and the configured templates.
     """
     names = ", ".join(sorted(configured_templates)[:MAX_NAMED_TEMPLATES]) or "none"
     problem = f"{setting_name} has no template {template} (configured templates: {names})"

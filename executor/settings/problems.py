@@ -54,7 +54,7 @@ def has_value(settings: BaseModel, name: str) -> bool:
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
 
 
-def lines_for_missing_settings(settings: BaseModel, *names: str) -> list[str]:
+def describe_missing_settings(settings: BaseModel, *names: str) -> list[str]:
     """Return one problem line for each setting in `names` that has no value."""
     return [problem_line(type(settings), name, "is missing") for name in names if not has_value(settings, name)]
 
@@ -76,8 +76,9 @@ def problems_in(error: ValidationError) -> dict[str, str]:
 def _describe_error(details: ErrorDetails) -> str:
     """Describe one error.
 
-    The text shows the wrong value only if the type of the error is in `_TEXT_BY_ERROR_TYPE`. These types occur only for
-    settings whose value is a number, true or false, or a word of a fixed list. They never occur for secrets.
+    The text of a `value_error` comes from a function that checks the setting, and never shows a secret. Any other text
+    shows the wrong value only if the type of the error is in `_TEXT_BY_ERROR_TYPE`. These types occur only for settings
+    whose value is a number, true or false, or a word of a fixed list. They never occur for secrets.
     """
     context: dict[str, Any] = details.get("ctx", {})
     if details["type"] == "value_error":

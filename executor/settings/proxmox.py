@@ -1,11 +1,11 @@
-"""Declares the settings of the connection to Proxmox. Most have names that community.proxmox uses, too."""
+"""Declares the settings of the connection to Proxmox. Most are variables that community.proxmox reads, too."""
 
 from __future__ import annotations
 
 from pydantic import SecretStr
 
 from executor.settings.declare import SettingsArea, setting, whole_number_setting
-from executor.settings.problems import has_value, lines_for_missing_settings, problem_line, raise_if_problems
+from executor.settings.problems import describe_missing_settings, has_value, problem_line, raise_if_problems
 from executor.settings.types import Host, Password, ReadableFile, Token, TokenId, User
 
 
@@ -53,15 +53,15 @@ class ProxmoxSettings(SettingsArea):
         default_text="the system's CA certificates",
     )
 
-    def require_proxmox(self) -> None:
-        """Raise SettingsError if a variable of the connection is missing, or if both a token and a password are set."""
-        lines = lines_for_missing_settings(self, "PROXMOX_HOST", "PROXMOX_USER")
+    def require_proxmox_settings(self) -> None:
+        """Raise SettingsError if a required setting is missing, or if both a token and a password are set."""
+        lines = describe_missing_settings(self, "PROXMOX_HOST", "PROXMOX_USER")
         token_variables = ("PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET")
         if not has_value(self, "PROXMOX_PASSWORD"):
-            lines += lines_for_missing_settings(self, *token_variables)
+            lines += describe_missing_settings(self, *token_variables)
         elif any(has_value(self, name) for name in token_variables):
-            # The Ansible modules would use the password, and proxmoxer would use the token. The two may have different
-            # privileges.
+            # The modules of community.proxmox prefer the password, and the agent prefers the token. The two may have
+            # different privileges.
             problem = "must not be set together with PROXMOX_TOKEN_ID or PROXMOX_TOKEN_SECRET"
             lines.append(problem_line(type(self), "PROXMOX_PASSWORD", problem))
         raise_if_problems(lines)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ValidationInfo, field_validator
 
 from executor.settings.declare import SettingsArea, duration_setting, setting, whole_number_setting
-from executor.settings.types import AnyCase
+from executor.settings.types import CaseInsensitive
 
 #: The default timeout of a playbook run, as a share of FulcrumCore's job timeout. The claim of the job and the report
 #: of its result need the remaining time.
@@ -30,24 +30,26 @@ class RunSettings(SettingsArea):
     )
     smith_clones_per_storage: int = whole_number_setting(
         64,
-        "maximum number of clone operations at once per storage (per node for a local storage); the agent allows fewer "
-        "while clone operations wait for the storage's lock",
+        "maximum number of clone operations at once per storage (per node for a local storage); after a lock timeout "
+        "of the storage, the agent temporarily allows fewer",
         ge=1,
         le=256,
     )
-    smith_warm: Annotated[Literal["auto", "on", "off"], AnyCase] = setting(
+    smith_warm: Annotated[Literal["auto", "on", "off"], CaseInsensitive] = setting(
         "auto",
         "whether playbook runs are forked from processes that have already loaded Ansible; auto: only if the installed "
         "Ansible versions were tested with this; on: always, and the agent does not start with untested versions; off: "
         "never",
         example="auto",
     )
-    smith_fence: Annotated[Literal["auto", "always", "never"], AnyCase] = setting(
+    smith_fence: Annotated[Literal["auto", "always", "never"], CaseInsensitive] = setting(
         "auto",
         "whether an agent ends its own runs when it has not renewed its leases for two thirds of SMITH_LEASE_S, "
-        "because other agents may take its jobs after SMITH_LEASE_S; the runs of an agent that is suspended or blocked "
-        "end after three quarters of SMITH_LEASE_S; auto: only if another agent uses the database; never: if a job's "
-        "run has started, other agents take the job only after its deadline",
+        "because other agents may take its jobs after SMITH_LEASE_S; auto: only if another agent uses the database; "
+        "always: even if no other agent uses the database; never: no run is ended, and other agents take a job whose "
+        "run has started only when FULCRUM_JOB_TIMEOUT_S has passed since the job's creation. If the agent should end "
+        "its runs but is suspended or blocked, the parent process of each run ends the run after three quarters of "
+        "SMITH_LEASE_S",
         example="auto",
     )
     smith_lease_s: float = duration_setting(
@@ -80,7 +82,7 @@ class RunSettings(SettingsArea):
     @field_validator("smith_playbook_timeout_s")
     @classmethod
     def _require_less_than_job_timeout(cls, value: float, info: ValidationInfo) -> float:
-        job_timeout_s = info.data.get("fulcrum_job_timeout_s")
+        job_timeout_s = info.data.get("fulcrum_job_timeout_s")  # absent if pydantic has rejected its value
         if job_timeout_s is not None and value >= job_timeout_s:
             raise ValueError(
                 f"is wrong, it must be less than FULCRUM_JOB_TIMEOUT_S ({job_timeout_s:g}), "

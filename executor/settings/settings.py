@@ -53,7 +53,8 @@ class Settings(
     def origin_of(self, name: str) -> str:
         """Return the origin of a setting's value: `default`, `environment`, the path of a file, or `FulcrumCore`.
 
-        The origin `argument` means that the code passed the value as an argument of `Settings(…)`.
+        FulcrumCore supplies values only if SMITH_REMOTE_CONFIG is true. The origin `argument` means that the value was
+        passed as an argument of `Settings(…)`.
         """
         if name in self._origins:
             return self._origins[name]
@@ -63,7 +64,7 @@ class Settings(
         """Return each setting whose value turns off the protection by TLS: its name, and the danger of this value."""
         url = urlsplit(self.fulcrum_api_url)
         insecure = []
-        if url.scheme == "http" and not is_local_address(f"{url.hostname}:0"):  # the port is ignored
+        if url.scheme == "http" and not is_local_address(f"{url.hostname}:0"):  # is_local_address ignores the port
             insecure.append(("FULCRUM_API_URL", "http:// lets every machine on the network path read the token"))
         if url.scheme == "https" and not self.fulcrum_verify_tls:
             insecure.append(("FULCRUM_VERIFY_TLS", "a machine between the agent and FulcrumCore can read the token"))
@@ -72,9 +73,10 @@ class Settings(
         return insecure
 
 
-#: The declarations of all settings, in the order of the documentation, by the name of the environment variable.
+#: The declarations of all settings, in the order of the documentation. The keys are names of environment variables.
 FIELDS: dict[str, FieldInfo] = {name.upper(): field for name, field in Settings.model_fields.items()}
-#: The names of the settings that are secrets. The values of these settings may come from files, and are never shown.
+#: The names of the settings that are secrets or contain a secret. Each may have its value in a file of its own. Secrets
+#: are masked wherever settings are shown.
 SECRET_SETTING_NAMES = (
     "FULCRUM_API_TOKEN",
     "PROXMOX_TOKEN_SECRET",
@@ -117,7 +119,7 @@ def _format_problem(problem: Problem) -> str:
 def override_settings(
     settings: Settings, values: Mapping[str, Any], origin: str, *, names_to_reset: frozenset[str] = frozenset()
 ) -> Settings:
-    """Return a copy of the settings in which `values` replace the current values. Their origin is `origin`.
+    """Return a copy of the settings in which `values` replace the current values. The new values get this `origin`.
 
     The keys of `values` are names of attributes. The attributes in `names_to_reset` get their default. A default that
     depends on other settings is computed again. Raises pydantic's ValidationError.

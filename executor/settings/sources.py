@@ -29,17 +29,19 @@ DEFAULT_HTTP_ADDR = "127.0.0.1:9642"
 #: Variables that begin with one of PREFIXES and are not settings, but may be in the environment.
 NOT_SETTINGS = frozenset(
     {
-        # newer versions of the community.proxmox collection read these
+        # some versions of the community.proxmox collection read these
         "PROXMOX_CA_PATH",
         "PROXMOX_API_TIMEOUT",
         "PROXMOX_OTP",
         "PROXMOX_URL",
         # the agent's processes pass these to their child processes
-        "SMITH_RUN_IDENT",
-        "SMITH_CREDENTIALS_FILE",
-        "SMITH_RUN_UNTIL_FILE",
-        "SMITH_PROGRESS_FD",
+        "SMITH_RUN_IDENT",  # id of a playbook run
+        "SMITH_CREDENTIALS_FILE",  # path of a file with the login for Proxmox
+        "SMITH_RUN_UNTIL_FILE",  # path of a file with the time at which the agent's runs must end
+        "SMITH_PROGRESS_FD",  # pipe through which a process reports its progress to its parent process
+        # only tests set this: path of a file that lists the places in the code at which a process kills itself
         "SMITH_CRASH_AT",
+        # nothing reads these; they are allowed, because an existing environment may contain them
         "SMITH_NODE_ID",
         "SMITH_BOOT_ID",
     }
@@ -83,7 +85,7 @@ class GatheredValues:
 def gather_values(
     *, names: Collection[str], secret_names: Collection[str], environ: Mapping[str, str], env_file: Path | None
 ) -> GatheredValues:
-    """Find the values of the settings in `names`. Only the settings in `secret_names` may get their value from a file.
+    """Find the values of the settings in `names`. Only a setting in `secret_names` may have a file of its own.
 
     The returned problems also name each variable that may be a misspelt setting.
     """
@@ -93,7 +95,7 @@ def gather_values(
     for variables, source in ((environ, "the environment"), (dotenv, str(env_file))):
         gathered.problems.extend(_unknown_setting_problems(variables, settable_names, source))
     secrets_dir = _secrets_dir(environ, dotenv, gathered.problems)
-    # Without a `.env` file, `dotenv_path` is not used.
+    # If `env_file` is None, `dotenv` is empty, so `dotenv_path` is not used.
     sources = _Sources(environ=environ, secrets_dir=secrets_dir, dotenv=dotenv, dotenv_path=str(env_file))
     for name in names:
         try:
@@ -121,7 +123,7 @@ class _Sources:
     """
 
     environ: Mapping[str, str] = field(repr=False)
-    secrets_dir: Path  #: the folder of mounted secrets
+    secrets_dir: Path  #: SMITH_SECRETS_DIR, by default /run/secrets
     dotenv: Mapping[str, str] = field(repr=False)  #: the variables in the `.env` file
     dotenv_path: str
 
@@ -136,9 +138,9 @@ class _Sources:
         """Find the value of a secret. Raises _UnusableFile if the secret is in a file that is not usable."""
         if value_and_origin := self._find_secret_in(self.environ, name, "environment"):
             return value_and_origin
-        mounted_file = self.secrets_dir / name.lower()
-        if os.path.lexists(mounted_file):  # also True for a broken symbolic link: reading it below reports the problem
-            return _read_secret(mounted_file), str(mounted_file)
+        secret_file = self.secrets_dir / name.lower()
+        if os.path.lexists(secret_file):  # True for a broken symbolic link, too, so that _read_secret reports it
+            return _read_secret(secret_file), str(secret_file)
         return self._find_secret_in(self.dotenv, name, self.dotenv_path)
 
     def _find_secret_in(self, variables: Mapping[str, str], name: str, origin: str) -> tuple[str, str] | None:
@@ -152,7 +154,7 @@ class _Sources:
 
 
 def read_secret_file(path: Path) -> str:
-    """Return the secret in a file. For secrets that are not settings. Raises SettingsError."""
+    """Return a secret that is not a setting, such as an administrator's token, from its file. Raises SettingsError."""
     try:
         return _read_secret(path)
     except _UnusableFile as error:
@@ -186,7 +188,7 @@ def _read_secret(path: Path, file_variable: str = "") -> str:
 
 
 def _secrets_dir(environ: Mapping[str, str], dotenv: Mapping[str, str], problems: list[Problem]) -> Path:
-    """Return the folder of mounted secrets. Add a problem if SMITH_SECRETS_DIR names a folder that does not exist."""
+    """Return SMITH_SECRETS_DIR, by default /run/secrets. Add a problem if SMITH_SECRETS_DIR is not a folder."""
     value = environ.get("SMITH_SECRETS_DIR", "").strip() or dotenv.get("SMITH_SECRETS_DIR", "").strip()
     if not value:
         return DEFAULT_SECRETS_DIR
@@ -201,8 +203,8 @@ def _unknown_setting_problems(
 ) -> Iterator[Problem]:
     """Yield a problem for each variable that may be a misspelt setting.
 
-    The name of such a variable begins with one of PREFIXES, or is the name of a setting in lower case. Only names that
-    an operator may set are suggested.
+    The name of such a variable begins with one of PREFIXES, or is the name of a setting with letters in lower case. The
+    problem proposes the most similar of `settable_names`.
     """
     for name in sorted(variables):
         if name in settable_names or name in NOT_SETTINGS or _is_set_by_kubernetes(name, variables[name]):
@@ -218,8 +220,8 @@ def _unknown_setting_problems(
 def _is_set_by_kubernetes(name: str, value: str) -> bool:
     """Return whether Kubernetes has set the variable for one of its services.
 
-    The regular expression does not match <SERVICE>_PORT. Kubernetes sets this variable to a URL, such as
-    tcp://10.0.0.7:80.
+    A setting such as PROXMOX_PORT can have the same form of name as the Kubernetes variable <SERVICE>_PORT. Only the
+    Kubernetes variable contains a URL, such as tcp://10.0.0.7:80.
     """
     return bool(_KUBERNETES_SERVICE_VARIABLE.search(name)) or (name.endswith("_PORT") and "://" in value)
 

@@ -13,11 +13,11 @@ def _limit_setting(limited_quantity: str, unit: str = "") -> Any:
 
 
 class TenantSettings(SettingsArea):
-    """Limits the resources of one tenant. A request that exceeds a limit fails with the error code CAPACITY."""
+    """Limits the resources of one tenant. A job that would exceed a limit fails with the error code CAPACITY."""
 
     smith_tenant_max_vms: int = _limit_setting("number of VMs and containers")
-    smith_tenant_max_cores: int = _limit_setting("number of cores of all VMs")
-    smith_tenant_max_memory_mib: int = _limit_setting("memory of all VMs", "MiB")
-    smith_tenant_max_disk_gib: int = _limit_setting("disk space of all VMs", "GiB")
-    smith_tenant_max_snapshots: int = _limit_setting("number of snapshots of all VMs")
-    smith_tenant_max_backups: int = _limit_setting("number of backups of all VMs")
+    smith_tenant_max_cores: int = _limit_setting("number of cores of all VMs and containers")
+    smith_tenant_max_memory_mib: int = _limit_setting("memory of all VMs and containers", "MiB")
+    smith_tenant_max_disk_gib: int = _limit_setting("disk space of all VMs and containers", "GiB")
+    smith_tenant_max_snapshots: int = _limit_setting("number of snapshots of all VMs and containers")
+    smith_tenant_max_backups: int = _limit_setting("number of backups of all VMs and containers")

@@ -1,7 +1,7 @@
 """Defines the types of settings. Each type checks the text of a variable and converts it to the value of the setting.
 
 The text of each ValueError continues a sentence that starts with the variable's name: "must …" or "is wrong, …". The
-text never shows a value that could be a secret, because an operator may have put a secret into the wrong variable.
+text shows only paths and entries of lists, and no other value: an operator may have put a secret into a wrong variable.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from executor.redaction import MIN_SECRET_LENGTH
 MIN_VMID, MAX_VMID = 100, 999_999_999
 MAX_PORT = 65_535
 MAX_VLAN = 4094
-#: The entry of a list of allowed bridges, VLANs, storages or tags that allows every value.
+#: In a list of allowed bridges, VLANs, storages or tags, this entry allows every value.
 ANY_VALUE = "*"
 #: Matches the volume of a container template, such as local:vztmpl/debian-12-standard.tar.zst.
 OS_TEMPLATE_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-def _check_server_url(text: str) -> str:
+def _normalize_server_url(text: str) -> str:
     """Check the URL of a server. Return it without the path `/api/v1` and without slashes at its end."""
     url = _split_url(text)
     if url.scheme not in {"http", "https"} or not url.hostname:
@@ -124,7 +124,7 @@ def _check_name_with_slashes(text: str) -> str:
 
 
 def _check_allowed_name(text: str) -> str:
-    """Check the name of a bridge or a storage that services may name, or `*`, which allows every name."""
+    """Check the name of a bridge or a storage that services may use, or `*`, which allows every name."""
     return text if text == ANY_VALUE else _check_proxmox_name(text)
 
 
@@ -250,7 +250,7 @@ def is_local_address(address: str) -> bool:
         return False  # a host name may resolve to any address
 
 
-def _check_network(text: str) -> str:
+def _normalize_network(text: str) -> str:
     """Check one address or network of trusted reverse proxies, and return it in its normal form.
 
     Such a proxy sends the name of the user in a header, and the agent trusts this name.
@@ -274,7 +274,7 @@ def _to_lower_case(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-ServerUrl = Annotated[str, AfterValidator(_check_server_url)]
+ServerUrl = Annotated[str, AfterValidator(_normalize_server_url)]
 DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
 Password = Annotated[SecretStr, AfterValidator(_check_one_line_secret)]
@@ -282,11 +282,12 @@ ListenAddress = Annotated[str, AfterValidator(_check_listen_address)]
 Host = Annotated[str, AfterValidator(_check_host)]
 User = Annotated[str, AfterValidator(_check_user)]
 TokenId = Annotated[str, AfterValidator(_check_token_id)]
+#: The name of a node, a storage or a bridge in Proxmox.
 ProxmoxName = Annotated[str, AfterValidator(_check_proxmox_name)]
 ProxmoxNames = Annotated[tuple[ProxmoxName, ...], BeforeValidator(_split_at_commas)]
 #: A name that may contain slashes.
 NameWithSlashes = Annotated[str, AfterValidator(_check_name_with_slashes)]
-#: The names of bridges or storages that services may name; `*` for every name.
+#: The names of bridges or storages that services may use; `*` for every name.
 AllowedNames = Annotated[
     tuple[Annotated[str, AfterValidator(_check_allowed_name)], ...],
     BeforeValidator(_split_at_commas),
@@ -298,13 +299,13 @@ AllowedTags = Annotated[
     BeforeValidator(_split_at_commas),
     AfterValidator(_check_star_is_alone),
 ]
-#: The VLANs and ranges of VLANs that services may name; `*` for every VLAN.
+#: The VLANs and ranges of VLANs that services may use; `*` for every VLAN.
 AllowedVlans = Annotated[
     tuple[Annotated[str, AfterValidator(_check_vlan_or_range)], ...],
     BeforeValidator(_split_at_commas),
     AfterValidator(_check_star_is_alone),
 ]
-Networks = Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], BeforeValidator(_split_at_commas)]
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_normalize_network)], ...], BeforeValidator(_split_at_commas)]
 HeaderName = Annotated[str, AfterValidator(_check_header_name)]
 Templates = Annotated[dict[str, int], BeforeValidator(_parse_templates)]
 #: Container templates. Proxmox calls them OS templates.
@@ -316,4 +317,4 @@ Folder = Annotated[AnyPath, AfterValidator(_check_folder_or_missing)]
 ExistingFolder = Annotated[AnyPath, AfterValidator(_check_existing_folder)]
 ReadableFile = Annotated[AnyPath, AfterValidator(_check_readable_file)]
 #: Converts a text to lower case before it is checked.
-AnyCase = BeforeValidator(_to_lower_case)
+CaseInsensitive = BeforeValidator(_to_lower_case)

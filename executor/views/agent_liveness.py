@@ -10,16 +10,16 @@ import socket
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.agents import Node
 
 
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
 #: running agent updates the row six times in each lease duration.
 VANISHED_AFTER_LEASES = 2.0
-#: This limit replaces VANISHED_AFTER_LEASES if the row names this host, but this host has no process with the row's
-#: process id. Two updates must be missing also in this case: the process may run in a container, which has the same
-#: host name but other process ids.
+#: This limit replaces VANISHED_AFTER_LEASES if the row names this host, and this host has no process with the row's
+#: process id. The agent process may nevertheless be running in a container: a container can have the host name of this
+#: host, but has its own process ids. So the limit is not 0, but the time of two updates.
 VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 
@@ -30,7 +30,10 @@ def is_alive(process_row: Node, now: datetime, lease_s: float) -> bool:
 
 
 def agent_state(process_row: Node, now: datetime, lease_s: float) -> str:
-    """Return the state of the agent process: `running`, `draining`, `stopped` or `vanished` (ended without a stop)."""
+    """Return the state of the agent process: `running`, `draining`, `stopped` or `vanished`.
+
+    A vanished process has probably ended without storing that it stopped.
+    """
     if process_row.stopped_at is not None:
         return "stopped"
     if not is_alive(process_row, now, lease_s):

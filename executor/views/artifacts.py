@@ -1,4 +1,4 @@
-"""Reads a run's artifacts (the files that ansible-runner leaves) for commands and pages: the output and the events."""
+"""Reads a run's artifacts (the files with its output and its events) for commands and web pages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executor.errors import SmithError
-from executor.runs.run_folder_record import recorded_run_folders
+from executor.runs.run_folder_record import current_and_earlier_run_folders
 from executor.settings.settings import Settings
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.jobs import Run
 
-#: The name of the folder with the artifacts, inside the folder of a run that has not ended. The value equals
-#: `executor.runs.runner.ARTIFACTS_SUBFOLDER`. This module does not import that constant, because the import of `runner`
-#: takes too long for a command that only reads files.
+#: The name of the subfolder with the artifacts in a run's folder. After the run, the agent keeps only this subfolder.
+#: The value equals `executor.runs.runner.ARTIFACTS_SUBFOLDER`. This module does not import that constant, because the
+#: import of `runner` takes too long for a command that only reads files.
 ARTIFACTS_SUBFOLDER = "kept"
 #: The outcome of an Ansible task, by the name of ansible-runner's event at the end of this task.
 OUTCOME_BY_EVENT = {
@@ -63,14 +63,15 @@ def existing_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
 def _possible_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
     """Return all folders that may contain the artifacts of the run.
 
-    A run folder is the value of SMITH_RUN_DIR, now or earlier. It contains one folder for each run.
+    The folder of a run is SMITH_RUN_DIR/IDENT. `current_and_earlier_run_folders` returns the values of SMITH_RUN_DIR
+    that the agent has used. They are stored in a file in the data folder.
     """
-    stored_folders = [Path(run.folder)] if run.folder else []
-    run_folders = [*recorded_run_folders(settings.smith_data_dir), settings.smith_run_dir]
+    folders_in_database = [Path(run.folder)] if run.folder else []
+    run_dirs = [*current_and_earlier_run_folders(settings.smith_data_dir), settings.smith_run_dir]
     return [
-        *stored_folders,
+        *folders_in_database,
         settings.smith_data_dir / "artifacts" / run.ident,
-        *(folder / run.ident / ARTIFACTS_SUBFOLDER for folder in run_folders),
+        *(run_dir / run.ident / ARTIFACTS_SUBFOLDER for run_dir in run_dirs),
     ]
 
 
@@ -99,12 +100,13 @@ def read_ansible_task_rows(folder: Path) -> list[dict[str, Any]]:
         elif event.get("event") == TASK_START_EVENT:
             start_event = event
     if start_event is not None:
+        # The file `rc` (the exit code) is written at the end of the run.
         rows.append(_event_row(start_event, "interrupted" if (folder / "rc").exists() else "running"))
     return rows
 
 
 def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of the run. ansible-runner writes one event per line."""
+    """Yield the events of the run. Each line of `events.jsonl` is one event of ansible-runner."""
     for line in _read_text(folder / "events.jsonl").split("\n"):
         try:
             event = json.loads(line)

@@ -1,4 +1,7 @@
-"""Converts audit entries to dictionaries for `--json`, and describes their changes as text."""
+"""Converts audit entries to dictionaries for `--json`, and describes their changes as text.
+
+An audit entry records one change that an operator or the agent has made to a row of the database, such as a job.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from executor.views.text import sanitized
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.audit import AuditEntry
 
 #: Matches a time in the values of an audit entry.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.agents import CriticalJob
 
 
 #: A critical job is overdue if more time than OVERDUE_AFTER_INTERVALS * its interval + OVERDUE_TOLERANCE_S has passed
-#: since its last execution. `Scheduler.overdue_critical_jobs` (executor/agent/scheduler.py) has the same defaults.
+#: since its last start or end. The agent then starts a new thread for the critical job. The values equal the default
+#: values of the parameters of `Scheduler.overdue_critical_jobs`.
 OVERDUE_AFTER_INTERVALS = 3.0
 OVERDUE_TOLERANCE_S = 30.0
 
@@ -20,16 +21,16 @@ def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
     return {
         "name": job.name,
         "interval_s": job.interval_s,
-        "due_at": job.due_at,
+        "due_at": job.due_at,  # None before the first execution
         "due": job.due_at is None or job.due_at <= now,
         "overdue": is_overdue(job, now),
         "last_started_at": job.last_started_at,
         "last_finished_at": job.last_finished_at,
         "last_ok_at": job.last_ok_at,
         "last_error": job.last_error,
-        "failures": job.failures,
-        "runs": job.runs,
-        "node": job.node,
+        "failures": job.failures,  # the number of failed executions since the last success
+        "runs": job.runs,  # the number of all executions
+        "node": job.node,  # the id of the agent process that last executed the critical job
     }
 
 

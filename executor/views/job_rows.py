@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from executor.redaction import MASK
 from executor.views.text import sanitized
 
-if TYPE_CHECKING:  # The classes need SQLAlchemy's ORM, which commands that only read do not import.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.jobs import Job, JobEvent, ManualRun, Run
     from executor.database.tables.mappings import Mapping as MappingRow
 
@@ -22,7 +22,7 @@ VAULT_PREFIX = "vault://"
 
 
 def job_label(job: Job) -> str:
-    """Return the text that identifies the job in messages: its number in our database, its action, FulcrumCore's id."""
+    """Return the text that identifies the job in messages: its number in the database, its action, FulcrumCore's id."""
     return sanitized(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
@@ -47,7 +47,7 @@ def summary_fields(job: Job) -> dict[str, Any]:
     }
 
 
-def identity_fields(job: Job, mapping_by_service: Mapping[str, MappingRow]) -> dict[str, Any]:
+def service_and_vm_fields(job: Job, mapping_by_service: Mapping[str, MappingRow]) -> dict[str, Any]:
     """Return the names of the job's service and VM, and the VMID.
 
     `mapping_by_service` contains the mappings (rows that assign a VM to a service), by service id. If the job's service
@@ -64,38 +64,39 @@ def identity_fields(job: Job, mapping_by_service: Mapping[str, MappingRow]) -> d
 
 
 def detail_fields(job: Job) -> dict[str, Any]:
-    """Return all columns of a job as a dictionary with the keys of `smith jobs show --json`. Secrets are masked."""
+    """Return a job as a dictionary with the keys of `smith jobs show --json`. Secrets are masked."""
     return {
         "id": job.id,
         "fulcrum_id": job.fulcrum_id,
         "service_id": job.service_id,
-        "group_id": job.group_id,
+        "group_id": job.group_id,  # the id of the service's group in FulcrumCore
         "action": job.action,
         "status": job.status,
         "error_code": job.error_code,
         "error_message": job.error_message,
+        # a more detailed error text, which only operators may see
         "operator_detail": job.operator_detail if job.operator_detail != job.error_message else None,
-        "defect": job.defect,
+        "defect": job.defect,  # why the job cannot run
         "priority": job.priority,
         "attempt": job.attempt,
-        "crashes": job.crashes,
+        "crashes": job.crashes,  # number of attempts whose end was not stored, for example because the agent crashed
         "cancel_requested": job.cancel_requested,
         "owner": job.owner,
         "epoch": job.epoch,
-        "core_created_at": job.core_created_at,
+        "core_created_at": job.core_created_at,  # when FulcrumCore created the job
         "deadline_at": job.deadline_at,
         "received_at": job.received_at,
-        "available_at": job.available_at,
+        "available_at": job.available_at,  # when the backoff of a pending job ends
         "lease_until": job.lease_until,
-        "claim_sent_at": job.claim_sent_at,
-        "claimed_at": job.claimed_at,
+        "claim_sent_at": job.claim_sent_at,  # when the agent last tried to claim the job at FulcrumCore
+        "claimed_at": job.claimed_at,  # when FulcrumCore accepted the claim
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "reported_at": job.reported_at,
         "report_state": job.report_state,
         "report_attempts": job.report_attempts,
-        "report_after": job.report_after,
-        "report_note": job.report_note,
+        "report_after": job.report_after,  # when the backoff of the report ends
+        "report_note": job.report_note,  # why the report has its state, or why it is sent again
         "run_ident": job.run_ident,
         "params": mask_secrets(job.params),
         "service": mask_secrets(job.service),
@@ -104,7 +105,7 @@ def detail_fields(job: Job) -> dict[str, Any]:
 
 
 def run_fields(run: Run) -> dict[str, Any]:
-    """Return all columns of a run as a dictionary with the keys that a run has in `--json`."""
+    """Return a run as a dictionary with the keys that a run has in `--json`."""
     return {
         "ident": run.ident,
         "job_id": run.job_id,
@@ -112,7 +113,7 @@ def run_fields(run: Run) -> dict[str, Any]:
         "playbook": run.playbook,
         "status": run.status,
         "rc": run.rc,
-        "reason": run.reason,
+        "reason": run.reason,  # the error message that results from the run
         "started_at": run.started_at,
         "ended_at": run.ended_at,
         "folder": run.folder,

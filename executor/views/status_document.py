@@ -14,7 +14,7 @@ from executor.views.critical_jobs import is_overdue
 from executor.views.text import elapsed_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from executor.database.core_tables import Reader
+    from executor.database.core_tables import Reader  # the tables in SQLAlchemy Core; unrelated to FulcrumCore
     from executor.database.tables.agents import CriticalJob, Node, Pause
     from executor.database.tables.jobs import Job
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 #: recently is first.
 MAX_SHOWN_AGENTS = 10
 #: The maximum number of postponed reports that are shown. FulcrumCore has not accepted such a report, and the agent
-#: sends it again later. The reports of the jobs that ended first are shown.
+#: sends it again later. If there are more, the reports of the jobs that ended first are shown.
 MAX_SHOWN_REPORTS = 10
 #: The maximum number of jobs "claimed elsewhere" that are shown; the oldest are shown. Another installation of Agent
 #: Smith has claimed such a job with this agent's token.
@@ -42,13 +42,16 @@ class Status:
 
 
 def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool = True) -> Status:
-    """Read the status in the transaction of the reader. `lease_s` is SMITH_LEASE_S.
+    """Read the status from the database. `lease_s` is SMITH_LEASE_S.
+
+    `reader` is a connection or session of SQLAlchemy.
 
     If `should_count_ended_jobs` is False, the ended jobs are not counted, and their counts are 0.
     """
     now = utc_now()
     job_counts = queries.count_jobs(reader, should_count_ended_jobs=should_count_ended_jobs)
-    # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number of due reports.
+    # `count_jobs` returns the number of jobs by status, and with the key `reports_due` the number
+    # of reports that FulcrumCore has not acknowledged.
     due_report_count = job_counts.pop("reports_due")
     critical_jobs = agent_queries.list_critical_jobs(reader)
     running_agents = [agent for agent in agent_queries.processes_not_stopped(reader) if is_alive(agent, now, lease_s)]
@@ -57,6 +60,7 @@ def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool
     proxmox, proxmox_text = _proxmox_state(running_agents, now)
     document = {
         "agents_running": len(running_agents),
+        # `concurrency_wanted` is the number of jobs that the process may run in parallel now.
         "slots": sum(agent.concurrency_wanted for agent in running_agents if not agent.draining),
         "paused": _pause_fields(pause),
         "fulcrum": fulcrum,
@@ -66,13 +70,15 @@ def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool
         "reports_postponed": [
             _postponed_report_fields(job) for job in queries.jobs_with_postponed_report(reader, MAX_SHOWN_REPORTS)
         ],
+        # `since` is when this agent noticed the other claim, and ended the job in this database.
         "claimed_elsewhere": [
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
             for job in queries.jobs_claimed_elsewhere(reader, MAX_SHOWN_CLAIMED_ELSEWHERE)
         ],
         "mappings": mapping_queries.count_mappings_by_state(reader),
         "nodes": [
-            agent_fields(agent, now, lease_s) for agent in agent_queries.recent_processes(reader, MAX_SHOWN_AGENTS)
+            agent_process_fields(agent, now, lease_s)
+            for agent in agent_queries.most_recently_seen_processes(reader, MAX_SHOWN_AGENTS)
         ],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
         "critical_failing": [_failing_critical_job_fields(job) for job in critical_jobs if job.failures],
@@ -90,9 +96,11 @@ def _pause_fields(pause: Pause | None) -> dict[str, Any] | None:
     return None if pause is None else {"since": pause.since, "who": pause.who, "reason": pause.reason}
 
 
-def _fulcrum_state(jobs: Sequence[CriticalJob], now: datetime, *, is_agent_running: bool) -> tuple[dict[str, Any], str]:
+def _fulcrum_state(
+    critical_jobs: Sequence[CriticalJob], now: datetime, *, is_agent_running: bool
+) -> tuple[dict[str, Any], str]:
     """Return whether FulcrumCore accepts heartbeats, for `--json` and as text."""
-    heartbeat = next((job for job in jobs if job.name == HEARTBEAT), None)
+    heartbeat = next((job for job in critical_jobs if job.name == HEARTBEAT), None)
     last_ok_at = heartbeat.last_ok_at if heartbeat else None
     last_heartbeat_text = (
         f"the last accepted heartbeat was {elapsed_text(last_ok_at, now)} ago" if last_ok_at else "no heartbeat yet"
@@ -126,7 +134,7 @@ def _proxmox_state(running_agents: Sequence[Node], now: datetime) -> tuple[dict[
 
 
 def _postponed_report_fields(job: Job) -> dict[str, Any]:
-    """Return a job whose report has failed as a dictionary with the keys of `--json`."""
+    """Return a job with a postponed report as a dictionary with the keys of `--json`."""
     return {"id": job.id, "action": job.action, "attempts": job.report_attempts, "reason": job.report_note or ""}
 
 
@@ -140,21 +148,22 @@ def _failing_critical_job_fields(job: CriticalJob) -> dict[str, Any]:
     }
 
 
-def agent_fields(agent_process: Node, now: datetime, lease_s: float) -> dict[str, Any]:
+def agent_process_fields(agent_process: Node, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return an agent process (a row of the table `nodes`) as a dictionary with the keys of `--json`."""
     return {
-        "id": agent_process.id,
+        "id": agent_process.id,  # a random id that the process chose at its start
         "host": agent_process.host,
         "pid": agent_process.pid,
         "version": agent_process.version,
+        # FulcrumCore's id of the agent. None before the first heartbeat. Always None on SQLite.
         "agent_id": agent_process.agent_id,
-        "cluster": agent_process.cluster,
+        "cluster": agent_process.cluster,  # SMITH_CLUSTER, the name of the Proxmox cluster
         "state": agent_state(agent_process, now, lease_s),
         "started_at": agent_process.started_at,
         "seen_at": agent_process.seen_at,
         "stopped_at": agent_process.stopped_at,
         "stop_reason": agent_process.stop_reason,
-        "concurrency": agent_process.concurrency,
-        "concurrency_wanted": agent_process.concurrency_wanted,
+        "concurrency": agent_process.concurrency,  # the maximum number of parallel jobs
+        "concurrency_wanted": agent_process.concurrency_wanted,  # the same, or less if an operator has set a limit
         "draining": agent_process.draining,
     }

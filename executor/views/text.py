@@ -1,4 +1,4 @@
-"""Formats values from the database as text, for the commands and the pages.
+"""Formats values from the database as text, for the commands and the web pages.
 
 Callers call `sanitized` for text from outside, such as action names, error messages and a playbook's output.
 """
@@ -23,7 +23,8 @@ def sanitized(text: str, *, keep_whitespace: bool = False) -> str:
     """Return the text without secrets, and with every control character and invisible character escaped.
 
     For example, the control character ESC becomes the text `\\x1b`. With `keep_whitespace`, line breaks and tabs are
-    kept, and colour sequences are removed.
+    kept, and colour sequences are removed. The secrets are the values that `redactor` knows, for
+    example tokens from the settings.
     """
     if keep_whitespace:
         text = _COLOUR_SEQUENCE.sub("", text.replace("\r\n", "\n"))

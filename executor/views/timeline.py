@@ -1,6 +1,7 @@
-"""Builds the timeline of a job: all events in the life of the job, from its arrival to its report, in order of time.
+"""Builds the timeline of a job: what happened to the job, from its arrival to its report, in order of time.
 
-The column `story` of a run lists what the run has done: Ansible tasks, steps of the action, and Proxmox tasks.
+The column `story` of a run lists what the run has done: Ansible tasks, steps and Proxmox tasks. A step is an operation
+that an action plugin reports during an Ansible task, such as "cloning the template 9000".
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from executor.model import JobEventKind, JobStatus, ReportState
 
-if TYPE_CHECKING:  # SQLAlchemy needs time to import each table, and most commands do not read the audit log
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.audit import AuditEntry
     from executor.database.tables.jobs import Job, JobEvent, Run
 
 #: The outcome of an Ansible task that is running. The value equals `executor.runs.story.RUNNING`, which is not imported
 #: because this import takes long.
 RUNNING = "running"
-#: The text of an event in the timeline, by the kind of event.
+#: The timeline's text about an unusual event of a job, such as a requeue, by the kind of event. The event's reason
+#: follows the text.
 EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
     JobEventKind.REAPED: "taken from its agent, whose lease had expired",
     JobEventKind.RELEASED: "released by its agent",
-    JobEventKind.REOPENED: "continued after its end",
+    JobEventKind.REOPENED: "the ended job is run again if it has no result, otherwise its result is reported",
     JobEventKind.REPORT_POSTPONED: "FulcrumCore did not accept the report",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
@@ -32,7 +34,7 @@ EVENT_TEXTS = {
 REPORT_TEXTS = {
     ReportState.REPORTED: "reported to FulcrumCore",
     ReportState.ENDED_BY_FULCRUM: "FulcrumCore had ended the job itself",
-    ReportState.ABANDONED: "not reported",
+    ReportState.ABANDONED: "not reported, because FulcrumCore does not expect a result from this agent",
     ReportState.CLAIMED_ELSEWHERE: "not reported: another installation with this agent's token has claimed the job",
 }
 
@@ -42,8 +44,8 @@ class TimelineEntry:
     """One line of the timeline."""
 
     at: datetime
-    #: What the entry is about: `job`, `event` (of the job), `operator` (a change by an operator), `run` (its start),
-    #: `end` (of a run), `task` (an Ansible task), `step` (of an action) or `proxmox` (a Proxmox task).
+    #: What the entry is about: `job`, `event` (an unusual event of the job), `operator` (a change by an operator),
+    #: `run` (its start), `end` (of a run), `task` (an Ansible task), `step` (of a run) or `proxmox` (a Proxmox task).
     kind: str
     text: str
     run_ident: str | None = None  #: the run that the entry is about, if any
@@ -53,7 +55,7 @@ class TimelineEntry:
 def entries(
     job: Job, runs: Sequence[Run], events: Sequence[JobEvent], audit_entries: Sequence[AuditEntry]
 ) -> list[TimelineEntry]:
-    """Return the timeline of a job. `audit_entries` are the audit entries about the job."""
+    """Return the timeline of a job from its runs, its unusual events, and its audit entries (changes by operators)."""
     timeline = [*_job_entries(job), *map(_event_entry, events), *map(_audit_entry, audit_entries)]
     for run in runs:
         timeline += run_entries(run)
@@ -65,6 +67,7 @@ def _job_entries(job: Job) -> Iterator[TimelineEntry]:
     if job.claimed_at is not None:
         yield TimelineEntry(at=job.claimed_at, kind="job", text="claimed at FulcrumCore")
     if job.finished_at is not None:
+        # `operator_detail` is a more detailed error text, which only operators may see.
         error = f": {job.operator_detail or job.error_message}" if job.error_message else ""
         yield TimelineEntry(at=job.finished_at, kind="job", text=f"{job.status}{error}")
     if job.reported_at is not None and job.report_state in REPORT_TEXTS:
@@ -85,7 +88,7 @@ def _audit_entry(entry: AuditEntry) -> TimelineEntry:
 
 
 def run_entries(run: Run) -> Iterator[TimelineEntry]:
-    """Yield the entries of a run: its start, its tasks and steps (see `story_entries`), and its end."""
+    """Yield the entries of a run: its start, its Ansible tasks, steps and Proxmox tasks, and its end."""
     text = f"attempt {run.attempt}: {run.playbook} starts ({run.ident})"
     yield TimelineEntry(at=run.started_at, kind="run", run_ident=run.ident, text=text)
     yield from story_entries(run)
@@ -133,7 +136,7 @@ def proxmox_task_text(row: dict[str, Any]) -> str:
 
 
 def current_state_text(job: Job, runs: Sequence[Run], now: datetime) -> str:
-    """Return what an open job is doing or waiting for, in one line."""
+    """Return what a job that has not ended is doing or waiting for, in one line."""
     if job.status == JobStatus.PENDING:
         wait = f", its next attempt is due at {job.available_at:%H:%M:%S}Z" if job.available_at else ""
         return f"now: pending{wait}"

@@ -1,4 +1,7 @@
-"""Defines who may read the pages, and determines the sender of a request from the request's headers and address."""
+"""Defines who may read the pages, and determines the sender of a request from the request's headers and address.
+
+There are pages for programs (health, metrics, the OpenAPI document) and HTML pages for operators.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ _PORT_AT_END = re.compile(r":[0-9]+\Z")
 class Access:
     """Defines who may read all pages: callers with the token, and users that a trusted reverse proxy has authenticated.
 
-    If neither a token nor a proxy is configured, every caller may read health and metrics. In this case, the settings
-    allow the server to listen only on an address that other machines cannot reach.
+    If neither a token nor a proxy is configured, every caller may read the pages for programs.
     """
 
     token: str = field(default="", repr=False)
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
-    user_header: str = ""  #: name of the header in which the proxies send the name of the user
-    is_server_local: bool = True  #: whether only callers on this machine can connect to the server
+    proxy_user_header: str = ""  #: name of the header in which the proxies send the name of the user
+    #: Whether only callers on this machine can connect to the server. The settings ensure this if no login is required.
+    can_only_local_callers_connect: bool = True
     #: Whether users of this machine may read the pages for operators without a login. Ignored if `needs_login`.
     may_local_users_read_pages: bool = False
 
@@ -43,7 +46,7 @@ class Access:
 
     def proxy_user(self, scope: Scope) -> str:
         """Return the user that a trusted reverse proxy names; '' if no user is named or the sender is not trusted."""
-        user = Headers(scope=scope).get(self.user_header, "").strip() if self.proxies else ""
+        user = Headers(scope=scope).get(self.proxy_user_header, "").strip() if self.proxies else ""
         sender = parse_ip(sender_address(scope))
         if not user or sender is None:
             return ""
@@ -81,7 +84,7 @@ def is_local_host_header(headers: Headers) -> bool:
     host = headers.get("host", "")
     if not host:
         return True
-    # `is_local_address` needs a port and ignores its number.
+    # `is_local_address` expects host:port. It checks only the host.
     host_and_port = host if _PORT_AT_END.search(host) else f"{host}:0"
     return is_local_address(host_and_port)
 
@@ -103,7 +106,7 @@ def is_same_origin(headers: Headers) -> bool:
 def is_cross_site_navigation(headers: Headers) -> bool:
     """Return whether a link on another site led to this request.
 
-    A browser sends no session cookie with such a request.
+    A browser sends no session cookie with this request, because the cookie has the attribute SameSite=Strict.
     """
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from executor.agent.meters import Meters
+from executor.agent.meters import PrometheusMetrics
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.drift.facts import Finding
@@ -26,19 +26,21 @@ if TYPE_CHECKING:
 class AgentView:
     """The parts of the agent that the pages read."""
 
-    boot_id: str  #: random id of this agent process, new at each start; also in the process's row of the table `nodes`
+    #: Random id of this agent process, new at each start. It is also the id of the process's row in the table `nodes`,
+    #: which contains the agent processes, not the Proxmox nodes.
+    boot_id: str
     settings: Settings
     state: AgentState
     scheduler: Scheduler
     engine: Engine
     proxmox: ProxmoxReader
-    meters: Meters  #: counters and histograms that the agent updates
+    meters: PrometheusMetrics  #: counters and histograms that the agent updates
     measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
     #: Returns the number of differences (drift) of each kind that the last comparison of the mappings with Proxmox and
     #: FulcrumCore found; empty if there is no recent comparison. The default function returns an empty dict.
-    count_drift: Callable[[], dict[str, int]] = dict
-    #: Returns the differences that the last comparison found; None if there is no recent comparison.
-    list_drift: Callable[[], Sequence[Finding] | None] = lambda: None
+    count_drift_findings: Callable[[], dict[str, int]] = dict
+    #: Returns a `Finding` for each difference that the last comparison found; None if there is no recent comparison.
+    list_drift_findings: Callable[[], Sequence[Finding] | None] = lambda: None
 
 
 class AgentHandle:
@@ -46,7 +48,7 @@ class AgentHandle:
 
     def __init__(self) -> None:
         self._view_and_prober: tuple[AgentView, Prober] | None = None
-        self.wait_reason = ""  #: text that says why the start of the agent waits; '' if the start does not wait
+        self.start_wait_reason = ""  #: why the agent waits for its configuration at its start; '' if it does not wait
         self.port = 0  #: TCP port of the pages; 0 if the pages are not served
 
     @property
@@ -55,8 +57,8 @@ class AgentHandle:
         return self._view_and_prober
 
     def record_wait_reason(self, reason: str) -> None:
-        """Record why the start of the agent waits, to show it on the page /readyz."""
-        self.wait_reason = reason
+        """Record why the agent waits for its configuration from FulcrumCore. The page /readyz shows the reason."""
+        self.start_wait_reason = reason
 
     def attach(self, view: AgentView, *, probe_interval_s: float | None = None) -> None:
         """Make the pages read this view, and start the prober. `probe_interval_s` replaces the prober's interval."""

@@ -27,7 +27,10 @@ from executor.web.wrong_tokens import WrongTokenCounter
 
 
 def make_app(handle: AgentHandle, access: Access) -> Starlette:
-    """Return the ASGI application with all pages. `access` defines who may read the pages."""
+    """Return the ASGI application with all pages. `access` defines who may read the pages.
+
+    `ServerParts` contains the objects that the guard and the pages share, for example the sessions of operators.
+    """
     program_pages = _ProgramPages(handle, access)
     parts = ServerParts(
         handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
@@ -44,7 +47,7 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
         exception_handlers={404: _not_found},
     )
     app.router.redirect_slashes = False
-    app.state.streams = parts.streams
+    app.state.streams = parts.streams  # so that the server can end the event streams of the pages when it stops
     return app
 
 
@@ -52,8 +55,8 @@ class _ProgramPages:
     """The pages that programs read. Each method returns one page.
 
     Starlette runs a method that is not async in a thread, so a slow page does not delay other pages. The methods of the
-    health pages are async and need no thread, because they only read memory. With threads, callers without a login
-    could occupy all threads.
+    health pages are async, because they only read memory. If they needed threads, callers without a login could occupy
+    all threads.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
@@ -82,9 +85,10 @@ class _ProgramPages:
 
 
 class _OperatorPages:
-    """Forwards requests to the pages for operators. The first such request builds the ASGI application of these pages.
+    """Forwards requests to the pages for operators, and to the public paths: login, logout, scripts and styles.
 
-    The import of these pages takes as long as the import of the rest of the server, and most agents never need them.
+    The first such request builds the ASGI application of these pages. The import of these pages takes as long as the
+    import of the rest of the server, and most agents never need them.
     """
 
     def __init__(self, parts: ServerParts) -> None:
@@ -110,7 +114,7 @@ class _OperatorPages:
 
 
 def _health_page(request: Request, report: HealthReport) -> Response:
-    """Return the page of a health report. The middleware `Guard` sets `may_see_details` for each request."""
+    """Return the page of a health report, with details only if the middleware `Guard` allows the caller to see them."""
     content = report.as_json(with_details=request.state.may_see_details)
     return JSONResponse(content, status_code=200 if report.ok else 503)
 

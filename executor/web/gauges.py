@@ -58,14 +58,17 @@ class Gauges(Collector):
             "Time of the last heartbeat that FulcrumCore accepted, by the agent's clock; 0 before the first",
             state.heartbeat_at,
         )
-        yield _gauge("smith_fulcrum_up", "Whether FulcrumCore answered the last request", is_fulcrum_up(self._view))
+        help_text = (
+            "Whether FulcrumCore answered the last request, and has accepted a heartbeat since the agent's start"
+        )
+        yield _gauge("smith_fulcrum_up", help_text, is_fulcrum_up(self._view))
         proxmox_is_up = self._prober.result("proxmox").ok
         yield _gauge("smith_proxmox_up", "Whether Proxmox answered the last check", proxmox_is_up)
         memory_bytes = self._view.measure_memory_mib() * BYTES_PER_MIB
         yield _gauge(
             "smith_process_tree_memory_bytes", "Resident memory of the agent and its descendants", memory_bytes
         )
-        if drift_counts := self._view.count_drift():
+        if drift_counts := self._view.count_drift_findings():
             help_text = "Differences between mappings, Proxmox and FulcrumCore, by kind of difference"
             yield _gauge_with_label("smith_drift_vms", help_text, drift_counts, label="kind")
         free_space_gauge = GaugeMetricFamily(
@@ -77,11 +80,14 @@ class Gauges(Collector):
         yield free_space_gauge
 
     def _database_gauges(self) -> Iterator[Metric]:
-        """Yield the gauges that are read from the database. Raises DatabaseError."""
+        """Yield the gauges that are read from the database. Raises DatabaseError.
+
+        An open job has not ended. A report (a job's result) is due until FulcrumCore has acknowledged it.
+        """
         with reading(self._view.engine) as session:
             queue_depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
-            mapping_counts = mapping_queries.count_mappings_by_state(session, should_count_deleted=False)
-            unaccepted_counts = queries.count_jobs_open_only_at_fulcrum(session)
+            mapping_counts = mapping_queries.count_mappings_by_state(session, should_count_deleted_mappings=False)
+            open_only_at_fulcrum_counts = queries.count_jobs_open_only_at_fulcrum(session)
             oldest_report_at = queries.oldest_due_report_time(session)
             oldest_pending_at = queries.oldest_pending_time(session)
         is_writable = self._prober.result("database").ok
@@ -96,7 +102,7 @@ class Gauges(Collector):
             "smith_unaccepted_jobs",
             "Jobs that have ended in the agent's database but not in FulcrumCore: FulcrumCore does not accept the "
             "result, or another installation with this agent's token has claimed the job",
-            unaccepted_counts,
+            open_only_at_fulcrum_counts,
             label="cause",
         )
         yield _gauge(

@@ -1,8 +1,8 @@
 """Contains the guard, which refuses requests of callers who may not read the page.
 
 The guard checks the method and the host name of each request. If a login is required, the request must contain the
-token or a session cookie, or come from a trusted reverse proxy. A form must come from one of our own pages. The guard
-also adds security headers to every response.
+token or a session cookie, or come from a trusted reverse proxy. The public paths (login, logout, scripts and styles)
+need no login. A form must come from one of our own pages. The guard also adds security headers to every response.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from executor.web.paths import (
     accepts_forms,
     is_operator_page_or_public,
     is_public_path,
-    relative_overview_url,
+    relative_root_url,
 )
 from executor.web.server_parts import ServerParts
 from executor.web.sessions import Visitor, session_key_in
@@ -72,8 +72,9 @@ _RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Age
 class Guard:
     """ASGI middleware that refuses requests of callers who may not read the page.
 
-    The guard sets two attributes of `request.state`. `visitor` is the caller (see `Visitor`). If `may_see_details` is
-    False, the pages do not show the details of health checks and of errors, because these may name hosts and folders.
+    The guard sets two attributes of `request.state`. `visitor` has the caller's name and session. If `may_see_details`
+    is False, the pages do not show the details of health checks and of errors, because these may name hosts and
+    folders.
     """
 
     def __init__(self, app: ASGIApp, parts: ServerParts) -> None:
@@ -109,10 +110,15 @@ class Guard:
     async def _find_refusal(self, scope: Scope) -> Response | None:
         """Return the response that refuses the request; None if the request is allowed."""
         headers = Headers(scope=scope)
-        if (refusal := self._refusal_of_method(scope, headers)) is not None:
+        if (refusal := self._find_method_refusal(scope, headers)) is not None:
             return refusal
-        # Without a login, a foreign web page could read the pages by DNS rebinding, see `is_local_host_header`.
-        if not self._access.needs_login and self._access.is_server_local and not is_local_host_header(headers):
+        # Without a login, the settings allow only local callers to connect. But an attacker's web page in a local
+        # browser could read the pages by DNS rebinding, see `is_local_host_header`.
+        if (
+            not self._access.needs_login
+            and self._access.can_only_local_callers_connect
+            and not is_local_host_header(headers)
+        ):
             return _error_response(421, "the Host header does not name this machine")
         proxy_user = self._access.proxy_user(scope)
         # True if no login is required, or if a trusted proxy or the right token authorizes the request. A session is
@@ -121,26 +127,27 @@ class Guard:
         token = bearer_token(headers)
         if not is_authorized and self._access.token and token is not None:
             # The right token is accepted also from an address that has sent too many wrong tokens, because several
-            # callers may share this address.
+            # callers may share this address. `register_wrong_token` returns how many seconds the address must wait; 0
+            # if it need not wait.
             is_authorized = self._access.is_correct_token(token)
             if not is_authorized and (wait_s := self._wrong_tokens.register_wrong_token(sender_address(scope))):
                 return _error_response(429, "too many wrong tokens", {"Retry-After": str(wait_s)})
         visitor = await self._find_visitor(scope["path"], headers)
         # If two users share a browser, the proxy may name one user and the session may belong to the other. In this
-        # case, the session is ignored.
+        # case, the session is ignored. A session contains only the beginning of a long name.
         if visitor is not None and proxy_user and visitor.name != truncated_name(proxy_user):
             visitor = None
         request_state = scope.setdefault("state", {})
         request_state["may_see_details"] = is_authorized or visitor is not None
         request_state["visitor"] = visitor or Visitor(name=proxy_user)
         if is_operator_page_or_public(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
-            return self._refusal_of_page(scope, headers, is_authorized=is_authorized, has_session=visitor is not None)
+            return self._find_page_refusal(scope, headers, is_authorized=is_authorized, has_session=visitor is not None)
         if is_authorized or visitor is not None or scope["path"] in HEALTH_PATHS:
             return None
         return self._refusal_without_login()
 
-    def _refusal_of_method(self, scope: Scope, headers: Headers) -> Response | None:
-        """Return the refusal of a request's method; None for GET, HEAD, and a POST from one of our own pages."""
+    def _find_method_refusal(self, scope: Scope, headers: Headers) -> Response | None:
+        """Return the response that refuses the request's method; None for GET, HEAD, and a form from our own pages."""
         if scope["method"] in ALLOWED_METHODS:
             return None
         if scope["method"] != "POST" or not accepts_forms(scope["path"]):
@@ -152,18 +159,19 @@ class Guard:
 
         Also return None for the health pages, because they must never wait for the database.
         """
-        key = session_key_in(headers)
-        if not key or path in HEALTH_PATHS:
+        session_key = session_key_in(headers)
+        if not session_key or path in HEALTH_PATHS:
             return None
         try:
-            return await run_in_threadpool(self._sessions.find, key)
+            visitor: Visitor | None = await run_in_threadpool(self._sessions.find, session_key)
         except DatabaseError:
             return None
+        return visitor
 
-    def _refusal_of_page(
+    def _find_page_refusal(
         self, scope: Scope, headers: Headers, *, is_authorized: bool, has_session: bool
     ) -> Response | None:
-        """Return the refusal of a page; None if it is public, the caller is logged in, or local users may read it.
+        """Return the response that refuses to show a page for operators; None if the caller may read the page.
 
         An action (a form that changes something) needs a session.
         """
@@ -177,7 +185,7 @@ class Guard:
         if is_cross_site_navigation(headers):
             return HTMLResponse(_RELOAD_PAGE)
         if accepts_html(headers) and (access.token or may_read):
-            return RedirectResponse(f"{relative_overview_url(path)}login?next={path[1:]}", status_code=303)
+            return RedirectResponse(f"{relative_root_url(path)}login?next={path[1:]}", status_code=303)
         return self._refusal_without_login()
 
     def _refusal_without_login(self) -> Response:

@@ -14,17 +14,17 @@ from typing import Any
 from executor.web.agent_view import AgentHandle, AgentView
 from executor.web.probes import Prober
 
-#: Maximum time between the starts of two iterations, for each loop of the agent. `fence` is the loop that ends runs
-#: before the agent's leases expire. An iteration of `report` sends up to
-#: fifty reports, and each report may take until its request times out. An iteration of any other loop takes a few
-#: seconds, or a minute if the database fails.
+#: Maximum time between the starts of two iterations, for each loop of the agent: `main` waits for a reason to stop,
+#: `dispatch` starts jobs, `report` reports results, `leases` renews leases, and `fence` ends the runs if the leases
+#: are not renewed in time. An iteration of `report` sends up to fifty reports, and each report may take until its
+#: request times out. An iteration of any other loop takes a few seconds, or a minute if the database fails.
 MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "leases": 120.0, "fence": 60.0}
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 LEASES_LOOP_MAX_ITERATION_FACTOR = 2.0
-#: A critical job is overdue if its last execution was more than six of its intervals plus 120 s ago. The agent's
-#: monitor uses lower limits. So the monitor restarts a critical job before this check reports the job as overdue. The
-#: restart may solve the problem.
+#: A critical job is overdue here if its thread has ended, or if its last start or end was more than six of its
+#: intervals plus 120 s ago. After three intervals plus 30 s, the loop `main` starts a new thread for the critical job,
+#: and the time counts from the start of this thread.
 MAX_INTERVALS_WITHOUT_EXECUTION = 6.0
 EXECUTION_TOLERANCE_S = 120.0
 
@@ -94,7 +94,7 @@ def _check_loops(view: AgentView) -> list[HealthCheckResult]:
 def _check_critical_jobs(view: AgentView) -> list[HealthCheckResult]:
     """Return one result for each critical job. The result is ok if the critical job is not overdue."""
     overdue_names = view.scheduler.overdue_critical_jobs(
-        max_intervals=MAX_INTERVALS_WITHOUT_EXECUTION, slack_s=EXECUTION_TOLERANCE_S
+        max_intervals=MAX_INTERVALS_WITHOUT_EXECUTION, tolerance_s=EXECUTION_TOLERANCE_S
     )
     return [
         HealthCheckResult(name=name, ok=name not in overdue_names, reason="is overdue" if name in overdue_names else "")
@@ -105,8 +105,8 @@ def _check_critical_jobs(view: AgentView) -> list[HealthCheckResult]:
 def readiness_report(handle: AgentHandle) -> HealthReport:
     """Check whether the agent could process a job now."""
     if handle.view_and_prober is None:
-        reason = "waits for its configuration from FulcrumCore" if handle.wait_reason else "is starting"
-        check = HealthCheckResult(name="agent", ok=False, reason=reason, detail=handle.wait_reason)
+        reason = "waits for its configuration from FulcrumCore" if handle.start_wait_reason else "is starting"
+        check = HealthCheckResult(name="agent", ok=False, reason=reason, detail=handle.start_wait_reason)
         return HealthReport(status="not ready", ok=False, checks=(check,))
     view, prober = handle.view_and_prober
     checks = (_check_agent(view), _check_fulcrum(view), *_probe_results(prober))
@@ -121,7 +121,7 @@ def _check_agent(view: AgentView) -> HealthCheckResult:
     if state.draining.is_set():
         return HealthCheckResult(name="agent", ok=False, reason="is draining: no new jobs are started")
     if state.id_of_other_agent_on_database:
-        detail = f"agent {state.id_of_other_agent_on_database} of FulcrumCore"
+        detail = f"the id of the other agent in FulcrumCore is {state.id_of_other_agent_on_database}"
         return HealthCheckResult(
             name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
         )
@@ -137,16 +137,19 @@ def _check_agent(view: AgentView) -> HealthCheckResult:
 
 
 def is_fulcrum_up(view: AgentView) -> bool:
-    """Return whether FulcrumCore answered the last request, and has accepted a heartbeat since the agent's start."""
+    """Return whether FulcrumCore answered the last request, and has accepted a heartbeat since the agent's start.
+
+    `fulcrum_link` records whether FulcrumCore answered the last request.
+    """
     return view.state.heartbeat_at > 0 and view.state.fulcrum_link.is_up
 
 
 def _check_fulcrum(view: AgentView) -> HealthCheckResult:
     if is_fulcrum_up(view):
         return HealthCheckResult(name="fulcrum", ok=True)
-    detail = view.state.fulcrum_link.reason
-    reason = "FulcrumCore does not answer, or refuses the token" if detail else "FulcrumCore has not answered yet"
-    return HealthCheckResult(name="fulcrum", ok=False, reason=reason, detail=detail)
+    last_error = view.state.fulcrum_link.reason
+    reason = "FulcrumCore does not answer, or refuses the token" if last_error else "FulcrumCore has not answered yet"
+    return HealthCheckResult(name="fulcrum", ok=False, reason=reason, detail=last_error)
 
 
 def _probe_results(prober: Prober) -> list[HealthCheckResult]:

@@ -75,7 +75,7 @@ def openapi_document(access: Access) -> Json:
     pages = {
         "/": ("The list of pages", {200: _PageResponse("the pages", _json_content("Pages"))}),
         "/livez": (
-            "Whether every loop makes progress",
+            "Whether the agent is alive: each of its loops and of its periodic tasks makes progress",
             _health_responses(statuses_with_200="alive, starting or stopping", statuses_with_503="stuck"),
         ),
         "/readyz": (
@@ -132,7 +132,7 @@ def _describe_page(summary: str, path: str, responses: dict[int, _PageResponse],
 def _error_responses(access: Access, *, is_health_page: bool) -> dict[int, _PageResponse]:
     """Return the responses of the middleware `Guard`: to a refused request, and for a page that fails."""
     error_responses = {500: _response_with_error("internal error, see the log")}
-    if access.is_server_local and not access.needs_login:
+    if access.can_only_local_callers_connect and not access.needs_login:
         error_responses[421] = _response_with_error("the Host header does not name this machine")
     if access.token:
         retry_header = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
@@ -168,7 +168,7 @@ def _security_schemes(access: Access) -> Json:
         schemes["proxy"] = {
             "type": "apiKey",
             "in": "header",
-            "name": access.user_header,
+            "name": access.proxy_user_header,
             "description": "set by a trusted reverse proxy; ignored if another address sends it",
         }
     return schemes

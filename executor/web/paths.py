@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-#: The paths of the pages for programs.
+#: The paths of the pages for programs, such as Prometheus and health checks.
 PROGRAM_PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 #: The paths of the health pages. These pages need no login, but show details only to callers who may read all pages.
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
-#: The HTTP methods that the pages answer. Forms are sent with POST.
+#: The HTTP methods that all pages allow. Only the paths of forms also allow POST.
 ALLOWED_METHODS = ("GET", "HEAD")
-#: The first part of the path of each page for operators. The overview has the empty path.
+#: The first part of the path of each page for operators. The overview has the empty path. A path below `actions` is not
+#: a page: it accepts the form of one action.
 _OPERATOR_FIRST_PARTS = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
-#: The first part of each public path, which needs no login: login and logout, and the folder of scripts and styles.
+#: The first part of each public path, which needs no login: login and logout, and the folder of scripts, styles and
+#: images.
 _PUBLIC_FIRST_PARTS = frozenset({"login", "logout", "static"})
 #: The first part of each path to which forms are sent.
 _FORM_FIRST_PARTS = frozenset({"login", "logout", "actions"})
@@ -36,7 +38,7 @@ def accepts_forms(path: str) -> bool:
     return first_part(path) in _FORM_FIRST_PARTS
 
 
-def relative_overview_url(path: str) -> str:
+def relative_root_url(path: str) -> str:
     """Return the URL of the overview, relative to the page with this path, such as `../` for `/jobs/17`.
 
     All links are relative, so the pages work behind a reverse proxy that serves them under a prefix.

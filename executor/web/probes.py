@@ -32,10 +32,10 @@ log = get_logger(__name__)
 INTERVAL_S = 30.0
 #: A result is outdated if its age in seconds is more than MAX_AGE_INTERVALS * interval + MAX_ROUND_S.
 MAX_AGE_INTERVALS = 4
-#: The time that all probes of one round may take together.
+#: The assumed maximum duration of a round. It is used only for the age of a result, and stops no probe.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent has started its loops, such as the poll. The first round waits
-#: for this start, because before it a migration may be changing the schema of the database.
+#: Interval at which the thread checks whether the agent's loops, such as the poll for jobs, have started. The first
+#: round waits for the start of the loops. Before their start, a migration may change the schema of the database.
 START_POLL_S = 0.1
 
 
@@ -44,7 +44,8 @@ class ProbeResult:
     """The result of one probe."""
 
     ok: bool
-    reason: str = ""  #: describes the problem, without hosts and paths; '' if there is no problem
+    #: Describes the problem; '' if there is no problem. Contains no hosts and paths, because every caller may see it.
+    reason: str = ""
     detail: str = ""  #: further explanation of the problem, may quote the error text of another program
     finished_at: float = field(default_factory=time.monotonic)  #: end of the probe, on the monotonic clock
 
@@ -62,16 +63,18 @@ class _ProbeFailed(Exception):
 class Prober:
     """Runs the probes and keeps their results."""
 
-    state: AgentState
+    state: AgentState  #: what the threads of the agent process share, such as the current pause
     engine: Engine
     proxmox: ProxmoxReader
-    boot_id: str  #: random id of this agent process (not of the machine), and of its row in the table `nodes`
-    folders: Mapping[str, Path]  #: the folders whose free space is checked, by name
+    #: The random id of this agent process (not of the machine). The table `nodes` has one row for each agent process.
+    boot_id: str
+    #: The folders whose free space is checked: `data` (database and artifacts) and `run` (files of running playbooks).
+    folders: Mapping[str, Path]
     interval_s: float = INTERVAL_S
     _results: dict[str, ProbeResult] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
-    # Logs when Proxmox stops answering, and when it answers again.
+    # A Link records whether an outside system answers. This Link logs each outage and each recovery of Proxmox.
     _proxmox_link: Link = field(default_factory=lambda: Link(proxmox_log_functions()))
 
     @property
@@ -104,7 +107,8 @@ class Prober:
         return disk_space.free_bytes(self.folders[name])
 
     def _run(self) -> None:
-        while not self.state.iteration_started_at:  # the agent's loops have not started
+        # The dictionary `iteration_started_at` has the start time of the last iteration of each of the agent's loops.
+        while not self.state.iteration_started_at:  # no loop has started
             if self._stopping.wait(START_POLL_S):
                 return
         while not self._stopping.is_set():
@@ -117,12 +121,12 @@ class Prober:
         try:
             self.proxmox.version()
         except JobError as error:
-            self._proxmox_link.record_failed_call(str(error), is_login_refused=error.code is ErrorCode.PVE_AUTH)
+            self._proxmox_link.record_failed_call(str(error), has_refused_credentials=error.code is ErrorCode.PVE_AUTH)
             raise _ProbeFailed("Proxmox does not answer, or answers with an error", str(error)) from error
         self._proxmox_link.record_answer()
 
     def _probe_database(self) -> None:
-        """Write the result of the probe of Proxmox, and its time, into the row of this agent process (table `nodes`).
+        """Write the result of the probe of Proxmox, and the current time, into the row of this agent process.
 
         A probe that only reads would not suffice: a database on a full disk, or a standby server, can still be read.
         The probe also reads whether an operator has paused the agents, and stores this in `AgentState`.
@@ -146,8 +150,8 @@ class Prober:
         """Check whether each folder has enough free space."""
         shortage_by_folder = disk_space.describe_shortages(self.folders)
         if shortage_by_folder:
-            names = " and ".join(shortage_by_folder)
-            raise _ProbeFailed(f"too little space in the folder for {names}", "; ".join(shortage_by_folder.values()))
+            folders = " and ".join(f"the folder {name}" for name in shortage_by_folder)
+            raise _ProbeFailed(f"too little space in {folders}", "; ".join(shortage_by_folder.values()))
 
 
 def _run_probe(probe: Callable[[], None]) -> ProbeResult:

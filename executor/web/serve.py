@@ -49,7 +49,7 @@ class _LimitedProtocol(H11Protocol):
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
     proxy_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-    #: Called when the connection is made. With TLS, this is after the handshake.
+    #: With TLS, a function that is called after the handshake, and stops counting it. None without TLS.
     on_connected: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
@@ -129,10 +129,10 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, config: uvicorn.Config, streams: StreamCounter, certificate: ServerCertificate | None = None
+        self, config: uvicorn.Config, event_streams: StreamCounter, certificate: ServerCertificate | None = None
     ) -> None:
         super().__init__(config)
-        self._streams = streams
+        self._event_streams = event_streams  # counts and ends the responses that send events to a browser
         self._certificate = certificate
         self._stop_requested: asyncio.Event | None = None
         self._event_loop: asyncio.AbstractEventLoop | None = None
@@ -152,17 +152,20 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if self._stop_requested is not None and self._event_loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop has ended already
-                self._event_loop.call_soon_threadsafe(self._streams.end_all_streams)
+                self._event_loop.call_soon_threadsafe(self._event_streams.end_all_streams)
                 self._event_loop.call_soon_threadsafe(self._stop_requested.set)
 
 
 def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCertificate | None = None) -> Server:
-    """Return a server for the pages, with TLS if `certificate` is given. The server does not listen yet."""
-    access = Access(
+    """Return a server for the pages, with TLS if `certificate` is given. The server does not listen yet.
+
+    The pages read the agent through `handle`.
+    """
+    access = Access(  # who may read the pages
         token=settings.smith_http_token.get_secret_value(),
         proxies=settings.smith_http_proxies,
-        user_header=settings.smith_http_user_header,
-        is_server_local=is_local_address(settings.smith_http_addr),
+        proxy_user_header=settings.smith_http_user_header,
+        can_only_local_callers_connect=is_local_address(settings.smith_http_addr),
         may_local_users_read_pages=settings.smith_http_local_pages,
     )
     proxy_networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)

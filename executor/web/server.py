@@ -27,10 +27,11 @@ STOP_TIMEOUT_S = 3.0
 
 @contextlib.contextmanager
 def serving_pages(settings: Settings) -> Iterator[AgentHandle]:
-    """Serve the pages while the `with` block runs. The caller attaches the agent to the yielded handle.
+    """Serve the pages while the `with` block runs. Yield the handle through which the pages read the agent.
 
+    The caller calls the handle's `attach` when the agent exists. Until then, the pages cannot show the agent's data.
     The pages are not served if SMITH_HTTP_ADDR is `off`, the port cannot be opened, or the TLS certificate is not
-    usable. The `with` block runs in these cases, too.
+    usable. In each of these three cases, the `with` block runs without the pages.
     """
     handle = AgentHandle()
     server_thread = None

@@ -1,4 +1,4 @@
-"""Defines the parts of the HTTP server that the guard and the pages share."""
+"""Defines the objects that the pages share with the guard, which refuses requests of callers without access."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from executor.web.wrong_tokens import WrongTokenCounter
 
 @dataclass(frozen=True, kw_only=True)
 class ServerParts:
-    """The parts of the HTTP server that the guard and the pages share."""
+    """The objects of the HTTP server that the guard and the pages share."""
 
-    handle: AgentHandle
-    access: Access
+    handle: AgentHandle  #: gives the pages access to the agent
+    access: Access  #: decides who may read the pages
     sessions: Sessions
     wrong_tokens: WrongTokenCounter
     streams: StreamCounter = field(default_factory=StreamCounter)

@@ -50,33 +50,37 @@ class Visitor:
 
 
 class Sessions:
-    """Starts, finds and ends sessions in the agent's database."""
+    """Starts, finds and ends sessions in the agent's database.
+
+    The handle gives access to the agent. Its `view_and_prober` is a pair, or None until the agent has started. The
+    first item of the pair is the AgentView, which has the engine of the database.
+    """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
         self._handle = handle
         self._access = access
 
     def start(self, name: str) -> str:
-        """Store a new session and return its key. Raises DatabaseError. The handle must contain the agent."""
+        """Store a new session and return its key. Raises DatabaseError. The agent must have started."""
         key = secrets.token_urlsafe(KEY_BYTE_COUNT)
         assert self._handle.view_and_prober is not None  # noqa: S101 (the caller has checked this)
-        with transaction(self._handle.view_and_prober[0].engine) as session:
-            web_sessions.add(session, digest=self._digest(key), name=name, lifetime=LIFETIME)
+        with transaction(self._handle.view_and_prober[0].engine) as database_session:
+            web_sessions.add(database_session, digest=self._digest(key), name=name, lifetime=LIFETIME)
         return key
 
     def find(self, key: str) -> Visitor | None:
         """Return the visitor whose session has this key; None if there is no valid session. Raises DatabaseError."""
         if not key or self._handle.view_and_prober is None:
             return None
-        with reading(self._handle.view_and_prober[0].engine) as session:
-            stored_session = web_sessions.find(session, self._digest(key))
+        with reading(self._handle.view_and_prober[0].engine) as database_session:
+            stored_session = web_sessions.find(database_session, self._digest(key))
         return None if stored_session is None else Visitor(name=stored_session.name, session_key=key)
 
     def end(self, key: str) -> None:
         """Delete the session. Raises DatabaseError."""
         if key and self._handle.view_and_prober is not None:
-            with transaction(self._handle.view_and_prober[0].engine) as session:
-                web_sessions.end(session, self._digest(key))
+            with transaction(self._handle.view_and_prober[0].engine) as database_session:
+                web_sessions.end(database_session, self._digest(key))
 
     def _digest(self, key: str) -> str:
         return hmac.new(key.encode(), self._access.token.encode(), hashlib.sha256).hexdigest()

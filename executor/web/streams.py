@@ -1,6 +1,6 @@
-"""Limits the event streams (server-sent events) of the pages, and ends them when the server stops.
+"""Limits the event streams (server-sent events) that update the pages of jobs, and ends them when the server stops.
 
-A stream occupies a connection for minutes. The limit keeps connections free for health and metrics.
+A stream occupies a connection for minutes. The limit keeps connections free for health checks and metrics.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ServerCertificate:
         self._checked_at = time.monotonic()
 
     def check_files_if_due(self) -> None:
-        """Call `reload_if_changed` if the last call was at least CHECK_INTERVAL_S ago."""
+        """Call `reload_if_changed` if the last check of the files was at least CHECK_INTERVAL_S ago."""
         if time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self.reload_if_changed()
 
@@ -84,7 +84,7 @@ class ServerCertificate:
 
 
 class TlsConnection(SSLProtocol):
-    """One connection with TLS. After the handshake, it passes the decrypted data to the HTTP protocol of the pages.
+    """One connection with TLS. It passes the decrypted data to `protocol`, the asyncio protocol that handles HTTP.
 
     This class limits the number and the duration of handshakes. Asyncio itself does not limit their number, and lets
     each handshake take a minute.
@@ -95,7 +95,7 @@ class TlsConnection(SSLProtocol):
             asyncio.get_running_loop(),
             protocol,
             context,
-            None,  # type: ignore[arg-type]  # no coroutine waits for the handshake
+            waiter=None,  # type: ignore[arg-type]  # no coroutine waits for the handshake
             server_side=True,
             ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         )
@@ -108,7 +108,7 @@ class TlsConnection(SSLProtocol):
         address = parse_ip(str((transport.get_extra_info("peername") or ("",))[0]))
         self._remote_address = None if address is None or address.is_loopback else str(address)
         if self._exceeds_limit():
-            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a socket has such a transport)
+            assert isinstance(transport, asyncio.Transport)  # noqa: S101 (the transport of a socket)
             transport.abort()
             return
         self._handshakes.add(self)
@@ -126,11 +126,14 @@ class TlsConnection(SSLProtocol):
         )
 
     def stop_counting_handshake(self) -> None:
-        """Stop counting the connection. From now on, the HTTP protocol of the pages counts it."""
+        """Stop counting this handshake, which has ended or failed.
+
+        After a successful handshake, the asyncio protocol that handles HTTP counts the connection.
+        """
         self._handshakes.discard(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop counting the connection if its handshake has not ended."""
+        """Stop counting the handshake if it has not ended."""
         self.stop_counting_handshake()
         super().connection_lost(exc)
 
@@ -140,7 +143,7 @@ def tls_connection_factory(
 ) -> Callable[..., asyncio.BaseProtocol]:
     """Return a function that creates a connection with TLS.
 
-    `make_protocol` creates the HTTP protocol of the pages, which gets the decrypted data of the connection.
+    `make_protocol` creates the asyncio protocol that handles HTTP. This protocol gets the decrypted data.
     """
     handshakes: set[TlsConnection] = set()
 

@@ -1,4 +1,4 @@
-"""Counts the wrong tokens from each address, so that a program with an old token must wait before it tries again."""
+"""Counts the wrong tokens from each address, because the server answers too many wrong tokens with 429."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections import OrderedDict, deque
 
 #: If an address sends MAX_WRONG_TOKENS wrong tokens within WRONG_TOKEN_WINDOW_S, the server answers its further wrong
-#: tokens with 429. This ends when the oldest of the counted tokens is older than WRONG_TOKEN_WINDOW_S.
-#: No stricter limit is needed against guessing, because a token has at least 16 characters.
+#: tokens with 429, and does not count them. This ends when the oldest of the last MAX_WRONG_TOKENS counted tokens is
+#: older than WRONG_TOKEN_WINDOW_S.
 MAX_WRONG_TOKENS = 10
 WRONG_TOKEN_WINDOW_S = 60.0
 #: Maximum number of addresses whose wrong tokens are counted.
@@ -42,7 +42,7 @@ class WrongTokenCounter:
             self._times_by_address.popitem(last=False)  # the address whose last wrong token is the oldest
 
     def remaining_wait_s(self, address: str) -> float:
-        """Return how many seconds this address must wait before the server counts its next wrong token; 0 if none."""
+        """Return for how many seconds the server answers wrong tokens of this address with 429; 0 if it does not."""
         times = self._times_by_address.get(address)
         if times is None or len(times) < MAX_WRONG_TOKENS:
             return 0.0

@@ -1,7 +1,7 @@
 """Defines the commands `smith demo` and `smith lab`.
 
-The lab's package declares both commands as entry points in the group `smith.commands`. The program `smith` loads the
-commands of this group.
+The lab is a FulcrumCore simulator and a Proxmox stand-in. Its Python package declares both commands as entry points in
+the group `smith.commands`. The program `smith` loads the commands of this group.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Folder = Annotated[
     typer.Option(
         "--folder",
         envvar=FOLDER_VARIABLE,
-        help="The folder of the running lab; the file lab.env in it sets LAB_FOLDER.",
+        help="The folder of the running lab. After `. lab.env`, this option is not needed.",
     ),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The service's name.")]
@@ -51,7 +51,7 @@ lab = typer.Typer(
         "smith lab order web-1           in another shell: order a VM",
         "smith lab fault                 list the faults to try",
     ),
-    **TYPER_ARGUMENTS,
+    **TYPER_ARGUMENTS,  # turn off the features for which typer would import rich, because this import is slow
 )
 
 
@@ -65,7 +65,7 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the folder with log, database and artifacts.")] = False,
 ) -> None:
-    """Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without using your settings."""
+    """Run Agent Smith against a FulcrumCore simulator and a Proxmox stand-in, without your settings."""
     raise typer.Exit(run_demo(service_count=services, as_json=as_json, keep_folder=keep))
 
 
@@ -76,16 +76,16 @@ def run_lab(
         Path | None,
         typer.Option("--folder", help="Folder for settings, secrets and the CA; default: a temporary folder."),
     ] = None,
-    core_port: Annotated[
-        int, typer.Option("--core-port", min=0, max=65535, help="The simulator's port; 0: any free port.")
+    fulcrum_port: Annotated[
+        int, typer.Option("--core-port", min=0, max=65535, help="The FulcrumCore simulator's port; 0: any free.")
     ] = 0,
     proxmox_port: Annotated[
         int, typer.Option("--proxmox-port", min=0, max=65535, help="The stand-in's port; 0: any free port.")
     ] = 0,
 ) -> None:
-    """Run a FulcrumCore simulator and a Proxmox stand-in, and order services."""
+    """Run a FulcrumCore simulator and a Proxmox stand-in; the subcommands order services."""
     if context.invoked_subcommand is None:
-        raise typer.Exit(lab_command.main(folder=folder, core_port=core_port, proxmox_port=proxmox_port))
+        raise typer.Exit(lab_command.main(folder=folder, fulcrum_port=fulcrum_port, proxmox_port=proxmox_port))
 
 
 @lab.command(
@@ -110,6 +110,7 @@ def order(
     properties = _properties_with_value(cores=cores, memoryMb=memory_mb, diskGb=disk_gb)
     if image:
         properties["osTemplate" if container else "image"] = image
+    # `order`, `update` and `run_action` return the exit code. With `must_wait`, they print the outcome of the job.
     customer = Customer(folder, must_wait=wait)
     raise typer.Exit(customer.order(name, properties, is_container=container))
 
@@ -147,6 +148,7 @@ def list_services(folder: Folder = DEFAULT_FOLDER, as_json: AsJson = False) -> N
         show_json(services)
         return
     for service in services:
+        # agentInstanceId is "<agent id>/<VMID>", or empty.
         vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
         print(f"{service['name']:<20} {service['status']:<10} {vmid or '-':>7}  {service['id']}")
 
@@ -156,7 +158,7 @@ def fault(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The fault's name; clear: end all faults.")] = None,
     folder: Folder = DEFAULT_FOLDER,
 ) -> None:
-    """Start a fault, to see what it causes and how to end it; clear ends all. Without a name, list the faults."""
+    """Begin a fault, and print the commands that show and end it; clear ends all. Without a name, list the faults."""
     if name is None:
         for each in FAULTS:
             print(f"{each.name:<16} {each.description}")
@@ -165,7 +167,9 @@ def fault(
         print("all faults have ended: repeat the commands that failed")
     else:
         begun_fault = begin_fault(folder, name)
-        print(f"{begun_fault.description}\nsee it:  {begun_fault.see_command}\nend it:  smith lab fault clear")
+        print(
+            f"{begun_fault.description}\nobserve it:  {begun_fault.observe_command}\nend it:      smith lab fault clear"
+        )
 
 
 def _properties_with_value(**values: int | None) -> dict[str, Any]:

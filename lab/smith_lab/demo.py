@@ -3,6 +3,9 @@
 The demo creates services in the FulcrumCore simulator. The executor creates, starts, updates, stops and deletes their
 VMs on the Proxmox stand-in. Then the demo compares the services in FulcrumCore, the executor's mappings (each assigns
 a VMID to a service) and the VMs in Proxmox. The exit code is 0 if all three agree.
+
+A LabSystem contains the running simulator, stand-in and executor. `lab.admin` calls FulcrumCore's API, and
+`lab.guests()` lists the VMs of the stand-in.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class Row:
 
     name: str
     fulcrum: str  #: the status of the service in FulcrumCore
-    instance: str  #: the VMID at the end of agentInstanceId, which is the executor's id of the service's VM
+    instance: str  #: the VMID in FulcrumCore's `agentInstanceId` of the service, which is "<agent id>/<VMID>"
     mapping: str  #: VMID and state of the mapping
     proxmox: str  #: VMID, status and size of the VM
     agrees: bool  #: whether FulcrumCore, the mapping and Proxmox describe the same state
@@ -66,7 +69,8 @@ def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = F
     console.print(
         f"[bold]Agent Smith demo[/]: {service_count} services, FulcrumCore simulator, Proxmox stand-in, real executor"
     )
-    with running_lab(folder, time_scale=TIME_SCALE, are_service_types_limited=True) as lab:
+    # limits_orders_to_settings: FulcrumCore refuses orders with values that the executor's settings do not allow
+    with running_lab(folder, time_scale=TIME_SCALE, limits_orders_to_settings=True) as lab:
         lab.start_executor()
         try:
             rows = _run_phases(lab, console, service_count)
@@ -93,11 +97,11 @@ def _run_phases(lab: LabSystem, console: Console, service_count: int) -> list[Ro
         service_ids = [lab.order_service(f"web-{number}", diskGb=10 + number) for number in range(1, service_count + 1)]
         _wait_for_phase(lab, console, "created", service_ids, "Stopped")
         for service_id in service_ids:
-            lab.admin.start_action(service_id, "start")
+            lab.admin.request_action(service_id, "start")
         _wait_for_phase(lab, console, "started", service_ids, "Started")
         first_half = service_ids[: max(service_count // 2, 1)]
         for service_id in first_half:
-            lab.admin.start_action(service_id, "stop")
+            lab.admin.request_action(service_id, "stop")
         _wait_for_phase(lab, console, "stopped", first_half, "Stopped")
         for service_id in first_half:
             lab.admin.patch_service(service_id, {"cores": 4, "memoryMb": 4096, "diskGb": 32})
@@ -131,7 +135,10 @@ def _wait_for_phase(lab: LabSystem, console: Console, label: str, service_ids: l
     console.print(f"  {label:8} {count_by_status[status]}/{len(service_ids)} in {duration_s:.0f} s")
     if count_by_status[status] != len(service_ids):
         errors = sorted({str(job["errorMessage"]) for job in lab.admin.list_all("jobs") if job.get("errorMessage")})
-        raise RuntimeError(f"the services are {dict(count_by_status)}, expected {status}: {'; '.join(errors)}")
+        raise RuntimeError(
+            f"expected {len(service_ids)} services with the status {status}, found {dict(count_by_status)}; "
+            f"error messages of jobs: {'; '.join(errors) or 'none'}"
+        )
 
 
 @contextmanager
@@ -168,7 +175,8 @@ def _compare_services(lab: LabSystem, service_ids: list[str]) -> list[Row]:
         unexpected_vmids -= {vm["vmid"] for vm in vms}
         rows.append(_compare_service(lab.admin.get_service(service_id), mappings.pop(service_id, None), vms))
     # `mappings` now contains only mappings that belong to no service, because the loop removed all others.
-    # The row of a VM or mapping without a service shows the VMID in both columns, also if only one of the two exists.
+    # The row of a VM or mapping without a service shows the VMID as `mapping` and as `proxmox`, even if only the VM or
+    # only the mapping exists.
     vmids = [*unexpected_vmids, *(mapping["vmid"] for mapping in mappings.values())]
     return rows + [
         Row(name="(no service)", fulcrum="", instance="", mapping=str(vmid), proxmox=str(vmid), agrees=False)

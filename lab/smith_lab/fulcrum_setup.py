@@ -1,6 +1,8 @@
 """Creates the objects that an agent needs in a new FulcrumCore, such as its agent type and its token.
 
-The module calls FulcrumCore's API, so it works with the simulator and with a real FulcrumCore.
+The module calls FulcrumCore's API, so it works with the simulator and with a real FulcrumCore. In production,
+`executor.fulcrum.bootstrap` creates these objects. From `executor.fulcrum.bootstrap`, this module uses only
+`read_type_file`, which reads the definition of an agent type or service type from a file, and the names of these files.
 """
 
 from __future__ import annotations
@@ -12,7 +14,12 @@ from typing import Any
 
 import requests
 
-from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import (
+    AGENT_TYPE_FILE,
+    CONTAINER_SERVICE_TYPE_FILE,
+    VM_SERVICE_TYPE_FILE,
+    read_type_file,
+)
 from executor.fulcrum.offered_type import restrict_service_type
 from executor.fulcrum.types import METRIC_TYPES
 from executor.settings.settings import Settings
@@ -38,14 +45,14 @@ class AdminCallFailed(Exception):
 
 
 class AdminClient:
-    """Calls FulcrumCore's API with an admin's or a participant's token. Providers and consumers are participants.
+    """Calls FulcrumCore's API as the owner of the token, such as an admin or a participant.
 
-    A consumer is a customer. Agents do not use this class, but `executor.fulcrum.client`.
+    Participants are providers and consumers (customers). Agents use `executor.fulcrum.client` instead.
     """
 
     def __init__(self, url: str, token: str = SEED_TOKEN) -> None:
-        self.origin = url.rstrip("/")
-        self.api_url = f"{self.origin}/api/v1"
+        self.base_url = url.rstrip("/")
+        self.api_url = f"{self.base_url}/api/v1"
         self._session = requests.Session()
         self.use_token(token)
 
@@ -117,8 +124,11 @@ class AdminClient:
         """Return the service with this id."""
         return dict(self.call("GET", f"/services/{service_id}"))
 
-    def start_action(self, service_id: str, action: str) -> Json:
-        """Start a lifecycle action, and return the service. The service's status changes when the action's job ends."""
+    def request_action(self, service_id: str, action: str) -> Json:
+        """Start a lifecycle action, such as `stop`; return the service.
+
+        The service's status changes when the action's job ends.
+        """
         return dict(self.call("POST", f"/services/{service_id}/{action}"))
 
     def patch_service(self, service_id: str, properties: Mapping[str, Any] | None = None, **members: Any) -> Json:
@@ -176,7 +186,7 @@ def _describe_last_job(jobs: list[Json]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CreatedObjects:
-    """The ids of the objects that `bootstrap` created, and the values of the admin's token and the agent's token."""
+    """The ids of the objects that `bootstrap` (below) created, and the values of the admin's and the agent's tokens."""
 
     admin_token: str = field(repr=False)
     provider_id: str
@@ -203,7 +213,8 @@ def bootstrap(
 ) -> CreatedObjects:
     """Create an agent, its token, and the objects that the agent needs.
 
-    If `limiting_settings` are given, the service types offer only what these settings of the agent allow.
+    If `limiting_settings` (an agent's settings) are given, `restrict_service_type` removes from the service types the
+    templates, bridges, VLANs and tags that these settings do not allow. So FulcrumCore refuses orders for them.
 
     The created objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type
     and the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an
@@ -213,13 +224,13 @@ def bootstrap(
     admin.use_token(admin_token)
     provider_id = admin.create("participants", name=provider_name, status="Enabled")["id"]
     consumer_id = admin.create("participants", name=consumer_name, status="Enabled")["id"]
-    vm_type, container_type = load_type(VM_SERVICE_TYPE_FILE), load_type(CONTAINER_SERVICE_TYPE_FILE)
+    vm_type, container_type = read_type_file(VM_SERVICE_TYPE_FILE), read_type_file(CONTAINER_SERVICE_TYPE_FILE)
     if limiting_settings is not None:
         vm_type, container_type = (restrict_service_type(each, limiting_settings) for each in (vm_type, container_type))
     service_type_id = _find_or_create(admin, "service-types", {**vm_type, "name": service_type_name})
     container_type_id = _find_or_create(admin, "service-types", container_type)
     supported_type_ids = [service_type_id, container_type_id]
-    agent_type = {**load_type(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": supported_type_ids}
+    agent_type = {**read_type_file(AGENT_TYPE_FILE), "name": agent_type_name, "serviceTypeIds": supported_type_ids}
     agent_type_id = _find_or_create(admin, "agent-types", agent_type)
     for name in METRIC_TYPES:
         _find_or_create(admin, "metric-types", {"name": name, "entityType": "Resource"})
@@ -228,7 +239,7 @@ def bootstrap(
         name=agent_name,
         provider_id=provider_id,
         agent_type_id=agent_type_id,
-        configuration={**default_configuration(fulcrum_api_url or admin.origin), **(configuration or {})},
+        configuration={**default_configuration(fulcrum_api_url or admin.base_url), **(configuration or {})},
         tags=tags,
     )
     return CreatedObjects(
@@ -265,7 +276,7 @@ def add_agent(
 
 
 def default_configuration(fulcrum_api_url: str) -> Json:
-    """Return an agent configuration that the agent type of Agent Smith accepts.
+    """Return an agent configuration that fits the configuration schema of Agent Smith's agent type.
 
     The Proxmox values are placeholders. The agents of the lab read the real values from their environment.
     """

@@ -1,6 +1,7 @@
 """Implements `smith lab`: runs a FulcrumCore simulator and a Proxmox stand-in, and writes the settings for an executor.
 
-The settings are shell variables in the file `lab.env`.
+The settings are shell variables in the file `lab.env`. A LabSystem contains the running simulator and stand-in. A
+RunningLab contains the addresses and ids that commands in other shells need to use the lab.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from smith_lab.private_file import write_private_file
 from smith_lab.running_lab import FOLDER_VARIABLE, LAB_FILE_NAME, RunningLab, read_lab
 from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
 
-#: The settings that are secrets. `lab.env` does not contain their values, but the paths of files with the values:
-#: a container can mount these files.
+#: The settings that are secrets. `lab.env` contains, for each of them, the path of a file with its value. A container
+#: can mount this file.
 SECRET_SETTINGS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 #: Settings that `lab.env` does not set. So their defaults apply: a log for people on a terminal, and a folder in memory
 #: for the files of runs.
 SETTINGS_LEFT_AT_DEFAULT = ("SMITH_LOG_FORMAT", "SMITH_RUN_DIR")
 BACKUP_STORAGE = "backups"
-#: The text that `smith lab` prints. A user can enter the commands in this order. `smith run` occupies its shell.
+#: The text that `smith lab` prints.
 TOUR = """\
-FulcrumCore simulator  {core_url}
+FulcrumCore simulator  {fulcrum_base_url}
 Proxmox stand-in       https://{host}:{port}
 agent                  {agent_id}
 files                  {folder} (lab.env: settings, admin-token: FulcrumCore's administrator, proxmox/ca.pem: the CA)
@@ -57,7 +58,7 @@ class LabIsRunning(SmithError):
     """Another lab is running in the folder."""
 
 
-def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int = 0, proxmox_port: int = 0) -> int:
+def main(*, time_scale: float = 1.0, folder: Path | None = None, fulcrum_port: int = 0, proxmox_port: int = 0) -> int:
     """Run the lab until Ctrl-C or SIGTERM; return the exit code. Remove the files of an earlier lab in `folder`.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time. Raises LabIsRunning.
@@ -75,12 +76,13 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
                 lab_folder,
                 time_scale=time_scale,
                 settings={"PROXMOX_BACKUP_STORAGE": BACKUP_STORAGE, "SMITH_HTTP_ADDR": f"127.0.0.1:{_free_port()}"},
-                core_port=core_port,
+                core_port=fulcrum_port,
                 proxmox_port=proxmox_port,
-                are_service_types_limited=True,
+                # FulcrumCore refuses orders with values that the executor's settings do not allow
+                limits_orders_to_settings=True,
             )
         )
-        # With this privilege, the executor's token may read the load of the nodes and the allowed tags.
+        # Grants the executor's token a privilege in the stand-in: to read the load of the nodes and the allowed tags.
         lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         _write_files(lab)
         stack.callback(_remove_lab_files, lab_folder)
@@ -92,17 +94,19 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, core_port: int 
 def _remove_earlier_lab(folder: Path) -> None:
     """Remove the files that an ended lab left in this folder. Raises LabIsRunning if the lab has not ended.
 
-    The new lab cannot use the old data: the FulcrumCore simulator of the new lab does not have the old services.
+    The folder `data` contains the database and the artifacts of the agent. The new lab cannot use them: its FulcrumCore
+    simulator does not have the old services.
     """
     if read_lab(folder) is not None:
         raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
+    # One of these files exists if a lab has used the folder. Then `data` is the lab's.
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
         shutil.rmtree(folder / "data", ignore_errors=True)
     _remove_lab_files(folder)
 
 
 def _remove_lab_files(folder: Path) -> None:
-    """Remove the files with the settings and addresses of a lab. Then other shells find no lab in the folder."""
+    """Remove `lab.env` and `lab.json`, by which commands in other shells find a running lab."""
     for name in ("lab.env", LAB_FILE_NAME):
         (folder / name).unlink(missing_ok=True)
 
@@ -125,6 +129,7 @@ def _write_files(lab: LabSystem) -> None:
     for name in SETTINGS_LEFT_AT_DEFAULT:
         settings.pop(name, None)
     settings[FOLDER_VARIABLE] = str(lab.folder)
+    # `lab.ids` contains the ids of the objects in FulcrumCore, and the tokens of the administrator and of the agent.
     write_private_file(lab.folder / "admin-token", lab.ids.admin_token.encode())
     _data_for_other_shells(lab).write(lab.folder)
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items()))
@@ -137,9 +142,10 @@ def _path_export() -> str:
 
 
 def _data_for_other_shells(lab: LabSystem) -> RunningLab:
+    """Return the data for commands in other shells."""
     return RunningLab(
-        core_url=lab.core_url,
-        control_port=lab.proxmox.control_port,
+        fulcrum_base_url=lab.fulcrum_base_url,
+        control_port=lab.proxmox.control_port,  # the port for requests that begin and end faults
         consumer_id=lab.ids.consumer_id,
         agent_id=lab.ids.agent_id,
         service_type_id=lab.ids.service_type_id,
@@ -150,7 +156,7 @@ def _data_for_other_shells(lab: LabSystem) -> RunningLab:
 def _print_tour(lab: LabSystem) -> None:
     """Print the addresses of the lab, and the commands for a first tour. Long lines are not wrapped."""
     tour = TOUR.format(
-        core_url=lab.core_url,
+        fulcrum_base_url=lab.fulcrum_base_url,
         host=lab.proxmox.host,
         port=lab.proxmox.port,
         agent_id=lab.ids.agent_id,

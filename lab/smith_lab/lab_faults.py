@@ -19,7 +19,10 @@ class UnknownFault(SmithError):
 
 
 class ControlRequest(NamedTuple):
-    """A request to the control port of the Proxmox stand-in: the verb (the name of a change), and its arguments."""
+    """A request to the control port of the Proxmox stand-in, which changes the stand-in's cluster.
+
+    The verb is the name of the change, such as `revoke`.
+    """
 
     verb: str
     arguments: dict[str, Any]
@@ -31,12 +34,12 @@ class Fault(NamedTuple):
     name: str
     #: What is broken.
     description: str
-    #: The command that shows the fault.
-    see_command: str
-    #: The rule by which the simulator makes the fault; None: the stand-in makes it. `simulator/fault_rules.py` explains
-    #: the members of a rule.
+    #: The command with which users observe the fault.
+    observe_command: str
+    #: The rule that is added to the simulator to begin the fault. `simulator/fault_rules.py` explains the members of a
+    #: rule. None: the fault is in the stand-in.
     simulator_rule: dict[str, Any] | None = None
-    #: The request that begins the fault in the stand-in; None: the simulator makes the fault.
+    #: The request that begins the fault in the stand-in; None: the fault is in the simulator.
     begin_request: ControlRequest | None = None
     #: The request that ends the fault in the stand-in; None: the verb `clear_faults` ends it.
     end_request: ControlRequest | None = None
@@ -47,6 +50,7 @@ FAULTS = (
         "fulcrum-down",
         "FulcrumCore closes the agent's connections without an answer",
         "smith status",
+        # drop_before: close the connection before the request is processed
         simulator_rule={"kind": "drop_before", "path": AGENT_PATH_PATTERN},
     ),
     Fault(
@@ -59,6 +63,7 @@ FAULTS = (
         "proxmox-down",
         "Proxmox closes all connections without an answer",
         "smith status",
+        # status 0: close the connection without an answer; times -1: until the fault ends
         begin_request=ControlRequest("fail", {"method": "*", "path": "*", "status": 0, "times": -1}),
     ),
     Fault(
@@ -112,7 +117,7 @@ FAULTS = (
 
 
 def begin_fault(folder: Path, name: str) -> Fault:
-    """Begin the fault in the lab that runs in this folder. Raises NoLab and UnknownFault."""
+    """Begin the fault in the lab that runs in this folder. Raises NoLab if no lab runs there, and UnknownFault."""
     fault = next((fault for fault in FAULTS if fault.name == name), None)
     if fault is None:
         names = ", ".join(fault.name for fault in FAULTS)
@@ -120,6 +125,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
     lab = find_lab(folder)
     # The fault may already have begun. Then it is ended first, because the stand-in cannot remove a template twice.
     _end_fault_in_stand_in(folder, fault)
+    # `simulator()` and `stand_in()` return clients of the running simulator and stand-in.
     if fault.simulator_rule is not None:
         lab.simulator().add_fault(**fault.simulator_rule)
     if fault.begin_request is not None:
@@ -128,7 +134,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
 
 
 def clear_faults(folder: Path) -> None:
-    """End all faults of the lab that runs in this folder. Raises NoLab."""
+    """End all faults of the lab that runs in this folder. Raises NoLab if no lab runs there."""
     lab = find_lab(folder)
     lab.simulator().clear_faults()
     lab.stand_in(folder).control("clear_faults")

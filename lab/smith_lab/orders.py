@@ -1,4 +1,7 @@
-"""Orders services in a running lab by name, and waits for their jobs, as a customer of FulcrumCore does."""
+"""Orders services by name in the lab that `smith lab` runs, and waits for their jobs, as a customer does.
+
+This lab is a FulcrumCore simulator and a Proxmox stand-in.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import Any
 
 from executor.errors import EXIT_FAILURE, EXIT_OK, SmithError
 from smith_lab.fulcrum_setup import AdminCallFailed, AdminClient
-from smith_lab.running_lab import RunningLab, find_lab, open_admin
+from smith_lab.running_lab import RunningLab, find_lab, open_admin_client
 
-#: The service group of all services that `smith lab order` creates.
+#: The name of the service group. FulcrumCore requires that each service belongs to a group of a customer.
 GROUP_NAME = "lab"
 VM_PROPERTIES = {"cores": 1, "memoryMb": 1024, "diskGb": 10, "image": "debian-12"}
 CONTAINER_PROPERTIES = {"cores": 1, "memoryMb": 512, "diskGb": 4, "osTemplate": "debian-12"}
@@ -29,12 +32,15 @@ class OrderFailed(SmithError):
 
 
 class Customer:
-    """Sends a customer's requests for services that the user names, and prints the outcome of their jobs."""
+    """Sends a customer's requests for services that the user names, and prints the outcome of their jobs.
+
+    The requests contain the token of an administrator of FulcrumCore, because the lab has no token of a customer.
+    """
 
     def __init__(self, folder: Path, *, must_wait: bool = True) -> None:
-        """Find the lab in this folder. Raises NoLab."""
+        """Find the lab in this folder. Raises NoLab if no lab is running there."""
         self._lab: RunningLab = find_lab(folder)
-        self._admin: AdminClient = open_admin(self._lab, folder)
+        self._admin: AdminClient = open_admin_client(self._lab, folder)
         self._must_wait = must_wait
 
     def order(self, name: str, properties: Mapping[str, Any], *, is_container: bool = False) -> int:
@@ -42,6 +48,7 @@ class Customer:
         if self._find_services(name):
             raise OrderFailed(f"there is a service {name} already: choose another name, or `smith lab delete {name}`")
         defaults = CONTAINER_PROPERTIES if is_container else VM_PROPERTIES
+        # RunningLab's `service_type_id` is the type of VMs.
         service = self._call_fulcrum(
             lambda: self._admin.create_service(
                 group_id=self._find_or_create_group(),
@@ -59,7 +66,7 @@ class Customer:
         if action == "delete":
             self._call_fulcrum(lambda: self._admin.delete_service(service_id))
         else:
-            self._call_fulcrum(lambda: self._admin.start_action(service_id, action))
+            self._call_fulcrum(lambda: self._admin.request_action(service_id, action))
         return self._follow_new_job(name, service_id)
 
     def update(self, name: str, properties: Mapping[str, Any]) -> int:
@@ -89,7 +96,10 @@ class Customer:
         raise OrderFailed(f"{reason} {name}; services: {known_names or 'none, `smith lab order NAME` creates one'}")
 
     def _find_or_create_group(self) -> str:
-        """Return the id of the service group GROUP_NAME. If the group does not exist, create it."""
+        """Return the id of the service group GROUP_NAME. If the group does not exist, create it.
+
+        FulcrumCore calls a customer a consumer.
+        """
         for group in self._admin.list_all("service-groups"):
             if group["name"] == GROUP_NAME:
                 return str(group["id"])
@@ -126,7 +136,7 @@ class Customer:
     def _print_outcome(self, name: str, service_id: str, job: Json) -> int:
         if job["status"] != "Completed":
             print(f"{name}: the job failed: {job.get('errorMessage') or 'without a message'}")
-            print(f"what happened:  smith jobs show {job['id'][:8]}")
+            print(f"for the cause, run `smith jobs show {job['id'][:8]}`")
             return EXIT_FAILURE
         service = self._admin.get_service(service_id)
         vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]

@@ -34,20 +34,21 @@ class NoLab(SmithError):
 class RunningLab:
     """The data with which another process uses a running lab. Each member is stored in `lab.json` under its name."""
 
-    core_url: str  #: the URL of the simulator, without /api/v1
+    fulcrum_base_url: str  #: the URL of the simulator, without /api/v1
     control_port: int  #: the stand-in's control port, through which its cluster is changed
-    consumer_id: str
-    agent_id: str
-    service_type_id: str
-    container_type_id: str
+    # Ids of objects in the simulator.
+    consumer_id: str  #: the customer who orders services
+    agent_id: str  #: the agent that runs the jobs of the customer's services
+    service_type_id: str  #: the service type of VMs
+    container_type_id: str  #: the service type of containers
 
     def write(self, folder: Path) -> None:
         """Write the data to `lab.json` in this folder."""
         write_private_file(folder / LAB_FILE_NAME, json.dumps(asdict(self)).encode())
 
     def simulator(self) -> SimulatorControl:
-        """Return the object through which the caller changes the simulator, for example adds faults."""
-        return SimulatorControl(self.core_url)
+        """Return the object through which the caller controls the simulator."""
+        return SimulatorControl(self.fulcrum_base_url)
 
     def stand_in(self, folder: Path) -> ProxmoxStandIn:
         """Return the object through which the caller changes the cluster of the running stand-in."""
@@ -56,7 +57,7 @@ class RunningLab:
     def is_running(self) -> bool:
         """Return whether the lab's simulator answers."""
         try:
-            return requests.get(f"{self.core_url}/lab/clock", timeout=ANSWER_TIMEOUT_S).ok
+            return requests.get(f"{self.fulcrum_base_url}/lab/clock", timeout=ANSWER_TIMEOUT_S).ok
         except requests.RequestException:
             return False
 
@@ -81,6 +82,6 @@ def find_lab(folder: Path) -> RunningLab:
     return lab
 
 
-def open_admin(lab: RunningLab, folder: Path) -> AdminClient:
+def open_admin_client(lab: RunningLab, folder: Path) -> AdminClient:
     """Return a client that calls the simulator as an administrator of FulcrumCore."""
-    return AdminClient(lab.core_url, (folder / "admin-token").read_text().strip())
+    return AdminClient(lab.fulcrum_base_url, (folder / "admin-token").read_text().strip())

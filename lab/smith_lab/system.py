@@ -1,6 +1,7 @@
-"""Runs the FulcrumCore simulator, the Proxmox stand-in and the real executor, connected over real sockets.
+"""Runs the FulcrumCore simulator, the Proxmox stand-in and Agent Smith, connected over real sockets.
 
-The demo, the command `smith lab`, the end-to-end tests and the benchmarks use this module.
+The executor is the program of Agent Smith: the Python package `executor`, with the command `smith`. The demo, the
+command `smith lab`, the end-to-end tests and the benchmarks use this module.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from executor.settings.settings import Settings
-from executor.shared.marker import markers_in
+from executor.shared.marker import marker_values_in
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.log_reader import LogReader
 from smith_lab.proxmox import stand_in
@@ -38,7 +39,7 @@ STORAGE = "local-lvm"
 COMMAND_TIMEOUT_S = 60.0
 #: The executor's settings in a lab, where they differ from the defaults: short times, a log in JSON, any free port.
 LAB_SETTINGS = {
-    "PROXMOX_TAGS": "*",
+    "PROXMOX_TAGS": "*",  # services may set every tag
     "FULCRUM_POLL_INTERVAL_S": "0.5",
     "FULCRUM_HEARTBEAT_INTERVAL_S": "10",
     "SMITH_SHUTDOWN_TIMEOUT_S": "20",
@@ -51,22 +52,23 @@ LAB_SETTINGS = {
 class LabSystem:
     """The running simulator, stand-in and executor, with methods that act as a customer or an operator.
 
-    FulcrumCore's word for a customer is consumer.
+    FulcrumCore's word for a customer is consumer. In names, `core` means FulcrumCore.
     """
 
     folder: Path
-    core_url: str  #: the URL of FulcrumCore, without /api/v1
+    fulcrum_base_url: str  #: the URL of FulcrumCore, without /api/v1
     admin: AdminClient
-    ids: CreatedObjects  #: the ids of the objects in FulcrumCore, and the values of two tokens
+    #: The ids of the objects that `bootstrap` created in FulcrumCore, and the values of the admin's and agent's tokens.
+    ids: CreatedObjects
     proxmox: ProxmoxStandIn
     #: Settings of the executor (environment variables) that override LAB_SETTINGS and all other settings of the lab.
     settings: dict[str, str] = field(default_factory=dict)
     #: The Python that runs the executor. Benchmarks also use a Python in which an earlier executor is installed.
     python: str = sys.executable
-    #: The names of the settings that the executor gets; None: all. An earlier executor refuses later settings.
-    known_setting_names: frozenset[str] | None = None
-    #: The words before the executor's command line, such as `ip netns exec machine1`. This command must replace itself
-    #: by the executor (`exec`). Empty: none.
+    #: The names of the settings that the executor gets; None: all. An executor refuses settings that it does not know.
+    accepted_setting_names: frozenset[str] | None = None
+    #: A command that is put before the executor's command line, such as `ip netns exec machine1`. It must start the
+    #: executor by `exec`, so that the executor gets the signals. Empty: none.
     launcher: tuple[str, ...] = ()
     _simulator: SimulatorThread | None = None
     _executor: subprocess.Popen[bytes] | None = None
@@ -103,7 +105,7 @@ class LabSystem:
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTING_PREFIXES)}
         settings = LAB_SETTINGS | self.proxmox.env() | {
-            "FULCRUM_API_URL": self.core_url,
+            "FULCRUM_API_URL": self.fulcrum_base_url,
             "FULCRUM_API_TOKEN": self.ids.agent_token,
             "PROXMOX_TEMPLATES": VM_TEMPLATES,
             "PROXMOX_OS_TEMPLATES": CONTAINER_TEMPLATES,
@@ -111,7 +113,7 @@ class LabSystem:
             "SMITH_DATA_DIR": str(self.data_dir),
             "SMITH_RUN_DIR": str(self.folder / "run"),
         } | self.settings  # fmt: skip
-        known_names = settings.keys() if self.known_setting_names is None else self.known_setting_names
+        known_names = settings.keys() if self.accepted_setting_names is None else self.accepted_setting_names
         return inherited | {name: value for name, value in settings.items() if name in known_names}
 
     # --- the executor ---------------------------------------------------------------------------------------------
@@ -194,10 +196,10 @@ class LabSystem:
     def wait_for_jobs(self, service_id: str, timeout_s: float = 120.0) -> Json:
         """Wait until no job of the service is Pending or Processing; return the service."""
         return wait_for(
-            lambda: self._service_without_open_job(service_id), timeout_s, f"the jobs of service {service_id} to end"
+            lambda: self._service_if_jobs_ended(service_id), timeout_s, f"the jobs of service {service_id} to end"
         )
 
-    def _service_without_open_job(self, service_id: str) -> Json | None:
+    def _service_if_jobs_ended(self, service_id: str) -> Json | None:
         """Return the service, or None if one of its jobs has not ended."""
         if any(job["status"] in ("Pending", "Processing") for job in self.admin.list_jobs(service_id)):
             return None
@@ -214,7 +216,7 @@ class LabSystem:
         if action == "delete":
             self.admin.delete_service(service_id)
         else:
-            self.admin.start_action(service_id, action)
+            self.admin.request_action(service_id, action)
         self.wait_for_jobs(service_id, timeout_s)
         return next(job for job in self.admin.list_jobs(service_id) if job["id"] not in earlier_job_ids)
 
@@ -239,7 +241,9 @@ class LabSystem:
     def guests_of(self, service_id: str) -> list[Json]:
         """Return the VMs and containers whose description contains the marker `smith-uid=<service id>`."""
         return [
-            guest for guest in self.guests() if service_id in markers_in(str(guest["config"].get("description", "")))
+            guest
+            for guest in self.guests()
+            if service_id in marker_values_in(str(guest["config"].get("description", "")))
         ]
 
 
@@ -264,31 +268,31 @@ def running_lab(
     core_port: int = 0,
     proxmox_host: str = stand_in.HOST,
     proxmox_port: int = 0,
-    core_url: str | None = None,
-    are_service_types_limited: bool = False,
+    fulcrum_base_url: str | None = None,
+    limits_orders_to_settings: bool = False,
 ) -> Iterator[LabSystem]:
     """Run a simulator and a stand-in for the `with` block, and create the FulcrumCore objects that an executor needs.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time; with 0, Proxmox tasks take no
-    time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With `core_url`, the
-    lab uses this FulcrumCore instead of a simulator; this FulcrumCore must be new. With
-    `are_service_types_limited`, customers can order only what the lab's settings allow. Otherwise, tests can also order
-    what the executor must refuse. The caller starts the executor. This function stops the executor at the end of the
-    block.
+    time. `core_host` and `proxmox_host` are the addresses on which simulator and stand-in listen. With
+    `fulcrum_base_url`, the lab uses this FulcrumCore instead of a simulator; it must have no objects except the admin
+    token `change-me`. With `limits_orders_to_settings`, customers can order only what the lab's settings allow.
+    Otherwise, tests can also order what the executor must refuse. The caller starts the executor. This function stops
+    the executor at the end of the block.
     """
     with ExitStack() as stack:
-        simulator = None if core_url else stack.enter_context(running_simulator(host=core_host, port=core_port))
-        core_url = simulator.url if simulator else str(core_url)
+        simulator = None if fulcrum_base_url else stack.enter_context(running_simulator(host=core_host, port=core_port))
+        fulcrum_base_url = simulator.url if simulator else str(fulcrum_base_url)
         stand_in_folder = folder / "proxmox"
         stand_in_folder.mkdir(parents=True, exist_ok=True)
         proxmox = stack.enter_context(
             running_stand_in(time_scale=time_scale, folder=stand_in_folder, host=proxmox_host, port=proxmox_port)
         )
-        admin = stack.enter_context(AdminClient(core_url))
-        ids = bootstrap(admin, limiting_settings=_limiting_settings() if are_service_types_limited else None)
+        admin = stack.enter_context(AdminClient(fulcrum_base_url))
+        ids = bootstrap(admin, limiting_settings=_limiting_settings() if limits_orders_to_settings else None)
         lab = LabSystem(
             folder=folder,
-            core_url=core_url,
+            fulcrum_base_url=fulcrum_base_url,
             admin=admin,
             ids=ids,
             proxmox=proxmox,
@@ -300,7 +304,7 @@ def running_lab(
 
 
 def _limiting_settings() -> Settings:
-    """Return the lab's settings that decide which templates and storages a service may use."""
+    """Return the lab's settings that limit which templates and storages the service types offer."""
     texts: Json = {
         "proxmox_templates": VM_TEMPLATES,
         "proxmox_os_templates": CONTAINER_TEMPLATES,

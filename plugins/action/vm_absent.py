@@ -18,7 +18,7 @@ from ..plugin_utils.volume_removal import remove_volumes, volume_rows_of_guest
 class ActionModule(VmAction):
     """Stops the guest. Then either marks it for a later deletion, or deletes it with its disks.
 
-    If the request `vm` names a storage for a final archive, the guest is backed up before it is deleted.
+    If the argument `vm`, the request, names a storage for a final archive, the guest is backed up before it is deleted.
     """
 
     archive = ""  #: the volume id of the final archive; '' if none was made
@@ -28,7 +28,10 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         archive_storage = str(self.vm.get("final_backup") or "")
         self.refuse_if(allowed.backup_problem(self.vm, archive_storage))
+        # `identify` looks the guest up and verifies that it belongs to the service. With `backup_storage`, the facts
+        # list the guest's archives on this storage.
         facts = self.identify(may_be_absent=True, backup_storage=archive_storage)
+        # `delete_at`: the time of a later deletion in seconds since 1970; 0 if no later deletion is planned.
         decision = deletion.next_deletion_step(facts, self.vm)
         execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep_unchanged)
         result = execute_step(facts, decision["delete_at"])
@@ -48,7 +51,7 @@ class ActionModule(VmAction):
         return plans.get(decision["step"], {})
 
     def _keep_unchanged(self, facts: Facts, _delete_at: int) -> steps.StepResult:
-        """Change nothing: the grace period has not ended, or an operator has cancelled the deletion."""
+        """Change nothing: the grace period still runs (`wait`), or an operator has cancelled the deletion (`keep`)."""
         return steps.result_without_change(facts)
 
     def _mark(self, facts: Facts, delete_at: int) -> steps.StepResult:
@@ -66,6 +69,7 @@ class ActionModule(VmAction):
         archive_step = steps.result_without_change(stop_step.facts)
         if facts["exists"] and archive_storage:
             archive_step = backup.make_backup(self, stop_step.facts, facts, archive_storage)
+            # `new_archive` returns the archive that the storage lists now and did not list before the backup.
             self.archive = preconditions.new_archive(archive_step.facts, facts)
         deletion_step = self._delete(archive_step.facts) if facts["exists"] else self._check_earlier_deletion(facts)
         return steps.StepResult(
@@ -85,13 +89,14 @@ class ActionModule(VmAction):
         if self.is_check_mode:
             return steps.result_without_change(facts)
         node, vmid = facts["node"], int(self.vm["vmid"])
-        items = self.cluster.configuration_items(node, vmid)
+        configuration_items = self.cluster.configuration_items(node, vmid)
         snapshot_volumes = volumes.snapshot_volumes(self.cluster, node, vmid)
-        volumes_before = volumes.volumes_in(items, vmid) | snapshot_volumes
-        used_items = [(key, value) for key, value in items if not volumes.UNUSED_KEY.match(key)]
+        volumes_before = volumes.volumes_in(configuration_items, vmid) | snapshot_volumes
+        used_items = [(key, value) for key, value in configuration_items if not volumes.UNUSED_KEY.match(key)]
         removable_volumes = self._removable_volumes(node, volumes.volumes_in(used_items, vmid) | snapshot_volumes)
         self.progress.write_line("deleting the guest with its disks")
-        # `force` is not set, so that the module does not delete a guest that was started after the look-up.
+        # `force` is not set, so that the module does not delete a guest that was started after the look-up. With
+        # `timeout=0`, the module does not wait for the Proxmox task of the deletion.
         answer = self.change(
             "proxmox" if kind_of(self.vm) == "lxc" else "proxmox_kvm",
             state="absent",
@@ -99,9 +104,12 @@ class ActionModule(VmAction):
             purge=is_yes(self.vm.get("purge", False)),
             timeout=0,
         )
-        after = self.look_up_after(facts, "absent", prove_absence=True)
-        self.fail_if(
-            failures.outcome_problem(after, answer, "absent"), identity_problem(after, self.vm, may_be_absent=True)
+        # `absent`: wait until the guest is not found. `prove_absence`: then check whether it is proven that the guest
+        # does not exist.
+        after = self.look_up_after_change(facts, "absent", prove_absence=True)
+        self.fail_on_outcome_problem(
+            failures.outcome_problem(after, answer, wanted_state="absent"),
+            identity_problem(after, self.vm, may_be_absent=True),
         )
         self._find_volumes_left(node, volumes_before, removable_volumes, after["upids"])
         return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
@@ -127,16 +135,17 @@ class ActionModule(VmAction):
         the deletion is searched for on all nodes, because the VM may have moved away from the node that the request
         names.
         """
-        vmid, deletion_types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
-        tasks, are_all_nodes_online = self.cluster.tasks_on_all_nodes(vmid)
-        deletion_upids = [task["upid"] for task in tasks if task["type"] in deletion_types]
+        # `absent` selects the types of the Proxmox tasks that delete a guest.
+        vmid, deletion_task_types = int(self.vm["vmid"]), task_types("absent", kind_of(self.vm))
+        tasks_newest_first, are_all_nodes_online = self.cluster.tasks_on_all_nodes(vmid)
+        deletion_upids = [task["upid"] for task in tasks_newest_first if task["type"] in deletion_task_types]
         if not deletion_upids:
             return are_all_nodes_online
-        volumes_of_vm, self.volumes_of_unknown_owner, unreadable_storages = (
-            volumes.find_volumes_left_by_earlier_deletion(self.cluster, vmid, deletion_upids[0])
+        volumes_of_vm, self.volumes_of_unknown_owner, storage_errors = volumes.find_volumes_left_by_earlier_deletion(
+            self.cluster, vmid, deletion_upids[0]
         )
         self.volumes_left = sorted([*volumes_of_vm, *self.volumes_of_unknown_owner])
-        self._warn_of_unreadable_storages(unreadable_storages)
+        self._warn_of_unreadable_storages(storage_errors)
         return True
 
     def _removable_volumes(self, node: str, used_volumes: set[str]) -> dict[str, dict[str, Any]]:
@@ -150,8 +159,8 @@ class ActionModule(VmAction):
         try:
             return volume_rows_of_guest(self.cluster, node, int(self.vm["vmid"]), used_volumes)
         except REQUEST_ERRORS as exc:
-            text = f"If Proxmox does not remove a volume of VM {self.vm['vmid']}, Agent Smith does not remove it either"
-            self.warn(f"{text}: {error_text(exc)}")
+            text = f"Agent Smith cannot read which volumes VM {self.vm['vmid']} has"
+            self.warn(f"{text}, so it will not remove a volume that Proxmox leaves: {error_text(exc)}")
             return {}
 
     def _find_volumes_left(
@@ -163,7 +172,7 @@ class ActionModule(VmAction):
         """
         try:
             vmid = int(self.vm["vmid"])
-            self.volumes_left, unreadable_storages = volumes.find_volumes_left(
+            self.volumes_left, storage_errors = volumes.find_volumes_left(
                 self.cluster, node, vmid, volumes_before, upids
             )
             rows = {volume: removable_volumes[volume] for volume in self.volumes_left if volume in removable_volumes}
@@ -171,13 +180,13 @@ class ActionModule(VmAction):
                 remove_volumes(self, node, rows)
                 removed_volumes = rows.keys() - volumes.volumes_that_may_exist(self.cluster, node, vmid, rows)
                 self.volumes_left = [volume for volume in self.volumes_left if volume not in removed_volumes]
-            self._warn_of_unreadable_storages(unreadable_storages)
+            self._warn_of_unreadable_storages(storage_errors)
         except REQUEST_ERRORS as exc:
             self._warn_of_unknown_volumes(error_text(exc))
 
-    def _warn_of_unreadable_storages(self, storages: list[str]) -> None:
-        if storages:
-            self._warn_of_unknown_volumes("; ".join(storages))
+    def _warn_of_unreadable_storages(self, storage_errors: list[str]) -> None:
+        if storage_errors:
+            self._warn_of_unknown_volumes("; ".join(storage_errors))
 
     def _warn_of_unknown_volumes(self, reason: str) -> None:
         self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {reason}")

@@ -11,16 +11,18 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Backs up the guest and verifies that the storage has a new archive."""
+    """Verifies the guest's identity (`identify`), backs it up, and verifies that the storage has a new archive."""
 
     def execute(self) -> dict[str, Any]:
         storage = str(self.vm.get("backup_storage") or "")
+        # With `backup_storage`, the facts list the guest's archives on this storage.
         facts = self.identify(backup_storage=storage)
         step = make_backup(self, facts, facts_before=facts, storage=storage)
         self.diff = {"before": {}, "after": {"backup": storage}}
         return self.build_result_document(
             step.facts,
             changed=True,
+            # `new_archive` returns the archive that the storage lists now and did not list before the backup.
             backup=preconditions.new_archive(step.facts, facts),
             upids=step.upids,
             planned={"backup": storage} if self.is_check_mode else {},

@@ -11,7 +11,11 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Configures the guest. Restarts it if new values need a restart and the request `vm` allows a restart."""
+    """Verifies the guest's identity (`identify`), and configures the guest.
+
+    Restarts it if new values need a restart and the argument `vm`, the request, allows a restart. With the argument
+    `only_grows`, it only grows the guest's disks.
+    """
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {"only_grows": {"type": "bool", "default": False}}
 

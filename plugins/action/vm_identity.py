@@ -15,7 +15,8 @@ class ActionModule(VmAction):
     """Looks the guest up, verifies its identity and returns its facts.
 
     A provider's own playbooks use this action plugin. Its argument `known_tasks` contains the UPIDs of the Proxmox
-    tasks that an earlier look-up listed. Its argument `result` contains members that are added to `vm_result`.
+    tasks that existed before the playbook's change; the UPIDs of the guest's later Proxmox tasks are returned. Its
+    argument `result` contains members that are added to `vm_result`.
     """
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {

@@ -14,24 +14,31 @@ from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.client import REQUEST_ERRORS, LibraryMissing, error_text
 from ..plugin_utils.cluster import open_cluster
-from ..plugin_utils.failures import action_failure, proxmox_failure
+from ..plugin_utils.failures import action_plugin_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_from_variables
 from ..plugin_utils.look_up import LookUp, Query
 
-#: The values of the argument `wait_for`: the members of `look_up.WAIT_STATES` (explained there) without `created`,
-#: `cloned` and `migrated`. Only the action plugins that create, clone or migrate a guest wait for these three states.
+#: The values of the argument `wait_for`. `unlocked`: Proxmox is neither creating nor deleting the guest. The last three
+#: values are about the guest's new Proxmox tasks, whose UPIDs are not in the argument `known_tasks`. `quiet`: all new
+#: Proxmox tasks have ended, successfully or not. `idle`: all new Proxmox tasks have ended successfully, and there is at
+#: least one. `restarted`: a new Proxmox task has restarted the guest. Other action plugins also wait for `created`,
+#: `cloned` and `migrated`.
 WAIT_STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
 #: Ansible's argument spec of this action plugin.
 ARGUMENTS: dict[str, Any] = {
     "vmid": {"type": "int", "required": True},
     "kind": {"type": "str", "default": "qemu", "choices": ["qemu", "lxc"]},
     "node": {"type": "str", "default": ""},
+    # If the guest is not found, state in the fact `absence` whether it is proven that the guest does not exist.
     "prove_absence": {"type": "bool", "default": False},
     "with_snapshots": {"type": "bool", "default": False},
+    # List the guest's archives on this storage in the fact `backups`; '' if no archives are to be listed.
     "backup_storage": {"type": "str", "default": ""},
     "wait_for": {"type": "str", "default": "nothing", "choices": list(WAIT_STATES)},
+    # The UPIDs of the guest's Proxmox tasks before the playbook's change, from an earlier look-up.
     "known_tasks": {"type": "list", "elements": "str"},
     "timeout_s": {"type": "float", "default": 240},
+    # How long to wait for the guest's IP addresses; a negative value: do not read them.
     "address_timeout_s": {"type": "float", "default": -1},
     "connection": {"type": "dict", "no_log": True},
     "ca_bundle": {"type": "path", "default": ""},
@@ -58,17 +65,20 @@ class ActionModule(ActionBase):
             arguments["connection"] = arguments["connection"] or login_of_play
             arguments["ca_bundle"] = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
             return {"changed": False, "vm": _look_up(arguments)}
+        # `action_plugin_failure` keeps an error code at the beginning of the text. `proxmox_failure` always chooses the
+        # error code itself: the text may be from Proxmox, and its beginning may look like an error code by chance.
         except (LibraryMissing, LoginError) as exc:
-            return {"failed": True, "msg": action_failure(error_text(exc))}
+            return {"failed": True, "msg": action_plugin_failure(error_text(exc))}
         except REQUEST_ERRORS as exc:
             return {"failed": True, "msg": proxmox_failure({"msg": error_text(exc)})}
 
 
 def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Look up the guest through `cluster`, which sends read requests to the Proxmox cluster."""
     cluster, _login = open_cluster(*(arguments.pop(name) for name in ("connection", "ca_bundle", "kind")))
     deadline_monotonic_s = time.monotonic() + arguments.pop("timeout_s")
     return LookUp(cluster, Query(deadline_monotonic_s=deadline_monotonic_s, **arguments), _ignore_poll).run()
 
 
 def _ignore_poll(_facts: dict[str, Any], _running_upids: list[str]) -> None:
-    """Write no progress line after a poll."""
+    """Do nothing after a poll: this action plugin writes no progress lines."""

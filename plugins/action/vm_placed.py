@@ -14,10 +14,11 @@ from ..plugin_utils.vm_action import Facts, VmAction
 
 
 class ActionModule(VmAction):
-    """Migrates the VM and verifies its node and its power state."""
+    """Verifies the VM's identity (`identify`), migrates the VM, and verifies its node and its power state."""
 
     def execute(self) -> dict[str, Any]:
         target_node = str(self.vm.get("target_node") or "")
+        # With `target_node`, the facts state whether this node exists and is online.
         facts = self.identify(target_node=target_node)
         self.refuse_if(migration_problem(facts, self.vm))
         is_migration_needed = facts["node"] != target_node
@@ -36,8 +37,8 @@ class ActionModule(VmAction):
     def _migrate(self, facts: Facts, target_node: str) -> Facts:
         """Migrate the VM.
 
-        The module does not notice a failed migration. So the look-up after the module waits until the migration has
-        ended.
+        The module proxmox_kvm does not notice a failed migration. So the module does not wait for it (`timeout=0`), and
+        `look_up_after_change` waits until it has ended.
         """
         self.progress.write_line(f"migrating from {facts['node']} to {target_node}")
         answer = self.change(
@@ -48,10 +49,10 @@ class ActionModule(VmAction):
             with_local_disks=True if is_yes(self.vm.get("with_local_disks", False)) else None,
             timeout=0,
         )
-        after = self.look_up_after(facts, "migrated", target_node=target_node)
+        after = self.look_up_after_change(facts, "migrated", target_node=target_node)
         is_same_state = after["status"] == facts["status"]
-        self.fail_if(
-            outcome_problem(after, answer, f"on {target_node}"),
+        self.fail_on_outcome_problem(
+            outcome_problem(after, answer, wanted_state=f"on {target_node}"),
             identity_problem(after, self.vm),
             "" if is_same_state else f"TASK_FAILED: VM {self.vm['vmid']} is {after['status']} after its migration",
         )

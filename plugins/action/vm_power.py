@@ -10,7 +10,7 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Changes the power state, waits for the Proxmox task and verifies the state."""
+    """Verifies the guest's identity (`identify`), changes its power state and verifies the new state."""
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         "state": {"type": "str", "required": True, "choices": ["running", "stopped", "restarted"]}

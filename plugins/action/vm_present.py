@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ..plugin_utils import cloud_init, configuration, creation, failures, node_limits, sources, steps, volumes
-from ..plugin_utils.identity import kind_of, lock_problem, reservation_problem
+from ..plugin_utils.identity import kind_of, lock_problem, reserved_vmid_problem
 from ..plugin_utils.request_values import is_yes
 from ..plugin_utils.shared.required_members import REQUIRED_MEMBERS_BY_PLUGIN
 from ..plugin_utils.vm_action import Facts, VmAction
@@ -33,19 +33,21 @@ class ActionModule(VmAction):
     def execute(self) -> dict[str, Any]:
         vm = self.vm
         self.progress.write_line("looking up the VMID and the template")
+        # `unlocked`: wait while Proxmox is creating or deleting a guest with this VMID. Other locks are not waited for.
         before = self.look_up(
             template_vmid=int(vm.get("template_vmid") or 0), template=str(vm.get("template") or ""), wait_for="unlocked"
         )
         # The whole request is checked before the first change.
-        self.refuse_if(reservation_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
+        self.refuse_if(reserved_vmid_problem(before, vm), lock_problem(before), creation.request_problem(before, vm))
         if not before["exists"]:
             self.refuse_if(self._node_problem(before))
-            self.refuse_if(self._source_problem(before["template"]))
+            self.refuse_if(self._template_or_image_problem(before["template"]))
             self.refuse_if(self._old_volumes_problem(before["template"]))
         if not before["exists"] and self.is_check_mode:
             return self._check_mode_result(before)
         creation_step = steps.result_without_change(before) if before["exists"] else self._create(before)
-        self.store_partial_result(creation_step.facts, adopted=before["exists"])
+        # If the configuration fails, the action plugin returns the result document that is stored here.
+        self.store_vm_result_for_failure(creation_step.facts, adopted=before["exists"])
         configuration_step = steps.ensure_configured(
             self, creation_step.facts, self.vm, is_create=True, were_node_limits_checked=not before["exists"]
         )
@@ -64,9 +66,9 @@ class ActionModule(VmAction):
         """Return a problem if volumes of a deleted guest with this VMID are on the new guest's storages; '' if not."""
         node = self._node_of_new_guest(template)
         storages = volumes.storages_of_new_guest(self.vm, template)
-        return volumes.reuse_problem(self.cluster, node, int(self.vm["vmid"]), storages)
+        return volumes.old_volumes_problem(self.cluster, node, int(self.vm["vmid"]), storages)
 
-    def _source_problem(self, template: dict[str, Any]) -> str:
+    def _template_or_image_problem(self, template: dict[str, Any]) -> str:
         """Return why Proxmox cannot create a guest from the template or the image now; '' if it can."""
         if self._is_clone():
             return sources.template_problem(self.cluster, template, self.vm)
@@ -74,17 +76,22 @@ class ActionModule(VmAction):
 
     def _node_problem(self, before: Facts) -> str:
         """Return why the node cannot give the new guest the requested hardware or networks; '' if it can."""
-        source = before["template"] if self._is_clone() else before
         node = self._node_of_new_guest(before["template"])
-        return node_limits.request_problem(self.cluster, node, source, self.vm, is_new=True)
+        return node_limits.request_problem(self.cluster, node, self._initial_facts(before), self.vm, is_new=True)
+
+    def _initial_facts(self, before: Facts) -> Facts:
+        """Return the facts with the new guest's initial configuration.
+
+        For a clone, these are the template's facts; for any other new guest, the facts of an absent guest (`before`).
+        """
+        return before["template"] if self._is_clone() else before
 
     def _node_of_new_guest(self, template: dict[str, Any]) -> str:
         return str(self.vm.get("node") or template.get("node") or "")
 
     def _check_mode_result(self, before: Facts) -> dict[str, Any]:
         """Return the result document in check mode for a guest that does not exist yet."""
-        source = before["template"] if self._is_clone() else before
-        self.diff = configuration.values_before_and_after(source, self.vm, is_create=True)
+        self.diff = configuration.values_before_and_after(self._initial_facts(before), self.vm, is_create=True)
         return self.build_result_document(before, changed=True, planned=self.diff["after"])
 
     def _is_clone(self) -> bool:
@@ -95,25 +102,28 @@ class ActionModule(VmAction):
             answer = self._clone(before["template"])
         else:
             create = self._create_container if kind_of(self.vm) == "lxc" else self._create_without_template
-            self.vm, answer = steps.change_with_tags(self, self.vm, lambda vm: create(before, vm))
+            # If Proxmox refuses a tag, the creation is repeated without tags.
+            self.vm, answer = steps.change_or_repeat_without_tags(self, self.vm, lambda vm: create(before, vm))
         template = before["template"]
-        after = self.look_up_after(
+        # `node` is the node of the Proxmox task. Proxmox makes a clone on the template's node, then moves it.
+        after = self.look_up_after_change(
             before,
             "cloned" if self._is_clone() else "created",
             node=template.get("node") or self.vm["node"],
             template_vmid=template.get("vmid", 0),
             template_node=template.get("node", ""),
         )
-        problem = reservation_problem(after, self.vm)
-        self.fail_if(
-            failures.created_guest_problem(problem, answer), failures.outcome_problem(after, answer, "created")
-        )
+        # After VM_ID_TAKEN, the agent creates a guest with another VMID. If Proxmox has accepted the creation, that
+        # would be a second guest. So VM_IDENTITY_MISMATCH then replaces VM_ID_TAKEN.
+        problem = failures.replace_vmid_taken_code(reserved_vmid_problem(after, self.vm), answer)
+        self.fail_on_outcome_problem(problem, failures.outcome_problem(after, answer, wanted_state="created"))
         return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
     def _clone(self, template: dict[str, Any]) -> dict[str, Any]:
         """Clone the template.
 
-        The module does not notice a failed clone. So the caller's look-up waits until the Proxmox task has ended.
+        The module proxmox_kvm does not notice a failed clone. So the module does not wait for the Proxmox task
+        (`timeout=0`), and `_create` waits until the clone is complete or has failed.
         """
         vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
         node, storage = str(vm.get("node") or ""), str(vm.get("storage") or "") if is_full else ""

@@ -13,7 +13,10 @@ from ..plugin_utils.vm_action import Facts, VmAction
 
 
 class ActionModule(VmAction):
-    """Creates a snapshot or rolls back to a snapshot, and verifies the outcome."""
+    """Verifies the guest's identity (`identify`), creates a snapshot or rolls back to one, and verifies the outcome.
+
+    A snapshot is complete if Proxmox is neither creating nor deleting it.
+    """
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
         "state": {"type": "str", "default": "present", "choices": ["present", "rolled_back"]},
@@ -47,8 +50,8 @@ class ActionModule(VmAction):
     def _create_or_roll_back(self, facts: Facts, name: str, state: str) -> Facts:
         """Create the snapshot or roll back to it.
 
-        The module does not notice a failed Proxmox task. So the look-up after the module waits until the Proxmox task
-        has ended.
+        The module proxmox_snap does not notice a failed Proxmox task. So the module waits only 2 s for the Proxmox task
+        (`timeout=2`), and `look_up_after_change` waits until it has ended.
         """
         self.progress.write_line(
             f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}"
@@ -61,13 +64,15 @@ class ActionModule(VmAction):
             description=self.arguments["description"],
             timeout=2,
         )
-        after = self.look_up_after(
-            facts, "idle", "rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
+        # `idle`: wait until the Proxmox tasks of the change have succeeded. The wait also ends if they fail. `change`
+        # names the change.
+        after = self.look_up_after_change(
+            facts, "idle", change="rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
         )
-        # The snapshot must exist after its creation, and after a rollback to it. With the state `rolled_back`,
-        # `snapshot_problem` checks in both cases that it exists.
-        self.fail_if(
-            outcome_problem(after, answer, "rolled back" if state == "rolled_back" else "snapshotted"),
+        # After a creation and after a rollback, the snapshot must exist and be complete. With `rolled_back`,
+        # `snapshot_problem` requires this.
+        self.fail_on_outcome_problem(
+            outcome_problem(after, answer, wanted_state="rolled back" if state == "rolled_back" else "snapshotted"),
             snapshot_problem(after, name, "rolled_back"),
         )
         return after

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Ansible reads DOCUMENTATION, and `docs/generate.py` writes `shared/vm_arguments.py` from it."""
+    """Ansible reads DOCUMENTATION. `docs/generate.py` makes the argument spec `shared/vm_arguments.py` from it."""
 
     DOCUMENTATION = r"""
 options:
   vm:
     description:
       - The guest, and the requested change of it. Unknown members are refused, so that typing errors are found.
+      - A sentence that begins with names of actions, such as C(create), applies to these actions.
     type: dict
     required: true
     suboptions:
@@ -22,8 +23,8 @@ options:
         required: true
       agent_id:
         description:
-          - 'C(create), C(update): UUID of the agent in FulcrumCore. The guest''s description also has a line with
-            this id, which is only a label.'
+          - 'C(create), C(update): UUID of the agent in FulcrumCore. The guest''s description also has a line with this
+            id. This line does not identify the service; only the marker does.'
         type: str
       vmid:
         description:
@@ -44,13 +45,13 @@ options:
           - lxc
       cluster:
         description:
-          - Name of the cluster in Agent Smith's mappings. The playbooks do not use it.
+          - Name of the cluster, which Agent Smith stores with each mapping. The playbooks do not use it.
         type: str
       node:
         description:
           - 'C(create): node for the guest. Empty means the template''s node; a clone on another node needs shared
             storage.'
-          - 'Other actions: node on which the guest was last seen. The current node is looked up.'
+          - 'Other actions: node on which the guest is looked up first.'
         type: str
       template_vmid:
         description:
@@ -71,7 +72,7 @@ options:
         type: bool
       os_type:
         description:
-          - 'C(iso), C(blank): Proxmox''s ostype. C(l26) (Linux) by default.'
+          - Proxmox's ostype of a VM that is created with C(iso) or C(blank). C(l26) (Linux) by default.
         type: str
       os_template:
         description:
@@ -90,7 +91,7 @@ options:
         description:
           - Storage of a full clone's disks, of the disks of a guest without a template, and of each new disk for which
             C(disks) names no storage. By default, the disks of a clone are on the storages of the template's disks, and
-            a new disk is on the storage of the first disk.
+            a new disk is on the storage of the first disk (a VM's boot disk, a container's root volume).
         type: str
       pool:
         description:
@@ -106,8 +107,8 @@ options:
         type: int
       disk_gib:
         description:
-          - Size of the first disk in GiB. It must be at least the current size of the disk or, for a C(create), the
-            size of the template's first disk. Required by C(create).
+          - Size of the first disk (a VM's boot disk, a container's root volume) in GiB. It must be at least the current
+            size of the disk or, for a C(create), the size of the template's first disk. Required by C(create).
         type: int
       sockets:
         description:
@@ -162,8 +163,8 @@ options:
             type: str
       networks:
         description:
-          - NICs in order, beginning with the first. Members that are not given, and NICs of the guest that are not in
-            the list, are not changed.
+          - NICs in order. For the first NIC, this list has precedence over C(network) and C(bridge). NICs that are not
+            in the list are not changed. Options of a NIC that are not given are not changed.
         type: list
         elements: dict
         suboptions:
@@ -231,11 +232,12 @@ options:
         elements: str
       description:
         description:
-          - The service's text, written above the marker in the guest's notes. The other lines of the notes are kept.
+          - The service's text, written above the marker in the guest's description (Proxmox's notes). The other lines
+            of the description are kept.
         type: str
       bridge:
         description:
-          - Bridge of the first NIC, unless C(network) names a bridge.
+          - Bridge of the first NIC, unless C(network) or C(networks) names a bridge.
         type: str
       network:
         description:
@@ -294,7 +296,8 @@ options:
             elements: str
       cloud_init:
         description:
-          - The guest's login. Needs a template with a cloud-init drive.
+          - The guest's login and cloud-init's vendor data. A VM needs a cloud-init drive for them; a container gets
+            the login only at its creation.
         type: dict
         suboptions:
           user:
@@ -313,7 +316,7 @@ options:
             elements: str
           vendor_snippet:
             description:
-              - Volume with the vendor's own cloud-init data, such as C(local:snippets/vendor.yml).
+              - Volume of a snippet with cloud-init's vendor data, such as C(local:snippets/vendor.yml).
             type: str
       allowed:
         description:
@@ -323,8 +326,8 @@ options:
         suboptions:
           bridges:
             description:
-              - Bridges. A bridge of C(/etc/network/interfaces.d), which Proxmox does not list, must be named here,
-                unless the guest already has it.
+              - Bridges. Proxmox does not list the bridges of C(/etc/network/interfaces.d), so C(*) does not allow them.
+                Each of them must be named here, unless the guest already has it.
             type: list
             elements: str
           vlans:
@@ -350,8 +353,8 @@ options:
       snapshot:
         description:
           - 'C(snapshot): name of the new snapshot; by default the first free name of C(smith-1), C(smith-2) and so on.'
-          - 'C(rollback): name of the snapshot; by default the newest complete snapshot. ZFS and storages with
-            C(snapshot-as-volume-chain) accept only the newest snapshot.'
+          - 'C(rollback): name of the snapshot; by default the newest snapshot that Proxmox is neither creating nor
+            deleting. ZFS and storages with C(snapshot-as-volume-chain) accept only the newest snapshot.'
         type: str
       force:
         description:
@@ -379,7 +382,7 @@ options:
         type: str
       final_backup:
         description:
-          - 'C(delete): storage for a final archive of the stopped VM. Default: no final archive.'
+          - 'C(delete): name of the storage for a final archive of the stopped VM. Default: no final archive.'
         type: str
       grace_s:
         description:
@@ -393,7 +396,7 @@ options:
         type: bool
       cancel_deletion:
         description:
-          - 'C(update): remove the deletion mark that a C(delete) with C(grace_s) set.'
+          - 'C(update): remove the deletion mark, which a C(delete) with C(grace_s) has written.'
         type: bool
       purge:
         description:
@@ -401,8 +404,9 @@ options:
         type: bool
       remove_volumes_left:
         description:
-          - 'C(delete): remove volumes that Proxmox could not remove, if disks or snapshots of the VM used them and no
-            other guest uses them. Needs Datastore.Allocate on their storage, and VM.Audit on /vms. Default false.'
+          - 'C(delete): remove the leftover volumes, which are the volumes of the deleted VM that Proxmox could not
+            remove. A volume that another guest uses is kept. Needs Datastore.Allocate on their storage, and VM.Audit on
+            /vms. Default false.'
         type: bool
       target_node:
         description:
@@ -418,8 +422,8 @@ options:
         type: bool
       half_made:
         description:
-          - 'C(delete): the C(create) with this VMID has not succeeded, so the VM may be a partial clone, which has no
-            marker and is identified by its name. Default false.'
+          - 'C(delete): true if the VM may be a partial clone, because the C(create) with this VMID has not succeeded. A
+            partial clone has no marker and is identified by its name. Default false.'
         type: bool
       timeout_s:
         description:
@@ -427,8 +431,8 @@ options:
         type: int
       deadline_monotonic_s:
         description:
-          - Time at which the plugin's execution must end, if this time is earlier than the end that C(timeout_s) sets.
-            It is a time of the system's monotonic clock, as Python's C(time.monotonic()) returns it.
+          - Time at which the plugin's execution must end, by the clock of Python's C(time.monotonic). The execution
+            ends earlier if C(timeout_s) is over earlier.
         type: float
       properties:
         description:

@@ -14,10 +14,10 @@ short_description: The error of a failed Ansible task, with an error code first
 version_added: 0.1.0
 author: Agent Smith contributors
 description:
-  - Finds the innermost error text in the result of a failed Ansible task and puts the error code before it.
-  - A text that has an error code already is returned unchanged, unless it is the message of a module of
-    community.proxmox. Such a message quotes Proxmox, so a word in the message that looks like an error code is ignored,
-    and the error code is found from the text of the message.
+  - Finds the error text in the result of a failed Ansible task (of a loop, the text of the first failed item), and puts
+    before it the error code for this text.
+  - A text that already begins with an error code keeps it, unless a module of community.proxmox returned the text. Such
+    a text quotes Proxmox, so its first word can look like an error code without being one.
 options:
   _input:
     description: The result of the failed Ansible task, such as C(ansible_failed_result) in a C(rescue) section.

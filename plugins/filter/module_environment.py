@@ -14,8 +14,8 @@ short_description: The environment that the modules of community.proxmox need
 version_added: 0.1.0
 author: Agent Smith contributors
 description:
-  - Returns the environment variables with the path of the cluster's CA file and with the timeout of a request.
-    community.proxmox reads both only from the environment.
+  - Returns the environment variables that set the path of the cluster's CA file, and the variable that sets the timeout
+    of a request. community.proxmox reads both only from the environment.
 options:
   _input:
     description: Path of the file with the cluster's CA; empty for the CAs of the system.

@@ -49,8 +49,10 @@ options:
   wait_for:
     description:
       - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has this state.
-      - V(unlocked) waits for the end of a creation or a deletion. V(idle) waits until the Proxmox tasks that are not in
-        O(known_tasks) have all succeeded. V(quiet) waits until these tasks have ended, also if some of them failed.
+      - V(unlocked) waits for the end of a creation or a deletion; it does not wait for other locks, such as C(backup).
+      - V(idle), V(quiet) and V(restarted) wait for the end of the guest's new Proxmox tasks, which are not in
+        O(known_tasks). V(idle) is reached if there is a new Proxmox task and all of them have succeeded. V(quiet) is
+        reached even if some have failed. V(restarted) is reached if one of them has restarted the guest.
     type: str
     default: nothing
     choices:
@@ -64,8 +66,8 @@ options:
       - restarted
   known_tasks:
     description:
-      - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The other Proxmox tasks of the guest
-        count as Proxmox tasks of a change that the playbook made after that look-up.
+      - The fact C(known_tasks) that this module returned before the playbook's change, a list of UPIDs. All other
+        Proxmox tasks of the guest count as Proxmox tasks of the change.
     type: list
     elements: str
   timeout_s:

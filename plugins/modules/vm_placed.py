@@ -31,7 +31,7 @@ vm_result:
   type: dict
   sample:
     vmid: 100500
-    node: pve1
+    node: pve2
     name: web-0f7e2c1a
     status: running
     changed: true

@@ -40,7 +40,7 @@ vm_result:
     vmid: 100500
     node: pve1
     name: web-0f7e2c1a
-    status: running
+    status: stopped
     changed: true
 modules:
   description: The modules of community.proxmox that were executed, in order.

@@ -2,8 +2,8 @@
 """Decides whether the requested addresses, gateways and name servers of a guest are valid.
 
 `vm` is the request (docs/actions.md). Proxmox checks an address only when the address is written to a configuration.
-For a new VM, this is after the clone. If the mode of a NIC is not `static`, its address is not sent to Proxmox at all.
-So the action plugins call these functions before the first change. All functions are pure.
+The addresses of a clone are written after the clone is made. If the mode of a NIC is not `static`, its address is not
+sent to Proxmox at all. So the action plugins call these functions before the first change. All functions are pure.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def _nic_problem(name: str, nic: dict[str, Any], version: int) -> str:
     cidr, gateway = str(nic.get(cidr_name) or ""), str(nic.get(gateway_name) or "")
     is_static = nic.get(mode_name) == "static"
     if is_static and not cidr:
-        return f"INVALID_REQUEST: {name}.{mode_name} static needs {cidr_name}"
+        return f"INVALID_REQUEST: {name}.{mode_name} is static, so {name}.{cidr_name} is required"
     if not is_static and (cidr or gateway):
-        return f"INVALID_REQUEST: {name}.{cidr_name if cidr else gateway_name} needs {mode_name} static"
+        member = cidr_name if cidr else gateway_name
+        return f"INVALID_REQUEST: {name}.{member} is allowed only if {name}.{mode_name} is static"
     if cidr and (problem := cidr_problem(cidr, version)):
         return f"INVALID_REQUEST: {name}.{cidr_name} {problem}"
     if gateway and (problem := gateway_problem(gateway, cidr, version)):

@@ -2,7 +2,8 @@
 """Decides whether a request names only bridges, VLANs, storages and tags that the provider offers.
 
 `vm` is the request (docs/actions.md). Its member `allowed` lists the values that the request may name. Without this
-member, the request may name every value. `source` contains the facts of the guest or, before a clone, of the template.
+member, the request may name every value. `facts` are the facts of the guest or, before a clone, of the template;
+before a creation without a template, they are the facts of an absent guest.
 A value that the guest already has is not checked: the provider may have removed this value from the list, and updates
 of the guest must still be possible. All functions are pure.
 """
@@ -19,12 +20,12 @@ from .nics import requested_nics
 ANY_VALUE = "*"
 
 
-def request_problem(source: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
+def request_problem(facts: dict[str, Any], vm: dict[str, Any], *, is_new: bool) -> str:
     """Return why the request is not allowed, as `CODE: reason`; an empty text if it is allowed.
 
     `is_new` is true if the guest does not exist yet.
     """
-    return next(filter(None, _problems(source, vm, is_new)), "")
+    return next(filter(None, _problems(facts, vm, is_new)), "")
 
 
 def backup_problem(vm: dict[str, Any], storage: str) -> str:
@@ -37,16 +38,18 @@ def may_change_tag(vm: dict[str, Any], tag: str) -> bool:
     return "allowed" not in vm or any(_is_allowed_tag(tag, entry) for entry in vm["allowed"].get("tags") or ())
 
 
-def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Iterator[str]:
+def _problems(facts: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Iterator[str]:
     if "allowed" not in vm:
         return
-    source = {"disks": {}, "config": {}, **source}
-    config = source["config"]
-    yield _tag_problem(source, vm, is_new)
+    facts = {"disks": {}, "config": {}, **facts}
+    config = facts["config"]
+    yield _tag_problem(facts, vm, is_new)
     for number, nic in requested_nics(vm).items():
         yield from _nic_problems(vm, nic, str(config.get(f"net{number}", "")))
-    yield from _disk_problems(source, vm)
-    if is_new or vm.get("storage") != default_storage(source, {}):  # the storage of the guest's first disk is allowed
+    yield from _disk_problems(facts, vm)
+    # For an empty request, `default_storage` returns the storage of the guest's first disk. An existing guest may keep
+    # this storage.
+    if is_new or vm.get("storage") != default_storage(facts, {}):
         yield _storage_problem(vm, str(vm.get("storage") or ""))
     if is_new:
         yield _storage_problem(vm, _storage_of(vm.get("iso")))
@@ -55,16 +58,16 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Itera
         yield _storage_problem(vm, _storage_of(snippet))
 
 
-def _tag_problem(source: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
+def _tag_problem(facts: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
     """Return a problem if the provider does not offer a requested tag; '' if there is none.
 
-    A guest without a marker is a new clone. It still has the tags of its template, and these do not count as tags that
-    the guest already has.
+    A requested tag that the guest already has is not checked. A new clone has the tags of its template; a requested tag
+    among them is checked. A new clone has no marker yet: `markers`, the service ids in its description, is empty.
     """
-    current_tags = set() if is_new or not source.get("markers") else set(source.get("tags") or ())
+    current_tags = set() if is_new or not facts.get("markers") else set(facts.get("tags") or ())
     for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current_tags:
         if not may_change_tag(vm, tag):
-            return f"INVALID_REQUEST: the tag {tag} is not offered"
+            return f"INVALID_REQUEST: the tag {tag} is not offered by the provider"
     return ""
 
 
@@ -79,25 +82,25 @@ def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current_value: str) -
     bridge, current_bridge, current_vlan = str(nic.get("bridge") or ""), options.get("bridge", ""), options.get("tag")
     is_on_new_bridge = bridge not in ("", current_bridge)
     if is_on_new_bridge and not _is_allowed(bridge, vm["allowed"].get("bridges")):
-        yield f"INVALID_REQUEST: the bridge {bridge} is not offered"
+        yield f"INVALID_REQUEST: the bridge {bridge} is not offered by the provider"
     # A VLAN is checked together with its bridge: on another bridge, the same VLAN number means another network.
     vlan = int(current_vlan or 0) if nic.get("vlan") is None else int(nic["vlan"])
     is_same_network = not is_on_new_bridge and str(vlan) == current_vlan
     if vlan and not is_same_network and not _is_allowed_vlan(vlan, vm["allowed"].get("vlans")):
-        yield f"INVALID_REQUEST: the VLAN {vlan} is not offered"
+        yield f"INVALID_REQUEST: the VLAN {vlan} is not offered by the provider"
 
 
-def _disk_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
-    for name, requested_disk in requested_disks(source, vm).items():
-        current_storage = source["disks"].get(name, {}).get("storage", "")
-        if requested_disk["storage"] not in (current_storage, default_storage(source, vm)):
+def _disk_problems(facts: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    for name, requested_disk in requested_disks(facts, vm).items():
+        current_storage = facts["disks"].get(name, {}).get("storage", "")
+        if requested_disk["storage"] not in (current_storage, default_storage(facts, vm)):
             yield _storage_problem(vm, requested_disk["storage"])
 
 
 def _storage_problem(vm: dict[str, Any], storage: str, list_name: str = "storages") -> str:
     if not storage or "allowed" not in vm or _is_allowed(storage, vm["allowed"].get(list_name)):
         return ""
-    return f"INVALID_REQUEST: the storage {storage} is not offered"
+    return f"INVALID_REQUEST: the storage {storage} is not offered by the provider"
 
 
 def _storage_of(volume: Any) -> str:

@@ -14,6 +14,7 @@ def require_backup_possible(
 ) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
+    `preconditions.backup_problem` checks the request and the guest's lock, `node_limits.backup_problem` the storage.
     To back up a stopped VM, Proxmox starts it, so the node must have enough CPUs for the VM. The VM is stopped at the
     beginning of its backup in three cases: the VM does not run now, the action plugin stops the VM before the backup
     (`is_stopped_by_plugin`), or the backup mode is `stop`.
@@ -40,7 +41,7 @@ def make_backup(plugin: VmAction, facts: Facts, facts_before: Facts, storage: st
     plugin.progress.write_line(f"backing up to the storage {storage}")
     # Without `remove=0`, Proxmox would apply the storage's retention to all archives of this VMID, and could remove the
     # archives of a deleted guest of another service that had this VMID. The module proxmox_backup cannot send
-    # `remove`, so the action plugin sends this request itself.
+    # `remove`, so `request.send` sends this HTTP request.
     answer = request.send(
         plugin,
         "POST",
@@ -52,7 +53,10 @@ def make_backup(plugin: VmAction, facts: Facts, facts_before: Facts, storage: st
         remove=0,
         **{"notes-template": preconditions.backup_notes(plugin.vm)},
     )
+    # If the guest has moved to another node, Proxmox answers OK but starts no backup.
     plugin.refuse_if(preconditions.backup_start_problem(facts, answer))
-    after = plugin.look_up_after(facts, "idle", "backed_up", backup_storage=storage)
-    plugin.fail_if(preconditions.backup_outcome_problem(after, facts_before, answer))
+    # `idle`: wait until the Proxmox task of the backup has succeeded. The wait also ends if the task fails. `change`
+    # names the change.
+    after = plugin.look_up_after_change(facts, "idle", change="backed_up", backup_storage=storage)
+    plugin.fail_on_outcome_problem(preconditions.backup_outcome_problem(after, facts_before, answer))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the memory and the time that a module of community.proxmox may use for an answer of Proxmox."""
+"""Limits the memory of a module of community.proxmox, and the time in which it reads an answer of Proxmox."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _PROCESS_STATUS = Path("/proc/self/status")
 def bounded_module() -> Iterator[None]:
     """Limit the modules that are executed in the `with` block.
 
-    If Ansible executes a module in this process, the size and the duration of its HTTP answers are limited. If Ansible
-    starts a process for the module, the new process inherits a memory limit. Its time needs no limit here, because the
-    new process is ended together with the playbook run.
+    In a playbook run of the agent, the action plugin's process can execute a module without a new process
+    (`executor/runs/warm/module_run.py`). `bounded_sessions` then limits the size of each HTTP answer and the time until
+    it is complete. If Ansible starts a process for the module, the new process inherits the memory limit. Its time
+    needs no limit here, because the new process is ended together with the playbook run.
     """
     used_bytes = _used_data_bytes()
     if not used_bytes:  # the system is not Linux

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends an action plugin's HTTP requests at the plugin's deadline, and repeats a request whose token Proxmox refuses.
+"""Ends an action plugin's HTTP requests soon after the plugin's deadline, and repeats requests that got the answer 401.
 
-If a request waited longer for its answer, ansible-runner would kill the playbook, and the cause of the failure would be
-lost. `shared/login_repeats.py` explains why a refused request is repeated.
+If a request waited long after the deadline, ansible-runner would kill the playbook, and the cause of the failure would
+be lost. A request is "refused" if its answer is 401. A refusal may be temporary: Proxmox also answers 401 for some
+seconds while it cannot read its list of users and tokens.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import time
 from itertools import accumulate
 from typing import Any
 
-from .shared.login_repeats import LOGIN_NOT_REPEATED, REPEAT_PAUSES_S, repeat_while_refused
+from .shared.login_repeats import LOGIN_NOT_REPEATED_TEXT, REPEAT_PAUSES_S, repeat_while_refused
 
 #: The maximum time that a request waits for its answer.
 REQUEST_TIMEOUT_S = 30.0
-#: The maximum time for which the requests of the last look-up continue after the action plugin's deadline.
-#: ansible-runner waits a little longer before it kills the playbook.
+#: How long after the action plugin's deadline a request may still wait for its answer. ansible-runner kills the
+#: playbook a little later.
 MAX_AFTER_DEADLINE_S = 2.0
-#: The minimum time that a request waits for its answer, even after the deadline.
+#: The minimum time that a request waits for its answer, also if it is sent after the deadline.
 MIN_REQUEST_TIMEOUT_S = 1.0
 #: The time for which Proxmox delays each answer 401.
 REFUSAL_DELAY_S = 3.0
@@ -27,40 +28,42 @@ REFUSAL_DELAY_S = 3.0
 class BoundedSession:
     """Replaces the method `request` of a proxmoxer client's HTTP session, so that requests end at a deadline."""
 
-    def __init__(self, session: Any, *, repeats_refused_logins: bool) -> None:
+    def __init__(self, session: Any, *, repeats_refused_requests: bool) -> None:
         """Replace the session's method `request`.
 
-        `repeats_refused_logins` is false for a login with a password, because repeated logins may lock the account.
+        `repeats_refused_requests` is false for a login with a password, because repeated logins may lock the account.
         """
         self.deadline_monotonic_s = float("inf")
         self._send = session.request
-        self._repeats_refused_logins = repeats_refused_logins
+        self._repeats_refused_requests = repeats_refused_requests
         session.request = self.request
 
     def request(self, *arguments: Any, **options: Any) -> Any:
         """Send a request and return the answer.
 
-        If refused requests are repeated, an answer 401 is returned only if each repetition was refused, too. Raises
-        TooLittleTimeToRepeat if Proxmox refused the login and the deadline was too near for all repetitions.
+        If refused requests are repeated, the first answer that is not 401 is returned. If all repetitions are refused,
+        the last answer 401 is returned. If the deadline is near, fewer repetitions are made. If the last request is
+        then refused, TooLittleTimeToRepeat is raised.
         """
         remaining_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, remaining_s + MAX_AFTER_DEADLINE_S))
-        if not self._repeats_refused_logins:
+        if not self._repeats_refused_requests:
             return self._send(*arguments, **options)
 
         def send() -> Any:
             answer = self._send(*arguments, **options)
             if answer.status_code == 401:
-                raise _LoginRefused(answer)
+                raise _RequestRefused(answer)
             return answer
 
         pauses_s = _pauses_before_deadline_s(remaining_s)
         try:
-            return repeat_while_refused(send, lambda exc: isinstance(exc, _LoginRefused), pauses_s)
-        except _LoginRefused as refusal:
-            if pauses_s != REPEAT_PAUSES_S:  # without all repetitions, the refusal may be temporary
+            return repeat_while_refused(send, lambda exc: isinstance(exc, _RequestRefused), pauses_s)
+        except _RequestRefused as refusal:
+            if pauses_s != REPEAT_PAUSES_S:  # some repetitions were not made, so the refusal may be temporary
+                # LOGIN_NOT_REPEATED_TEXT: Proxmox refused the login, and too little time was left to ask again.
                 raise TooLittleTimeToRepeat(
-                    f"{LOGIN_NOT_REPEATED} (attempt {len(pauses_s) + 1} of {len(REPEAT_PAUSES_S) + 1})"
+                    f"{LOGIN_NOT_REPEATED_TEXT} (attempt {len(pauses_s) + 1} of {len(REPEAT_PAUSES_S) + 1})"
                 ) from refusal
             return refusal.args[0]
 
@@ -76,8 +79,8 @@ def _pauses_before_deadline_s(remaining_s: float) -> tuple[float, ...]:
 
 
 class TooLittleTimeToRepeat(OSError):
-    """Proxmox refused the login, and too little time was left for all repetitions, so the refusal may be temporary."""
+    """Proxmox refused the login, and not all repetitions could be made in time, so the refusal may be temporary."""
 
 
-class _LoginRefused(Exception):
+class _RequestRefused(Exception):
     """Proxmox answered 401. The argument is the answer."""

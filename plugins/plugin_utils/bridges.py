@@ -3,6 +3,10 @@
 
 Proxmox checks a bridge only when it changes the NICs (after a clone) or when it starts the guest. So the action plugins
 check the bridges before the first change.
+
+`vm` is the request (docs/actions.md). `source` contains the facts of the guest or, before a clone, of the template. A
+problem is `CODE: property NAME: text (details)`: NAME is the property of the service in FulcrumCore that causes the
+problem, such as `bridge`. Customers see `property NAME: text`; only operators see the details.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import container, nics
 from .allowed import ANY_VALUE
-from .client import ResourceException, rows_unless_forbidden
+from .client import ResourceException, read_list_unless_forbidden
 from .guest_facts import NIC_KEY
 from .identity import kind_of
 from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
@@ -19,7 +23,7 @@ from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
+#: What Proxmox reports about a guest or a template, such as its status and its configuration (see `guest_facts.py`).
 Facts = dict[str, Any]
 #: The type of a VNet in Proxmox's list of bridges.
 VNET = "vnet"
@@ -38,9 +42,12 @@ class Network(NamedTuple):
 def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
     """Return why the guest cannot be connected to a bridge that the request names; '' if it can.
 
+    `is_new` is true if the guest does not exist yet.
+
     Proxmox lists only VNets and the bridges of /etc/network/interfaces, but it accepts every bridge that the node has.
-    So an unlisted bridge is accepted here if the guest already has it, or if `vm["allowed"]` contains its name. VNets
-    need no such exception: Proxmox lists each VNet that the node has and that the login may use.
+    So an unlisted bridge is accepted here if the guest already has it, or if `vm["allowed"]` (the values that the
+    provider's settings permit) names it. VNets need no such exception: Proxmox lists each VNet that the node has and
+    that the login may use.
 
     A listed bridge may be refused, too: a login with SDN.Audit sees the bridge in the list, but to change a NIC, a
     login needs SDN.Use on the NIC's current network and on its new network, even if the bridge does not change.
@@ -48,7 +55,7 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
         return ""
-    rows = rows_unless_forbidden(cluster.api.nodes(node).network, type="any_bridge")
+    rows = read_list_unless_forbidden(cluster.api.nodes(node).network, type="any_bridge")
     type_of_bridge = {str(row.get("iface")): str(row.get("type")) for row in rows}
     zone_of_bridge = {
         bridge: _zone_of(cluster, bridge, type_of_bridge.get(bridge, VNET)) for bridge, _tag, _trunks in networks
@@ -61,18 +68,18 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     missing_bridges = {
         bridge
         for bridge in unlisted_bridges
-        if zone_of_bridge[bridge] != LOCAL_ZONE or bridge not in _offered_bridges(vm)
+        if zone_of_bridge[bridge] != LOCAL_ZONE or bridge not in _explicitly_allowed_bridges(vm)
     }
     networks_to_check = [
         network
         for network in networks
         if zone_of_bridge[network.bridge] != LOCAL_ZONE or network.bridge not in missing_bridges
     ]
-    refused_paths = {
-        _refused_path(cluster, zone_of_bridge[network.bridge], network) for network in networks_to_check
+    paths_without_sdn_use = {
+        _path_without_sdn_use(cluster, zone_of_bridge[network.bridge], network) for network in networks_to_check
     } - {""}
-    if refused_paths:
-        paths = ", ".join(sorted(refused_paths))
+    if paths_without_sdn_use:
+        paths = ", ".join(sorted(paths_without_sdn_use))
         return f"PVE_PERMISSION: property bridge: the login may not use the bridge (it lacks SDN.Use on {paths})"
     if missing_bridges:
         reason = f"Proxmox lists no {', '.join(sorted(missing_bridges))} on {node}"
@@ -89,7 +96,7 @@ def _changed_networks(source: Facts, vm: dict[str, Any], is_new: bool) -> tuple[
 
     For a new guest only the new networks are returned: Proxmox checks the template's networks when it clones.
     """
-    values = (container if kind_of(vm) == "lxc" else nics).nic_values(source, vm)
+    values = (container if kind_of(vm) == "lxc" else nics).requested_nic_values(source, vm)
     current_values = {} if is_new else {name: str(source["config"].get(name, "")) for name in values}
     changed_nics = [name for name in values if {*values[name].split(",")} != {*current_values.get(name, "").split(",")}]
     new_networks = {name: _network_of(values[name]) for name in changed_nics}
@@ -105,12 +112,13 @@ def _network_of(nic_value: str) -> Network:
     return Network(*(nics.option_of(nic_value, option) for option in ("bridge", "tag", "trunks")))
 
 
-def _offered_bridges(vm: dict[str, Any]) -> set[str]:
+def _explicitly_allowed_bridges(vm: dict[str, Any]) -> set[str]:
+    """Return the bridges that `vm["allowed"]` names. The entry ANY_VALUE (`*`) permits every bridge but names none."""
     return {*((vm.get("allowed") or {}).get("bridges") or ())} - {ANY_VALUE}
 
 
 def _current_bridges(source: Facts, node: str) -> set[str]:
-    """Return the bridges of the guest or of its template; none if it is on a node other than `node`."""
+    """Return the bridges of the guest or template; an empty set if the guest or template is not on `node`."""
     if source.get("node") != node:
         return set()
     return {nics.option_of(str(value), "bridge") for key, value in source["config"].items() if NIC_KEY.match(key)}
@@ -119,7 +127,8 @@ def _current_bridges(source: Facts, node: str) -> set[str]:
 def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
     """Return the SDN zone of a bridge: the zone of the VNet with this name, or LOCAL_ZONE if there is no such VNet.
 
-    If the login has no privilege on the VNet, Proxmox refuses the request, but the text of this refusal names the zone.
+    LOCAL_ZONE is the zone of all bridges that are not VNets. If the login has no privilege on the VNet, Proxmox refuses
+    the request, but the text of this refusal names the zone.
     """
     if listed_type != VNET or not VNET_NAME.fullmatch(bridge):
         return LOCAL_ZONE
@@ -131,10 +140,10 @@ def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
         return zone_in_refusal(str(exc)) or LOCAL_ZONE
 
 
-def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
-    """Return the first path on which the login lacks SDN.Use for this network; '' if there is no such path.
+def _path_without_sdn_use(cluster: Cluster, zone: str, network: Network) -> str:
+    """Return the first access control path on which the login lacks SDN.Use for this network; '' if there is none.
 
-    A path names the bridge (`/sdn/zones/ZONE/BRIDGE`) or one VLAN on the bridge (`/sdn/zones/ZONE/BRIDGE/VLAN`).
+    The path of a bridge is `/sdn/zones/ZONE/BRIDGE`, the path of a VLAN on this bridge `/sdn/zones/ZONE/BRIDGE/VLAN`.
     """
     bridge_path = f"/sdn/zones/{zone}/{network.bridge}"
     vlans = [network.tag] if network.tag else []
@@ -145,7 +154,7 @@ def _refused_path(cluster: Cluster, zone: str, network: Network) -> str:
 
 
 def _privileges(cluster: Cluster, path: str) -> dict[str, Any]:
-    """Return the login's privileges on a path. A value is true if the privilege applies below the path, too."""
+    """Return the login's privileges on a path. The value of a privilege says whether it propagates to lower paths."""
     return dict(cluster.api.access.permissions.get(path=path).get(path) or {})
 
 

@@ -18,7 +18,7 @@ __all__ = [
     "error_text",
     "is_request_refused",
     "login_name",
-    "rows_unless_forbidden",
+    "read_list_unless_forbidden",
 ]
 
 #: The reason why a Python library of the client cannot be imported; empty if all can be imported. `connect` raises
@@ -44,10 +44,10 @@ class LibraryMissing(Exception):
 
 
 def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
-    """Return an API client for the login `connection`.
+    """Return an API client for a login.
 
-    The keys of `connection` are parameter names of community.proxmox's modules. If the login has both a password and a
-    token, the password is used, as in the modules. Raises LibraryMissing or LoginError.
+    `connection` contains the login parameters, named like the parameters of community.proxmox's modules. If it has both
+    a password and a token, the password is used, as in the modules. Raises LibraryMissing or LoginError.
     """
     if IMPORT_PROBLEM:
         raise LibraryMissing(f"PLAYBOOK_FAILED: install proxmoxer and requests for {sys.executable}: {IMPORT_PROBLEM}")
@@ -69,10 +69,11 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
             "PVE_AUTH: the host of Proxmox is unknown: set PROXMOX_HOST, or api_host in SMITH_CREDENTIALS_FILE"
         )
     host = connection["api_host"]
+    # proxmoxer makes HTTP sessions here. `bounded_sessions` limits the size and the duration of their answers.
     with bounded_http.bounded_sessions():
         api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
-    # An answer must be complete within the timeout of one request. So the Ansible action plugin ends before
-    # ansible-runner kills the playbook.
+    # With the factor 1, a whole answer must arrive within the timeout of its request. With the default factor, which is
+    # larger, ansible-runner could kill the playbook while the action plugin still waits for an answer.
     api._store["session"].mount("https://", bounded_http.BoundedAdapter(answer_timeout_factor=1.0))
     return api
 
@@ -96,7 +97,7 @@ def is_request_refused(exc: BaseException) -> bool:
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
-def rows_unless_forbidden(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
+def read_list_unless_forbidden(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
     """Return the rows of one of Proxmox's lists; no rows if the login may not read the list."""
     try:
         return list(resource.get(**parameters))

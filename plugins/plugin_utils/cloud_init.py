@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translates the requested login and addresses of a guest to parameters of the module proxmox_kvm.
+"""Translates a guest's requested login and addresses to parameters of the module proxmox_kvm.
 
-`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
-contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
-neither changed nor removed. All functions are pure.
+A guest's login is its user with a password and SSH keys. `vm` is the request (docs/actions.md). `facts` contains the
+status, the configuration and other data of the guest, as read from Proxmox. `source` contains the facts of the VM or,
+before a clone, of the template. A value that the request does not contain is neither changed nor removed. All functions
+are pure.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
     return {**network_parameters(facts, vm), **login_parameters(facts, vm), "cipassword": password}
 
 
-def removed_keys(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
+def keys_to_remove(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
     """Return the keys of the configuration that the request removes.
 
     An empty list of name servers or of search domains removes their key.
@@ -45,7 +46,7 @@ def removed_keys(facts: dict[str, Any], vm: dict[str, Any]) -> list[str]:
     return [key for key, member in members.items() if network.get(member) == [] and config.get(key)]
 
 
-def keys_in(parameters: dict[str, Any]) -> set[str]:
+def config_keys_of(parameters: dict[str, Any]) -> set[str]:
     """Return the keys in Proxmox's configuration that these parameters of proxmox_kvm set.
 
     Only keys of cloud-init values are returned. A parameter that is None sets nothing.
@@ -104,7 +105,7 @@ def _set_address(options: dict[str, str], key: str, gateway_key: str, address: s
 
 
 def login_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters for the guest's login, without the password, and for the vendor's cloud-init snippet."""
+    """Return the parameters for the user, the SSH keys and the cloud-init snippet. The caller adds the password."""
     cloud_init = vm.get("cloud_init") or {}
     public_keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
     cicustom = None
@@ -134,7 +135,7 @@ def login_problems(vm: dict[str, Any]) -> Iterator[str]:
     if any("PRIVATE KEY" in str(key) for key in cloud_init.get("ssh_public_keys") or []):
         yield "INVALID_REQUEST: ssh_public_keys contains a private key"
     if not all(map(is_public_key, ssh_keys(cloud_init.get("ssh_public_keys")))):
-        reasons = "is not a key, is cut off, or contains a key whose type differs from the type at the line's beginning"
+        reasons = "is not a public key, is cut off, or names a key type that contradicts its key data"
         yield f"INVALID_REQUEST: ssh_public_keys has a line that {reasons}"
 
 

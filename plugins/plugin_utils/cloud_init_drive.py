@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generates the cloud-init drive of a running VM again after its cloud-init values were changed.
 
-Proxmox writes new cloud-init values into a running VM's configuration at once; they are never pending. But Proxmox
+Proxmox writes new cloud-init values into a running VM's configuration at once, not as pending values. But Proxmox
 writes them to the VM's cloud-init drive only when it starts the VM again, or when a request asks for a new drive.
 Without this request, a guest that reboots by itself would read the old values from the drive. A guest reads the drive
 only when it boots.
@@ -16,20 +16,22 @@ from .client import REQUEST_ERRORS, error_text
 from .failures import proxmox_failure
 from .vm_action import Facts, Refused, VmAction
 
-#: The exceptions after which the drive may lack the new values.
-FAILURES: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
+#: The exceptions after which the drive may lack the new values. `Refused`: Proxmox has refused the request, or the
+#: request was not sent: ansible-playbook was killed, the agent has lost its leases, or no time is left.
+DRIVE_ERRORS: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
 
 
 def update_drive(plugin: VmAction, facts: Facts, vm: dict[str, Any], changed_keys: set[str]) -> Facts:
     """Generate the drive of a running VM again if the drive lacks requested values.
 
-    Return the facts, in which `cloud_init_pending` lists the keys whose values the drive lacked.
+    Return the facts. Their list `cloud_init_pending` contains the keys whose values the drive lacked: the guest reads
+    these values only when it boots.
 
     `changed_keys` contains the keys of the cloud-init values that the action plugin has changed or removed. If it is
     not empty, the drive lacks the values of these keys; Proxmox's own list of such keys is not used, because it omits a
     changed `ipconfigN`. If it is empty, Proxmox's list is used, because an interrupted run may have changed values.
     """
-    requested_keys = cloud_init.keys_in(cloud_init.requested_parameters(facts, vm)) | changed_keys
+    requested_keys = cloud_init.config_keys_of(cloud_init.requested_parameters(facts, vm)) | changed_keys
     if not requested_keys or not facts["has_cloud_init"] or facts["status"] != "running":
         return facts
     stale_keys = changed_keys or requested_keys & _keys_missing_in_drive(plugin, facts)
@@ -48,15 +50,15 @@ def _keys_missing_in_drive(plugin: VmAction, facts: Facts) -> set[str]:
 def _generate_drive(plugin: VmAction, facts: Facts, stale_keys: set[str]) -> None:
     """Generate the drive again, and verify that it has the values.
 
-    A failure is only a warning: the VM has the requested configuration, and Proxmox generates the drive at the next
-    start.
+    `request.send` sends one HTTP request. A failure is only a warning: the VM has the requested configuration, and
+    Proxmox generates the drive at the next start.
     """
     plugin.progress.write_line("generating the cloud-init drive again")
     try:
         answer = request.send(plugin, "PUT", f"nodes/{facts['node']}/qemu/{facts['vmid']}/cloudinit")
         missing_keys = sorted(stale_keys & _keys_missing_in_drive(plugin, facts))
         problem = proxmox_failure(answer) if answer.get("failed") else f"the drive lacks {', '.join(missing_keys)}"
-    except FAILURES as exc:
+    except DRIVE_ERRORS as exc:
         missing_keys, problem = sorted(stale_keys), error_text(exc)
     if missing_keys:
         plugin.warn(

@@ -13,9 +13,9 @@ from typing import Any
 from . import guest_facts
 from .bounded_session import BoundedSession
 from .client import REQUEST_ERRORS, ResourceException, connect, login_name
-from .guest_facts import UNFINISHED_LOCKS, absent_guest_facts, unproven_absence
+from .guest_facts import CREATION_LOCKS, facts_of_absent_guest, unproven_absence
 from .login import Login, read_login
-from .proxmox_tasks import as_listed_task, error_with_cause, has_specific_code, is_started_by, newest_first, vmids_in
+from .proxmox_tasks import as_listed_task, error_with_cause, has_failure_cause, is_started_by, newest_first, vmids_in
 from .request_values import is_yes
 from .shared.error_rules import says_guest_not_found
 
@@ -45,14 +45,14 @@ DISK_CONTENT = ("images", "rootdir")
 #: Maximum number of characters that are read of one line of a log, and of the whole log.
 MAX_LOG_LINE_CHARACTERS = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
-#: Number of lines at the end of a log that progress lines quote.
+#: Number of lines at the end of a Proxmox task's log that the action plugin quotes in its output.
 LOG_END_LINES = 5
-#: Maximum number of characters of a line that a progress line quotes.
+#: Maximum number of characters of each quoted line.
 MAX_QUOTED_CHARACTERS = 200
 #: A part of Proxmox's error text if a request names a node whose address Proxmox does not know.
 UNKNOWN_HOST_TEXT = "hostname lookup"
 #: HTTP statuses with which Proxmox reports that another node does not answer.
-NODE_DOWN_STATUSES = range(595, 600)
+NODE_DOWN_HTTP_STATUSES = range(595, 600)
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
@@ -64,15 +64,16 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
     login = read_login(connection, ca_bundle)
     api = connect(login.connection, login.ca_bundle)
     cluster = Cluster(api, kind, login_name(login.connection))
+    # Proxmox may refuse a valid token for some seconds. Repeated logins with a password may lock the account.
     has_token = not login.connection.get("api_password")
-    cluster.session = BoundedSession(api._store["session"], repeats_refused_logins=has_token)
+    cluster.session = BoundedSession(api._store["session"], repeats_refused_requests=has_token)
     return cluster, login
 
 
 class Cluster:
     """Sends read requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
-    session: BoundedSession  #: sends the requests, and ends them at the action plugin's deadline
+    session: BoundedSession  #: ends each request at the action plugin's deadline; set by `open_cluster`
 
     def __init__(self, api: Any, kind: str, login: str) -> None:
         """`login` is the user or the token of the login, such as `smith@pve!job`. No request is sent."""
@@ -80,7 +81,7 @@ class Cluster:
         self.kind = kind
         self.login = login
         self.log_end_by_upid: dict[str, list[str]] = {}  #: the last lines of each log that was read
-        self._rows: dict[str, list[dict[str, Any]]] = {}  #: the lists of nodes and storages, each read only once
+        self._rows_by_type: dict[str, list[dict[str, Any]]] = {}  #: lists of nodes and storages, each read once
 
     def guest(self, node: str, vmid: int) -> Any:
         """Return the API resource of the VM or container."""
@@ -115,14 +116,14 @@ class Cluster:
     def is_being_created(self, node: str, vmid: int) -> bool:
         """Return True while Proxmox is cloning or creating the VM. Send one request."""
         try:
-            return self.guest(node, vmid).status.current.get().get("lock") in UNFINISHED_LOCKS
+            return self.guest(node, vmid).status.current.get().get("lock") in CREATION_LOCKS
         except ResourceException as exc:
             if says_guest_not_found(str(exc)):
                 return False
             raise
 
     def list_guests(self) -> list[dict[str, Any]]:
-        """Return Proxmox's list of guests. It contains only the guests for which the API token has a privilege."""
+        """Return Proxmox's list of guests. It contains only the guests for which the login has a privilege."""
         return list(self.api.cluster.resources.get(type="vm"))
 
     def row_of(self, vmid: int, rows: list[dict[str, Any]] | None) -> dict[str, Any] | None:
@@ -138,34 +139,34 @@ class Cluster:
             facts = self.read_facts(expected_node, vmid) if expected_node else None
         except ResourceException as exc:
             is_unknown_node = self._is_unknown_node(exc, expected_node)
-            if exc.status_code not in NODE_DOWN_STATUSES and not is_unknown_node:
+            if exc.status_code not in NODE_DOWN_HTTP_STATUSES and not is_unknown_node:
                 raise
             facts, row = None, self.row_of(vmid, rows)
             if not is_unknown_node and (row is None or row.get("node") == expected_node):
-                raise  # the VM is still on the node that does not answer
+                raise  # the list names no other node for the VM
         if facts:
             return facts
-        # A VM may move between two requests, so the node in its row may already be wrong. So the second pass reads a
+        # A VM may move between two requests, so the node in its row may already be wrong. So the second attempt reads a
         # new list.
-        for rows_or_none in (rows, None):
-            row = self.row_of(vmid, rows_or_none)
+        for guest_rows in (rows, None):
+            row = self.row_of(vmid, guest_rows)
             if row is None:
-                return absent_guest_facts(vmid)
+                return facts_of_absent_guest(vmid)
             if row.get("type") != self.kind:
-                return absent_guest_facts(vmid) | {
+                return facts_of_absent_guest(vmid) | {
                     "exists": True,
                     "kind": str(row.get("type")),
                     "node": str(row.get("node", "")),
                 }
             if facts := self.read_facts(str(row["node"]), vmid):
                 return facts
-        return absent_guest_facts(vmid)
+        return facts_of_absent_guest(vmid)
 
     def check_absence(self, vmid: int, expected_node: str) -> dict[str, Any]:
         """Check whether it is proven that the VM does not exist.
 
         Return the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
-        four parts: the token has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
+        four parts: the login has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
         and the VMID is free. The node `expected_node`, on which the VM is expected, must be online.
         """
         privileges_by_path = self.api.access.permissions.get(path=f"/vms/{vmid}")
@@ -195,11 +196,11 @@ class Cluster:
     def node_states_and_quorum(self) -> tuple[dict[str, bool], bool]:
         """Return a dictionary that says for each node whether it is online, and whether the cluster is quorate.
 
-        `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which our token need not have.
-        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. A node that
-        Proxmox cannot reach has the status `offline`; the status `unknown` means that the node is online but sends no
-        statistics. A witness device has a vote, but it is not counted here, so a quorate cluster may count as not
-        quorate. This is safe: the absence of a VM is then not proven.
+        `cluster/status` reports the quorum, but it needs the privilege Sys.Audit on `/`, which the login need not have.
+        Without this privilege, the cluster counts as quorate if more than half of its nodes are online. This count
+        omits the vote of a QDevice, so a quorate cluster may count as not quorate. This is safe: the absence of a VM is
+        then not proven. A node that Proxmox cannot reach has the status `offline`; the status `unknown` means that the
+        node is online but sends no statistics.
         """
         try:
             rows = self.api.cluster.status.get()
@@ -212,7 +213,7 @@ class Cluster:
         return is_online_by_node, all(bool(row.get("quorate")) for row in rows if row.get("type") == "cluster")
 
     def is_vmid_free(self, vmid: int) -> bool:
-        """Return True if no guest has the VMID. Proxmox also checks guests for which the token has no privilege."""
+        """Return True if no guest has the VMID. Proxmox also checks guests for which the login has no privilege."""
         try:
             self.api.cluster.nextid.get(vmid=vmid)
         except ResourceException as exc:
@@ -250,7 +251,7 @@ class Cluster:
         try:
             return as_listed_task({"upid": upid, **self.api.nodes(upid.split(":")[1]).tasks(upid).status.get()})
         except ResourceException as exc:
-            if exc.status_code == 400:  # Proxmox has removed the log of the Proxmox task
+            if exc.status_code == 400:  # Proxmox has removed the task's log, and answers `no such task`
                 return {"upid": upid, "type": upid.split(":")[5], "status": "no such task"}
             raise
 
@@ -302,26 +303,29 @@ class Cluster:
         return [str(row["volid"]) for row in self.volume_rows(node, storage, vmid)]
 
     def volume_rows(self, node: str, storage: str, vmid: int) -> list[dict[str, Any]]:
-        """Return the storage's rows about disks of this VMID. On some storages, `ctime` is a disk's creation time."""
+        """Return the storage's rows about disks of this VMID. Some storages omit `ctime`, a disk's creation time."""
         rows = self.api.nodes(node).storage(storage).content.get(vmid=vmid)
         return [row for row in rows if row.get("content", "images") in DISK_CONTENT]
 
     def storage_rows(self, node: str) -> dict[str, dict[str, Any]]:
-        """Return the rows of the node's storages on which the login has a privilege, by name."""
-        if "storage" not in self._rows:
-            self._rows["storage"] = list(self.api.cluster.resources.get(type="storage"))
-        return {str(row["storage"]): row for row in self._rows["storage"] if row.get("node") == node}
+        """Return the rows of Proxmox's list of storages that are about this node, by the storage's name.
+
+        The list contains only storages on which the login has a privilege.
+        """
+        if "storage" not in self._rows_by_type:
+            self._rows_by_type["storage"] = list(self.api.cluster.resources.get(type="storage"))
+        return {str(row["storage"]): row for row in self._rows_by_type["storage"] if row.get("node") == node}
 
     def node_rows(self) -> list[dict[str, Any]]:
-        """Return the rows of all nodes. They contain `maxcpu` only if the login has Sys.Audit."""
-        if "node" not in self._rows:
-            self._rows["node"] = list(self.api.nodes.get())
-        return self._rows["node"]
+        """Return the rows of Proxmox's list of nodes. They contain `maxcpu` only if the login has Sys.Audit."""
+        if "node" not in self._rows_by_type:
+            self._rows_by_type["node"] = list(self.api.nodes.get())
+        return self._rows_by_type["node"]
 
     def has_feature(self, node: str, vmid: int, feature: str) -> bool:
-        """Return whether the guest supports the feature `snapshot`, or `clone` (a linked clone).
+        """Return whether the guest supports a feature: whether the storage of each of its disks supports it.
 
-        A guest supports a feature if the storage of each of its disks supports the feature.
+        `feature` is `snapshot`, or `clone` for linked clones.
         """
         return is_yes(self.guest(node, vmid).feature.get(feature=feature).get("hasFeature"))
 
@@ -347,7 +351,7 @@ class Cluster:
         task. If the log cannot be read, only the status is returned.
         """
         status = str(task["status"])
-        if has_specific_code(status):
+        if has_failure_cause(status):
             return status
         try:
             return error_with_cause(status, self.log(task["upid"]))
@@ -357,17 +361,17 @@ class Cluster:
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if the guest may still report addresses, and None if a later request would not return addresses
-        either. An unexpected answer of the guest raises no exception, because an action plugin may succeed without
-        addresses.
+        Return [] if a later request may return addresses, and None if a repetition is useless. An unexpected answer of
+        the guest raises no exception, because an action plugin may succeed without addresses.
         """
         try:
             if self.kind == "lxc":
                 return guest_facts.container_addresses(self.guest(node, vmid).interfaces.get(), macs)
             answer = self.api.nodes(node).qemu(vmid).agent("network-get-interfaces").get()
-            return guest_facts.usable_addresses(answer.get("result"), macs)
+            return guest_facts.reachable_addresses(answer.get("result"), macs)
         except REQUEST_ERRORS as exc:
-            # Proxmox refuses the request if the guest agent is not configured or not permitted: waiting does not help.
+            # Proxmox refuses the request if no guest agent is configured, or if the login may not ask the guest agent.
+            # Then waiting does not help.
             is_temporary = not isinstance(exc, ResourceException) or re.search("not running|got timeout", str(exc))
             return [] if is_temporary else None
         except UNREADABLE_ANSWER_ERRORS:

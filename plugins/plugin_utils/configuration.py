@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the requested configuration with a guest's configuration.
 
-`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them. All functions are pure.
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` contains the status, the configuration
+and other data of a guest, as read from Proxmox. All functions are pure.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 from . import allowed, cloud_init, container, disks, hardware
-from .deletion import DELETION_TAG, WITHOUT_TAGS_MEMBER
-from .failures import HOTPLUG_PROBLEM, failure_after_look_up, is_outcome_unknown, proxmox_task_failure
+from .deletion import DELETION_TAG, TAGS_REFUSED_MEMBER
+from .failures import HOTPLUG_PROBLEM, failure_confirmed_by_look_up, is_outcome_unknown, proxmox_task_failure
 from .identity import PROTECTED_TAG, SMITH_TAG, identity_members, is_marked, kind_of
-from .notes import changed_description, is_deletion_cancelled
+from .notes import description_to_set, is_deletion_cancelled
 from .request_values import is_yes
 
 
@@ -34,8 +34,12 @@ def differing_parameters(facts: dict[str, Any], vm: dict[str, Any], is_create: b
             if value is not None
         }
         return {key: value for key, value in differing_values.items() if value is not None}
-    login = cloud_init.login_parameters(facts, vm) | {"cipassword": _password_to_set(facts, vm, is_create)}
-    requested_parameters = {**_identity_parameters(facts, vm), **hardware.requested_parameters(facts, vm), **login}
+    requested_parameters = {
+        **_identity_parameters(facts, vm),
+        **hardware.requested_parameters(facts, vm),
+        **cloud_init.login_parameters(facts, vm),
+        "cipassword": _password_to_set(facts, vm, is_create),
+    }
     differing_values = {
         key: _value_if_different(facts, key, value) for key, value in requested_parameters.items() if value is not None
     }
@@ -51,7 +55,7 @@ def planned_values(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = 
     plan = differing_parameters(facts, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
-    plan |= dict.fromkeys(cloud_init.removed_keys(facts, vm), "")
+    plan |= dict.fromkeys(cloud_init.keys_to_remove(facts, vm), "")
     for step in disk_steps(facts, vm):
         text = disks.describe_disk_step(step)
         plan[step["disk"]] = f"{plan[step['disk']]}, {text}" if step["disk"] in plan else text
@@ -91,18 +95,23 @@ def is_restart_needed(facts: dict[str, Any]) -> bool:
 def _identity_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters that identify the VM: name, description with the marker, and tags."""
     has_marker = is_marked(facts, vm)
-    text = changed_description(facts, vm, has_marker)
-    return {"name": str(vm["name"]), "description": text, "tags": _tags_to_set(facts, vm, has_marker)}
+    description = description_to_set(facts, vm, has_marker)
+    return {"name": str(vm["name"]), "description": description, "tags": _tags_to_set(facts, vm, has_marker)}
 
 
 def _tags_to_set(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
-    """Return all tags that the guest must have; None if the request changes no tags or Proxmox refuses them.
+    """Return all tags that the guest must have; None if its tags are not changed.
 
-    Only tags of the service and tags of Agent Smith are added or removed. Tags that an operator has set are kept. The
-    module for containers can set only one tag. So if a container already has tags, its tags are not changed.
+    A VM without the service's marker keeps none of its tags. For a guest with the marker, only tags of the service and
+    tags of Agent Smith are added or removed: tags that an operator has set are kept. `previous_tags` are the
+    service's tags before an update. Each of them that is not in `tags` is removed. But if the request has the member
+    `allowed`, a previous tag that `allowed` does not list is kept. DELETION_TAG matches the tag with the time
+    `delete_at`, from which the VM may be destroyed. A request with `cancel_deletion` or `tags` removes this tag.
+    After Proxmox has refused a tag, the request has TAGS_REFUSED_MEMBER, and the tags are not changed. The module for
+    containers can set only one tag. So if a container already has tags, its tags are not changed.
     """
     is_container_with_tags = kind_of(vm) == "lxc" and _tags_in_configuration(facts)
-    if vm.get(WITHOUT_TAGS_MEMBER) or is_container_with_tags:
+    if vm.get(TAGS_REFUSED_MEMBER) or is_container_with_tags:
         return None
     are_tags_requested, protection = "tags" in vm, vm.get("protection")
     delete_at = vm.get("delete_at") if kind_of(vm) == "qemu" else None
@@ -139,8 +148,8 @@ def _tags_in_configuration(facts: dict[str, Any]) -> list[str]:
 
 def _password_to_set(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str | None:
     # Proxmox does not return the password itself, so the password cannot be compared. A `create` sets it once. An
-    # `update` sets it whenever the request contains a password. A VM without our marker still has the password of its
-    # template, so a `create` sets the requested password.
+    # `update` sets it whenever the request contains a password. A VM without the service's marker still has its
+    # template's password, so a `create` sets the requested password.
     if is_create and facts.get("has_password") and is_marked(facts, vm):
         return None
     return (vm.get("cloud_init") or {}).get("password") or None
@@ -187,10 +196,11 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], answers: li
     """Return a problem if the guest, after it was configured, differs from the request; '' if not.
 
     The problem is the error that Proxmox or a module reported, or else a list of the values that differ. `after`
-    contains the facts after the configuration, and `answers` the answers of the modules that changed the guest.
+    contains the facts after the configuration, and `answers` the answers of the modules that changed the guest. The
+    fact `task_error` is the error of a Proxmox task that the modules started.
     """
     differing_names = sorted(
-        {*differing_parameters(after, vm, is_create=True), *cloud_init.removed_keys(after, vm)} - {"cipassword"}
+        {*differing_parameters(after, vm, is_create=True), *cloud_init.keys_to_remove(after, vm)} - {"cipassword"}
     )
     differing_names += [f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_steps(after, vm)]
     if not differing_names:
@@ -198,8 +208,11 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], answers: li
     if after.get("task_error"):
         return proxmox_task_failure(after["task_error"])
     results = [result for answer in answers for result in answer.get("results", [answer])]
-    unconfirmed_results = [result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)]
-    failure = next(map(failure_after_look_up, unconfirmed_results), "")
+    results_with_unknown_outcome = [
+        result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)
+    ]
+    # `after` shows that the guest differs from the request: a change whose outcome was unknown was not made.
+    failure = next(map(failure_confirmed_by_look_up, results_with_unknown_outcome), "")
     return failure or f"TASK_FAILED: VM {vm['vmid']} does not have the requested values of {', '.join(differing_names)}"
 
 
@@ -211,6 +224,9 @@ def hotplug_problem(answer: dict[str, Any]) -> str:
 
 
 def disk_growth_request(vm: dict[str, Any]) -> dict[str, Any]:
-    """Return a request that only grows disks: it has the members of `vm` that identify the guest or request disks."""
+    """Return a request that only grows disks: it has the members of `vm` that identify the guest or request disks.
+
+    Its member `only_grows` means that a request to add or move a disk is refused.
+    """
     disk_members = {key: vm[key] for key in ("disk_gib", "disks") if vm.get(key)}
     return {**identity_members(vm), **disk_members, "only_grows": True}

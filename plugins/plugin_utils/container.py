@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested configuration of a container to parameters of the module community.proxmox.proxmox.
 
-`vm` is the request (docs/actions.md), and `facts` contains the facts of the container, as `LookUp.run` returns them.
+`vm` is the request (docs/actions.md). `facts` contains the container's status, its configuration and other data, as
+read from Proxmox.
 The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
 domains and `onboot`. No module of community.proxmox resizes or moves a container's volumes, so such a request is
 refused. No function here sends an HTTP request. The version of community.proxmox is read from a file of the installed
@@ -45,13 +46,13 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
     return {
         **resources,
         **options,
-        "netif": nic_values(facts, vm),
+        "netif": requested_nic_values(facts, vm),
         "nameserver": " ".join(str(server) for server in network.get("dns_servers") or []) or None,
         "searchdomain": " ".join(str(domain) for domain in network.get("search_domains") or []) or None,
     }
 
 
-def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
+def requested_nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     """Return the requested values of the parameters `net0`, `net1` and so on, one for each requested NIC."""
     config, values = facts["config"], {}
     for number, nic in nics.requested_nics(vm).items():
@@ -65,14 +66,17 @@ def nic_value(current_value: str, number: int, nic: dict[str, Any]) -> str:
     """Return the value of NIC `number` with the requested changes; empty if the request contains no change.
 
     `current_value` is the NIC's value in the configuration, and `nic` contains the requested members of this NIC.
+    BRIDGE_PORT_MEMBERS are `bridge`, `vlan`, `firewall` and `rate_mbps`.
     """
-    is_requested = any(nic.get(key) not in (None, "") for key in (*nics.LINK_MEMBERS, "mac", "mode", "ipv6_mode"))
+    is_requested = any(
+        nic.get(key) not in (None, "") for key in (*nics.BRIDGE_PORT_MEMBERS, "mac", "mode", "ipv6_mode")
+    )
     if not is_requested:
         return ""
     options = dict(part.partition("=")[::2] for part in current_value.split(",") if part) or {"name": f"eth{number}"}
     if nic.get("mac"):
         options["hwaddr"] = str(nic["mac"]).upper()
-    nics.set_link(options, nic)
+    nics.set_bridge_port(options, nic)
     cloud_init.set_addresses(options, nic)
     return ",".join(f"{key}={value}" for key, value in options.items())
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a guest can be created, and computes the parameters of the module that creates it.
 
-`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
-All functions are pure.
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` contains the status, the configuration
+and other data of a guest, as read from Proxmox. `facts["template"]` contains the facts of the template to clone, and
+under `problem` the reason why it cannot be cloned. `source` contains the facts of the guest or, before it is created,
+of the template. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no
+problem. All functions are pure.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from .request_values import is_yes
 
 
 def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
-    """Return why a `create` or an `update` is impossible. The action plugins call this before the first change."""
+    """Return why a `create` or an `update` is impossible. The action plugins call this before the first change.
+
+    `allowed.request_problem` checks that the request names only bridges, VLANs, storages and tags that the provider
+    offers.
+    """
     source = facts if facts["exists"] else facts.get("template") or facts
     return allowed.request_problem(source, vm, is_new=not facts["exists"]) or _guest_problem(facts, vm, is_create)
 
@@ -55,7 +61,7 @@ def _problem_without_template(vm: dict[str, Any]) -> str:
 
 def storages_of_new_disks(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
     """Return the storages on which the disks of a VM without a template will be created."""
-    return {str(step["storage"]) for step in disks.disk_steps(facts, vm)}
+    return {str(disk_to_add["storage"]) for disk_to_add in disks.disk_steps(facts, vm)}
 
 
 def creation_parameters(
@@ -65,20 +71,22 @@ def creation_parameters(
 
     For a VM, these are parameters of the module proxmox_kvm; for a container, of the module `proxmox`. The VM boots
     from its first disk; while this disk is empty, it boots from the ISO image. `formats` contains the format of new
-    disks, by storage; on a storage that it does not contain, Proxmox chooses the format.
+    disks, by storage; on a storage that it does not contain, Proxmox chooses the format. `facts` are the empty facts of
+    a guest that does not exist; `differing_parameters` compares the request with them.
     """
     if kind_of(vm) == "lxc":
         return differing_parameters(facts, vm, is_create=True)
     disks_to_add = disks.disk_steps(facts, vm)
     drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
-    for step in disks_to_add:
-        disk_format = (formats or {}).get(step["storage"])
+    for disk_to_add in disks_to_add:
+        name, storage = disk_to_add["disk"], disk_to_add["storage"]
+        disk_format = (formats or {}).get(storage)
         option = f",format={disk_format}" if disk_format else ""
-        drives[step["disk"].rstrip("0123456789")][step["disk"]] = f"{step['storage']}:{step['size']}{option}"
+        drives[name.rstrip("0123456789")][name] = f"{storage}:{disk_to_add['size']}{option}"
     boot_order = [disks_to_add[0]["disk"]] if disks_to_add else []
     if vm.get("iso"):
         drives["ide"][disks.CDROM] = f"{vm['iso']},media=cdrom"
         boot_order.append(disks.CDROM)
     boot = {"boot": "order=" + ";".join(boot_order)} if boot_order else {}
-    used_buses = {bus: drives_of_bus for bus, drives_of_bus in drives.items() if drives_of_bus}
-    return {**boot, **differing_parameters(facts, vm, is_create=True), **used_buses}
+    drives_by_used_bus = {bus: drives_of_bus for bus, drives_of_bus in drives.items() if drives_of_bus}
+    return {**boot, **differing_parameters(facts, vm, is_create=True), **drives_by_used_bus}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides the next step of a deletion, which may have a grace period.
 
-`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
-All functions are pure.
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` contains the status, the configuration
+and other data of a guest, as read from Proxmox. A function whose name ends in `_problem` returns `CODE: reason`, or an
+empty text if there is no problem. All functions are pure.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Any
 from .identity import identity_members
 from .request_values import is_yes
 
-#: The deletion mark of a VM: a tag that states when the VM may be destroyed, in seconds since 1970.
+#: Matches the deletion mark of a VM: a tag with the time from which the VM may be destroyed, in seconds since 1970. The
+#: mark is independent of the VM's marker, which has the service's id.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
 #: The member that an action plugin adds to the request `vm` after Proxmox has refused a tag. The guest's tags are then
 #: not changed.
-WITHOUT_TAGS_MEMBER = "without_tags"
+TAGS_REFUSED_MEMBER = "without_tags"
 #: The deletion mark as a line of the description, by the kind of guest. A container's mark is always a line, because a
-#: container can have only one tag. A VM's mark is a line only if Proxmox refuses the tags of the VM. In a VM's
-#: description, a line `smith-delete` may be text of the service, because earlier versions kept such a line. So the line
-#: of a VM's mark is `smith-delete-at`.
+#: container can have only one tag. A VM's mark is a line only if Proxmox refuses the tags of the VM. A VM's line has
+#: another name: in VMs of earlier versions of Agent Smith, the description that the service has requested may contain a
+#: line `smith-delete`.
 DELETION_LINES = {
     "lxc": re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE),
     "qemu": re.compile(r"^smith-delete-at=(\d{1,12})\s*?$", re.MULTILINE),
@@ -34,8 +35,9 @@ def next_deletion_step(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, A
 
     Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
     `delete_at`, then `destroy`. The time is stored in the VM's deletion mark: operators see the mark, and it is not
-    lost with the agent's database. If the VM of a request with `only_when_due` has no mark, an operator has removed the
-    mark, and the step is `keep`.
+    lost with the agent's database. A request with `only_when_due` destroys the VM only if the time `delete_at` has
+    passed. If the VM then has no mark, an operator has removed the mark, and the step is `keep`. The fact `looked_at`
+    is the time at which the facts were read.
     """
     delete_at = deletion_due_at(facts) if facts["exists"] else 0
     is_due = 0 < delete_at <= facts.get("looked_at", 0)
@@ -73,7 +75,7 @@ def requested_deletion_line(vm: dict[str, Any]) -> str:
         return ""
     if vm.get("kind") == "lxc":
         return f"smith-delete={vm['delete_at']}\n"
-    return f"smith-delete-at={vm['delete_at']}\n" if vm.get(WITHOUT_TAGS_MEMBER) else ""
+    return f"smith-delete-at={vm['delete_at']}\n" if vm.get(TAGS_REFUSED_MEMBER) else ""
 
 
 def _deletion_lines(facts: dict[str, Any]) -> list[re.Match[str]]:

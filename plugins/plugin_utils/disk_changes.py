@@ -43,17 +43,22 @@ def change_disks(plugin: VmAction, facts: Facts, disk_steps: list[dict[str, Any]
 
 
 def _change_disk(plugin: VmAction, facts: Facts, step: dict[str, Any]) -> dict[str, Any]:
-    """Add, move or grow one disk. The module waits for the Proxmox task and reports its error."""
-    is_moved, is_resized = step["state"] == "moved", step["state"] == "resized"
+    """Add, move or grow one disk: execute the module proxmox_disk with `plugin.change`.
+
+    `plugin.change` raises Refused if the module failed and has certainly not made its change. The module waits for the
+    Proxmox task and reports the error of this task. `node_limits.disk_format` returns `qcow2` for a storage that stores
+    disks as files, because a raw disk on such a storage cannot have snapshots.
+    """
+    is_move, is_resize = step["state"] == "moved", step["state"] == "resized"
     return plugin.change(
         "proxmox_disk",
         state=step["state"],
         vmid=facts["vmid"],
         disk=step["disk"],
         size=step.get("size"),
-        format=None if is_resized else node_limits.disk_format(plugin.cluster, facts["node"], step["storage"]),
+        format=None if is_resize else node_limits.disk_format(plugin.cluster, facts["node"], step["storage"]),
         storage=step["storage"] if step["state"] == "present" else None,
-        target_storage=step["storage"] if is_moved else None,
-        delete_moved=True if is_moved else None,
-        timeout=plugin.time_left_s(DISK_TIMEOUT_S),
+        target_storage=step["storage"] if is_move else None,
+        delete_moved=True if is_move else None,
+        timeout=plugin.time_left_s(DISK_TIMEOUT_S),  # until the action plugin's deadline, at most DISK_TIMEOUT_S
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested disks of a VM to parameters of the module proxmox_disk.
 
-`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
-contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
-neither changed nor removed. All functions are pure.
+`vm` is the request (docs/actions.md). `facts` contains the status, the configuration and other data of the guest, as
+read from Proxmox. `source` contains the facts of the VM or, before a clone, of the template. A value that the request
+does not contain is neither changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ CDROM = "ide2"
 def requested_disks(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the requested size and storage of each disk, by the disk's name.
 
-    In the request, `disk_gib` is the size of the first disk, and `disks` is a list of disks with their names. Size 0
-    means that no size is requested, and an empty storage means that no storage is requested.
+    In the request, `disk_gib` is the size of the first disk, and `disks` is a list of disks with their names. The first
+    disk is the boot disk (`facts["disk"]`) or, if the VM has no disk, FIRST_DISK. Size 0 means that no size is
+    requested, and an empty storage means that no storage is requested.
     """
     disks_by_name: dict[str, dict[str, Any]] = {}
     if vm.get("disk_gib"):
         disks_by_name[facts.get("disk") or FIRST_DISK] = {"size_gib": int(vm["disk_gib"]), "storage": ""}
     for disk in vm.get("disks") or []:
-        earlier_request = disks_by_name.get(str(disk.get("disk")), {})
-        size_gib = int(disk.get("size_gib") or earlier_request.get("size_gib") or 0)
-        disks_by_name[str(disk.get("disk"))] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
+        name = str(disk.get("disk"))
+        size_from_disk_gib = disks_by_name.get(name, {}).get("size_gib")  # None unless this is the first disk
+        size_gib = int(disk.get("size_gib") or size_from_disk_gib or 0)
+        disks_by_name[name] = {"size_gib": size_gib, "storage": str(disk.get("storage") or "")}
     return disks_by_name
 
 

@@ -29,8 +29,9 @@ ENDED_BY_EXCEPTION = "ended_by_exception"
 def failure(result: dict[str, Any]) -> str:
     """Return the error of a failed Ansible task as `CODE: text`. `result` is the value that Ansible registers.
 
-    If the result's message begins with an error code, this code is used. But the message of a module that sends
-    requests to Proxmox may quote Proxmox, so an error code in such a message is ignored.
+    Playbooks call this function as the filter `failure`. If the result's message begins with an error code, this code
+    is used. But the message of a module that sends requests to Proxmox may quote Proxmox, so an error code in such a
+    message is ignored.
     """
     failed_items = [item for item in result.get("results") or [] if item.get("failed")]
     result = failed_items[0] if failed_items else result  # a loop's own message does not contain the item's error
@@ -51,8 +52,12 @@ def proxmox_task_failure(text: str) -> str:
     return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
 
 
-def action_failure(text: str) -> str:
-    """Return the error that an action plugin reports as `CODE: text`. `text` begins with the error code."""
+def action_plugin_failure(text: str) -> str:
+    """Return the error text of an action plugin as `CODE: text`, in one line.
+
+    `classify_action_failure` keeps an error code at the beginning of `text`. Without such a code, it classifies `text`
+    like a text of Proxmox.
+    """
     return _code_and_text(classify_action_failure(text))
 
 
@@ -60,7 +65,8 @@ def with_exception_as_message(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of a module with the text of its exception as `msg`, if the module ended with an exception.
 
     Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do
-    not catch the exceptions of read requests. Before a read request failed, the module may have made its change.
+    not catch the exception of a read request that follows their change. So the change may have been made; this is why
+    ENDED_BY_EXCEPTION is added.
     """
     if not answer.get("failed") or answer.get("msg"):
         return answer
@@ -87,9 +93,10 @@ def type_and_location_of(exc: BaseException) -> str:
 def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = False) -> bool:
     """Return True if a change failed but may have been made. The action plugin must then look up the VM again.
 
-    The table in `shared/reactions.py` has the outcome of each error code. A text that matches no rule gets a code whose
-    outcome is unknown. `is_single_request` is true if the action plugin sent the request itself. A module sends several
-    requests, so an earlier request may have changed something before the failed request.
+    The outcome of an error code (table in `shared/reactions.py`) says whether a request that failed with this code may
+    have made its change. PARTLY_KNOWN means that the failed request changed nothing, but an earlier request of the
+    same module may have changed something. `is_single_request` is true if the action plugin sent the request itself,
+    without a module, so there was no earlier request. A text that matches no rule gets a code whose outcome is UNKNOWN.
     """
     if not result.get("failed"):
         return False
@@ -98,20 +105,20 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     if result.get(ENDED_BY_EXCEPTION) or may_have_changed:
         return True
     outcome = outcome_of(classify_failure(text).code)
-    return outcome is Outcome.UNKNOWN or (outcome is Outcome.UNSENT and not is_single_request)
+    return outcome is Outcome.UNKNOWN or (outcome is Outcome.PARTLY_KNOWN and not is_single_request)
 
 
-def failure_after_look_up(answer: dict[str, Any]) -> str:
+def failure_confirmed_by_look_up(answer: dict[str, Any]) -> str:
     """Return the error of a change whose outcome was unknown, after a look-up has found that the change was not made.
 
-    For the look-up, Proxmox has accepted the login. So an earlier refusal of the login was temporary, and gets the code
-    PVE_UNREACHABLE, after which the agent retries the job.
+    Proxmox has accepted the login for the look-up. So an earlier refusal of the login was temporary: its code PVE_AUTH
+    is replaced by PVE_UNREACHABLE, after which the agent retries the job.
     """
     code, _, reason = proxmox_failure(answer).partition(": ")
     return f"{'PVE_UNREACHABLE' if code == 'PVE_AUTH' else code}: {reason}"
 
 
-def created_guest_problem(problem: str, answer: dict[str, Any]) -> str:
+def replace_vmid_taken_code(problem: str, answer: dict[str, Any]) -> str:
     """Return `problem`, but without the code VM_ID_TAKEN if Proxmox has accepted the creation of the guest.
 
     `answer` is the answer to the creation. After VM_ID_TAKEN, the agent would create another guest with another VMID.
@@ -129,22 +136,25 @@ def created_guest_problem(problem: str, answer: dict[str, Any]) -> str:
 def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted_state: str) -> str:
     """Return why the VM is not in the wanted state after a change; '' if it is. `answer` is the module's answer.
 
-    The first reason that applies is returned: the error state of the HA manager, the error of the Proxmox task, the
-    error of the module, a Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
+    `wanted_state` is only used in the text, such as `VM 100 is stopped, not running`. The fact `reached` says whether
+    the VM is in the wanted state. The first reason that applies is returned: the error state of the HA manager, the
+    error of the Proxmox task, the error of the module, a Proxmox task that still runs, the timeout of the module, the
+    VM's lock, the VM's status.
     """
     if facts.get("reached"):
         return ""
     if problem := ha_problem(facts):
         return problem
     module_error = str(answer.get("msg", "")) if is_outcome_unknown(answer) else ""
-    has_timed_out = "Reached timeout" in module_error  # not an error: many modules get the timeout 0
+    # A timeout is not an error: action plugins call many modules with `timeout=0`, and then wait themselves.
+    has_timed_out = "Reached timeout" in module_error
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
     if text or module_error:
         is_from_module = bool(text) and text == module_error
-        return failure_after_look_up(answer) if is_from_module else proxmox_task_failure(text or module_error)
+        return failure_confirmed_by_look_up(answer) if is_from_module else proxmox_task_failure(text or module_error)
     if facts.get("lock"):
-        return f"VM_LOCKED: VM is locked ({facts['lock']}), so it was not {wanted_state} in time"
+        return f"VM_LOCKED: VM {facts['vmid']} is not {wanted_state} yet, because it is locked ({facts['lock']})"
     state_text = f"VM {facts['vmid']} is {facts['status']}, not {wanted_state}"
     return f"TASK_FAILED: {state_text}, although Proxmox reported no error"

@@ -4,8 +4,8 @@
 A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains the
 pending value of each key that has one, and the current value of every other key. The fact `pending` lists the keys that
 have a pending value. The fact `cloud_init_pending` lists the keys of the cloud-init values that the action plugin has
-changed and that the running guest has not read yet. A look-up cannot know these keys, so the fact is empty until
-`cloud_init_drive.py` sets it.
+changed and that the running guest has not read yet. Proxmox does not report these keys with the configuration, so the
+fact is empty until `cloud_init_drive.py` sets it.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import urllib.parse
 from typing import Any
 
 from .shared.guest_disks import CONTAINER_VOLUME_KEY, GIB, VM_DISK_KEY, boot_disk, disks_of, is_cloud_init, size_of
-from .shared.marker import markers_in
+from .shared.marker import marker_values_in
 
 #: Locks that a guest has while Proxmox is creating it.
-UNFINISHED_LOCKS = ("clone", "create")
-#: Maximum number of addresses in the facts. `vm_result`, which the executor reads, must not contain more.
+CREATION_LOCKS = ("clone", "create")
+#: Maximum number of addresses in the facts. The executor accepts no more in `vm_result`, the result of a playbook.
 MAX_ADDRESSES = 64
 NIC_KEY = re.compile(r"net\d+\Z")
 MAC = re.compile(r"=((?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2})")
 
 
-def absent_guest_facts(vmid: int) -> dict[str, Any]:
+def facts_of_absent_guest(vmid: int) -> dict[str, Any]:
     """Return the facts of a guest that was not found."""
     return {
         "exists": False,
@@ -79,7 +79,7 @@ def facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any])
         "is_template": bool(int(current_values.get("template") or 0)),
         "is_protected": str(current_values.get("protection", "0")) in ("1", "True"),
         "lock": str(current_values.get("lock") or status.get("lock") or ""),
-        "markers": markers_in(description),
+        "markers": marker_values_in(description),
         "tags": sorted({tag.lower() for tag in re.split(r"[,; ]+", str(values_after_reboot.get("tags", ""))) if tag}),
         "cores": int(values_after_reboot.get("cores") or 1),
         "sockets": int(values_after_reboot.get("sockets") or 1),
@@ -137,7 +137,7 @@ def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
     """Return a container's IP addresses that other hosts can reach.
 
     For a container, Proxmox reports `interfaces` in another format than for a VM. This function converts the format,
-    and `usable_addresses` selects the addresses.
+    and `reachable_addresses` selects the addresses.
     """
     converted_interfaces = [
         {
@@ -149,10 +149,10 @@ def container_addresses(interfaces: Any, macs: list[str]) -> list[str]:
         for nic in _objects_in(interfaces)
         if nic.get(key)
     ]
-    return usable_addresses(converted_interfaces, macs)
+    return reachable_addresses(converted_interfaces, macs)
 
 
-def usable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
+def reachable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
     """Return the IP addresses that other hosts can reach, IPv4 first, in the order of the VM's NICs.
 
     `interfaces` comes from inside the guest, so values of an unexpected form are ignored. `macs` contains the MAC
@@ -166,7 +166,7 @@ def usable_addresses(interfaces: Any, macs: list[str]) -> list[str]:
         if nic.get("name") == "lo" or (macs and mac not in macs):
             continue
         for item in _objects_in(nic.get("ip-addresses")):
-            if ip := _usable_address(item.get("ip-address")):
+            if ip := _reachable_address(item.get("ip-address")):
                 sortable_addresses.append((":" in ip, macs.index(mac) if macs else 0, ip))
     sortable_addresses.sort(key=lambda entry: entry[:2])
     return list(dict.fromkeys(ip for _is_v6, _nic, ip in sortable_addresses))[:MAX_ADDRESSES]
@@ -177,7 +177,7 @@ def _objects_in(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _usable_address(text: Any) -> str:
+def _reachable_address(text: Any) -> str:
     """Return an IP address in its usual form; '' for another text, and for an address that other hosts cannot reach.
 
     An IPv6 address with a zone is ignored, because a zone may be any text.
@@ -187,7 +187,7 @@ def _usable_address(text: Any) -> str:
     except ValueError:
         return ""
     mapped_address = getattr(address, "ipv4_mapped", None) or address
-    is_unusable = any(
+    is_unreachable = any(
         (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast) for ip in (address, mapped_address)
     )
-    return "" if is_unusable or getattr(address, "scope_id", None) else str(address)
+    return "" if is_unreachable or getattr(address, "scope_id", None) else str(address)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested hardware of a VM to parameters of the module proxmox_kvm.
 
-`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
-contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
-neither changed nor removed. All functions are pure.
+`vm` is the request (docs/actions.md). `facts` contains the status, the configuration and other data of the guest, as
+read from Proxmox. `source` contains the facts of the VM or, before a clone, of the template. A value that the request
+does not contain is neither changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from .cloud_init import login_and_network_problems, network_parameters
 from .disks import CDROM, disk_problems, growth_problem, requested_disks
-from .nics import nic_problems, nic_values
+from .nics import nic_problems, requested_nic_values
 from .request_values import is_yes
 
 #: Matches the volume of an ISO image, such as local:iso/debian-12.iso.
@@ -24,13 +24,13 @@ ISO_VOLUME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:iso/[A-Za-z0-9_][A-Za-z0-9_.+-
 def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return all requested hardware and network parameters of proxmox_kvm, even if the VM already has their values.
 
-    If the VM already has a requested value, the value is returned as the configuration contains it. So the caller can
-    compare the two with `==`.
+    If the VM already has a requested value, the value is returned in the form in which the configuration contains it.
+    So the caller can compare it with the configuration by `==`.
     """
     return {
         **_size_parameters(vm),
         **_option_parameters(facts, vm),
-        "net": nic_values(facts, vm),
+        "net": requested_nic_values(facts, vm),
         **network_parameters(facts, vm),
     }
 
@@ -38,7 +38,8 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
 def request_problem(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool = False) -> str:
     """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
 
-    `is_without_template` is true if a VM without a template is created.
+    `is_without_template` is true if a VM without a template is created. A request with `only_grows` must not add or
+    move a disk.
     """
     return next(filter(None, _problems(source, vm, is_without_template)), "")
 
@@ -50,12 +51,15 @@ def _problems(source: dict[str, Any], vm: dict[str, Any], is_without_template: b
     yield from nic_problems(source, vm)
     yield from login_and_network_problems(source, vm)
     yield _balloon_problem(source, vm)
-    devices = {*source["config"], *nic_values(source, vm)} | (
+    devices = {*source["config"], *requested_nic_values(source, vm)} | (
         {*requested_disks(source, vm), CDROM} if is_without_template else set()
     )
     for device in vm.get("boot_order") or []:
         if device not in devices:
-            yield f"INVALID_REQUEST: boot_order names {device}, which VM {source['vmid']} does not have yet"
+            yield (
+                f"INVALID_REQUEST: boot_order names {device}, but VM {source['vmid']} has no such device: correct the "
+                "name, or first add the device by another request"
+            )
 
 
 def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
@@ -71,10 +75,12 @@ def _balloon_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     memory_mib = int(vm.get("memory_mib") or source.get("memory_mib") or 0)
     if not memory_mib or balloon_mib <= memory_mib:
         return ""
-    owner_text = (
-        "" if requested_balloon is not None else f", which the {'template' if source['is_template'] else 'VM'} has,"
+    owner = "template" if source["is_template"] else "VM"
+    origin = f" (the current value of the {owner})" if requested_balloon is None else ""
+    return (
+        f"INVALID_REQUEST: balloon_mib {balloon_mib}{origin} is more than memory_mib {memory_mib}: request less "
+        "balloon_mib or more memory_mib"
     )
-    return f"INVALID_REQUEST: balloon_mib {balloon_mib}{owner_text} is more than memory_mib, {memory_mib}"
 
 
 def _size_parameters(vm: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def _replace_first_value(property_string: str, value: str, name: str) -> str:
 
 
 def _guest_agent_option(current_value: str, is_on: bool) -> str:
-    """Return the value of the option `agent` with the guest agent switched on or off; its further parts are kept."""
+    """Return the option `agent` with the guest agent switched on or off. The other parts of the value are kept."""
     first, *rest = current_value.split(",")
     if is_yes(first.removeprefix("enabled=")) is is_on:
         return current_value

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a guest belongs to the service of the request.
 
-`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
-All functions are pure.
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` contains the status, the configuration
+and other data of a guest, as read from Proxmox. A function whose name ends in `_problem` returns `CODE: reason`, or an
+empty text if there is no problem. All functions are pure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .guest_facts import UNFINISHED_LOCKS
+from .guest_facts import CREATION_LOCKS
 from .request_values import is_yes
 
 #: The tag of every VM that serves a service.
@@ -29,7 +29,9 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
     """Return why this VM must not be changed; '' if it belongs to the service and is not protected.
 
-    `may_be_absent` is true for a deletion. Then this function accepts an absent VM and a partial clone.
+    If `may_be_absent` is true, the change counts as a deletion: an absent VM and a partial clone are accepted, but a
+    protection flag forbids the change even if the service has requested the flag. The member `half_made` of the request
+    means that the VM may be a partial clone.
     """
     vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
     belongs_to_service = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
@@ -46,7 +48,10 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
         (not belongs_to_service, f"VM_IDENTITY_MISMATCH: VM {vmid} ({facts['name']}) {_owner_text(facts)}"),
         (facts["name"] != vm["name"], f"VM_IDENTITY_MISMATCH: VM {vmid} is called {facts['name']}, not {vm['name']}"),
         (facts["is_template"], f"VM_PROTECTED: VM {vmid} is a template"),
-        (is_protected_from_change(facts, may_be_absent), f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag"),
+        (
+            is_protected_from_change(facts, is_deletion=may_be_absent),
+            f"VM_PROTECTED: VM {vmid} has Proxmox's protection flag",
+        ),
     )
     return next((text for is_problem, text in problems if is_problem), "")
 
@@ -93,10 +98,10 @@ def is_partial_clone(facts: dict[str, Any], vm: dict[str, Any]) -> bool:
 def is_unnamed_clone(facts: dict[str, Any]) -> bool:
     """Return True if Proxmox is creating the guest and has not written the guest's name yet.
 
-    A full clone has neither name nor notes until its first drive is copied. If its VMID is reserved for the service,
-    the clone belongs to the service.
+    A full clone has neither name nor description until its first drive is copied. If its VMID is reserved for the
+    service, the clone belongs to the service.
     """
-    return facts.get("lock") in UNFINISHED_LOCKS and not facts["name"] and not facts["markers"]
+    return facts.get("lock") in CREATION_LOCKS and not facts["name"] and not facts["markers"]
 
 
 def is_protected_from_change(facts: dict[str, Any], is_deletion: bool) -> bool:
@@ -124,12 +129,13 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
     return "" if may_be_absent else f"VM_NOT_FOUND: VM {vmid} does not exist"
 
 
-def reservation_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
+def reserved_vmid_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return why the service's guest cannot be created or adopted with this VMID; '' if it can.
 
-    It cannot if another guest has the VMID. The service's guest or its partial clone is adopted. A clone has the
-    description of the template until its first configuration, so a partial clone has no marker. Its name identifies it,
-    because the name was reserved for this service alone.
+    It cannot if another guest has the VMID, or if an operator has set the protection flag of the service's guest. Else
+    the service's guest or its partial clone is adopted. A clone has the description of the template until its first
+    configuration, so a partial clone has no marker. Its name identifies it, because the name was reserved for this
+    service alone.
     """
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
@@ -161,8 +167,8 @@ def ha_problem(facts: dict[str, Any]) -> str:
 def lock_problem(facts: dict[str, Any]) -> str:
     """Return a problem if the VM is locked, so that a change must wait; '' if not.
 
-    For the lock of a hibernated VM, '' is returned: this lock does not end by itself, so no change waits for its end.
-    `suspended_problem` reports this lock.
+    For the lock `suspended` of a hibernated VM, '' is returned: Proxmox does not remove this lock by itself, so no
+    change waits for its removal. `suspended_problem` reports this lock.
     """
     if is_half_destroyed(facts):
         return half_destroyed_problem(facts)
@@ -172,9 +178,9 @@ def lock_problem(facts: dict[str, Any]) -> str:
 
 
 def suspended_problem(facts: dict[str, Any]) -> str:
-    """Return a problem if the VM is hibernated; '' if not.
+    """Return a problem if the VM is hibernated, which Proxmox shows by the lock `suspended`; '' if not.
 
-    Proxmox refuses every change of a hibernated VM except a start and a deletion. Its lock does not end by itself.
+    Proxmox refuses every change of a hibernated VM except a start and a deletion.
     """
     if facts.get("lock") != "suspended":
         return ""

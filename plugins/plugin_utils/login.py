@@ -40,14 +40,14 @@ class LoginError(Exception):
 class Login:
     """The login for Proxmox."""
 
-    connection: dict[str, Any]  #: parameters of community.proxmox's modules
+    connection: dict[str, Any]  #: the login parameters, named like the parameters of community.proxmox's modules
     ca_bundle: str  #: the path of the file with the cluster's CA; '' for the CAs of the system
 
 
 def read_login(connection: dict[str, Any] | None, ca_bundle: str) -> Login:
-    """Return the login that an action plugin uses.
+    """Return the login of an action plugin: its arguments `connection` and `ca_bundle`.
 
-    An empty `connection` or `ca_bundle` is replaced by the values of the credentials file or of the environment.
+    An empty argument is replaced by the values of the credentials file or of the environment.
     """
     credentials_file = os.environ.get(CREDENTIALS_VARIABLE, "")
     values = _read_file(credentials_file) if credentials_file else _read_environment()
@@ -70,12 +70,15 @@ def login_from_variables(variables: Mapping[str, Any] | None, resolve: Callable[
 
 
 def read_connection(credentials_file: str) -> dict[str, Any]:
-    """Return the login as parameters of the modules, from the credentials file or, without a file, from `PROXMOX_*`."""
+    """Return the login parameters from the credentials file or, without a file, from the variables `PROXMOX_*`.
+
+    The Ansible filter `connection` calls this. A playbook passes its result to modules of community.proxmox.
+    """
     return normalized_login(_read_file(credentials_file) if credentials_file else _read_environment())
 
 
 def normalized_login(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a login without empty values, because the modules refuse an empty port.
+    """Return the login parameters without empty values, because the modules refuse an empty port.
 
     The result always has `validate_certs`, because the modules' default differs between their versions. It is true if
     `values` does not contain it.

@@ -2,7 +2,8 @@
 """Looks up a guest, and waits until the guest has the state that a change requested.
 
 The modules of community.proxmox return before the outcome of a change is known, or do not notice that a Proxmox task
-failed. So each change is followed by a look-up, which waits until the Proxmox task has ended and reads its error.
+failed. So each change is followed by a look-up, which waits until the Proxmox task has ended and reads its error. The
+facts of a guest are the data that a look-up returns (`LookUp.run` lists them).
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from .client import REQUEST_ERRORS, is_request_refused
-from .cluster import NODE_DOWN_STATUSES, Cluster
-from .guest_facts import UNFINISHED_LOCKS, absent_guest_facts, macs_of
+from .cluster import NODE_DOWN_HTTP_STATUSES, Cluster
+from .guest_facts import CREATION_LOCKS, facts_of_absent_guest, macs_of
 from .identity import HA_ERROR
-from .proxmox_tasks import has_failed, is_end_unknown, is_running, newest_first
+from .proxmox_tasks import has_failed, is_running, is_task_outcome_unknown, newest_first
 from .templates import find_template
 
-#: The states that a look-up can wait for. "Proxmox tasks" means: the Proxmox tasks of the change.
+#: The states that a look-up can wait for. In this list, "the tasks" are the Proxmox tasks of the change before the
+#: look-up.
 #: `nothing`: the look-up does not wait.
-#: `unlocked`: the guest exists and has no lock of a creation or a deletion. The wait also ends if no guest exists.
-#: `cloned`: the guest exists and has no lock of a creation.
-#: `created`, `quiet`: as `cloned`, and the Proxmox tasks have ended, successfully or not.
-#: `idle`: the Proxmox tasks have succeeded.
+#: `unlocked`: the guest exists and has none of the locks `clone`, `create` and `destroyed`. The wait also ends if no
+#: guest exists.
+#: `cloned`: the guest exists and has neither the lock `clone` nor the lock `create`.
+#: `created` (after a creation without a template), `quiet` (after a change of the configuration): as `cloned`, and the
+#: tasks have ended, successfully or not.
+#: `idle` (after a snapshot, a rollback or a backup): at least one task exists, and all tasks have succeeded.
 #: `absent`: the guest does not exist.
-#: `running`, `stopped`: the guest has this status, and the Proxmox tasks have ended.
-#: `migrated`: the guest is on the target node, and the Proxmox tasks have ended.
-#: `restarted`: a Proxmox task that restarts the guest has succeeded, and the guest is running.
+#: `running`, `stopped`: the guest has this status, and the tasks have ended.
+#: `migrated`: the guest is on the target node, and the tasks have ended.
+#: `restarted`: a task that restarts the guest has succeeded, and the guest is running.
 WAIT_STATES = (
     *("nothing", "unlocked", "created", "cloned", "running", "stopped", "absent", "idle", "quiet", "migrated"),
     "restarted",
@@ -41,7 +45,8 @@ MAX_SETTLE_S = 5.0
 MAX_REBOOT_SETTLE_S = 60.0
 #: Maximum time without an answer from Proxmox during a wait. After this time, the look-up fails.
 MAX_OUTAGE_S = 30.0
-#: The maximum time for which Proxmox's answers do not contain a new clone while a clone task of its template runs.
+#: Maximum time from the beginning of a look-up until Proxmox's answers contain a new clone. After this time, the wait
+#: ends even if a clone task of the template still runs: this task may belong to another job.
 MAX_CLONE_INVISIBLE_S = 20.0
 #: The lock that Proxmox sets at the end of a deletion, after it has removed the disks.
 DESTROYED_LOCK = "destroyed"
@@ -64,17 +69,19 @@ class Query:
     vmid: int
     deadline_monotonic_s: float  #: the end of every wait, by the clock of `time.monotonic`
     node: str = ""  #: where the guest is expected; if empty, Proxmox's list of guests shows the node
-    template_vmid: int = 0  #: the VMID of the template of a clone; 0 if the template is found by its name
+    template_vmid: int = 0  #: the VMID of the template; 0: `template` has its name, or there is no template
     template: str = ""  #: the name of the template, used if `template_vmid` is 0
     template_node: str = ""  #: the node where an earlier look-up found the template
-    prove_absence: bool = False  #: if the guest is not found, the fact `absence` states whether this is proven
+    #: If the guest is not found, verify that it does not exist. The fact `absence` has the result.
+    prove_absence: bool = False
     with_snapshots: bool = False  #: whether the guest's snapshots are read, too
     backup_storage: str = ""  #: the storage whose archives of the guest are listed
     target_node: str = ""  #: the fact `target` states whether this node exists and is online; '' omits the fact
     wait_for: str = "nothing"  #: one of WAIT_STATES
-    known_tasks: Collection[str] | None = None  #: UPIDs of the Proxmox tasks that existed before the change
+    #: UPIDs of older Proxmox tasks, which do not belong to the change. None: only the tasks in `upids` belong to it.
+    known_tasks: Collection[str] | None = None
     task_types: Collection[str] | None = None  #: types of the Proxmox tasks of the change; None: any type
-    upids: Collection[str] = ()  #: UPIDs of the Proxmox tasks of the change, if the answer to the change contains them
+    upids: Collection[str] = ()  #: the UPIDs that Proxmox's answers to the change contain; empty if they contain none
     address_timeout_s: float = -1  #: how long to wait for the guest's IP addresses; negative: do not read them
 
 
@@ -87,8 +94,8 @@ class LookUp:
         self.query = query
         self.on_poll = on_poll
         self.started_monotonic_s = time.monotonic()
-        #: The time of Proxmox's last answer. In a wait for `unlocked`, the first value is `-inf`, so that the wait
-        #: fails if the first answer is lost.
+        #: The time of Proxmox's last answer. In a wait for `unlocked`, the first value is `-inf`: if the first poll
+        #: gets no answer, the look-up fails, and the agent can retry the job, because nothing has been changed yet.
         self.last_answer_monotonic_s = float("-inf") if query.wait_for == "unlocked" else self.started_monotonic_s
         #: The time at which a Proxmox task of the change was last seen running.
         self.last_busy_monotonic_s = self.started_monotonic_s
@@ -102,11 +109,16 @@ class LookUp:
     def run(self) -> dict[str, Any]:
         """Look up the guest, wait for the requested state, and return the guest's facts.
 
-        The facts have the keys of the dictionary that `guest_facts.absent_guest_facts` returns, and: `template` (the
-        facts of the template), `reached` (whether the guest has the requested state), `task_error` (the error of a
-        failed Proxmox task of the change), `upids` (the UPIDs of the Proxmox tasks of the change), `running_tasks` (the
-        UPIDs in `upids` whose tasks have not ended), `known_tasks` (the UPIDs of all Proxmox tasks until now) and
-        `looked_at` (the time of the look-up in seconds since 1970). If the query requests them, there are also the
+        The facts describe the guest's configuration and status, for example `exists`, `node`, `lock` and `config`
+        (guest_facts.py lists all of them). If the guest was not found and the query has `prove_absence`, the fact
+        `absence` has `is_proven`: whether it is certain that the guest does not exist. If `is_proven` is false, the
+        fact `absence` contains the error `code` and `text`.
+
+        There are also the facts `template` (the facts of the template), `reached` (whether the guest has the requested
+        state), `task_error` (the error of a failed Proxmox task of the change), `upids` (the UPIDs of the
+        Proxmox tasks of the change: the query's `upids`, or those that the look-up has found), `running_tasks` (the
+        UPIDs in the fact `upids` whose tasks have not ended), `known_tasks` (the value for the next look-up's query)
+        and `looked_at` (the time of the look-up in seconds since 1970). If the query requests them, there are also the
         facts `snapshots`, `backups` and `target`. Raises one of REQUEST_ERRORS.
         """
         self.template = self._find_template()
@@ -135,12 +147,17 @@ class LookUp:
         if is_requested_kind and query.backup_storage:
             facts["backups"] = cluster.backups(facts["node"], query.backup_storage, query.vmid)
         if query.target_node:
-            is_online = cluster.node_states_and_quorum()[0].get(query.target_node)
-            facts["target"] = {"exists": is_online is not None, "is_online": bool(is_online)}
+            is_online_by_node, _is_quorate = cluster.node_states_and_quorum()
+            is_online = is_online_by_node.get(query.target_node, False)
+            facts["target"] = {"exists": query.target_node in is_online_by_node, "is_online": is_online}
         if facts.get("status") == "running" and query.address_timeout_s >= 0:
             facts["ip_addresses"] = self._addresses(facts["node"], macs_of(facts["config"]))
 
     def _find_template(self) -> dict[str, Any]:
+        """Return the facts of the template and `problem`, the reason why it cannot be cloned; '' if it can.
+
+        Return {} if the query names no template.
+        """
         query = self.query
         if query.template_node:
             return {"exists": True, "node": query.template_node, "vmid": query.template_vmid, "problem": ""}
@@ -159,18 +176,19 @@ class LookUp:
 
         The next look-up gets these UPIDs as `known_tasks`. A Proxmox task that is not among them is then new.
         """
-        if self.query.wait_for == "cloned":  # Proxmox lists later tasks under the clone's VMID, not the template's
+        # Proxmox lists the clone task under the template's VMID, and all later tasks under the clone's VMID.
+        if self.query.wait_for == "cloned":
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
             return [task["upid"] for task in self._list_tasks(facts)]
         return sorted({*self.query.known_tasks, *self.seen_upids, *self.query.upids})
 
-    def _new_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the Proxmox tasks of the change.
+    def _candidate_tasks(self, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the Proxmox tasks that may belong to the change; `_tasks_of_change` selects from them.
 
-        If the answer to the change contained UPIDs, the Proxmox tasks with these UPIDs are returned. If it contained
-        none, the new Proxmox tasks are returned whose type is in the query's `task_types`. Another client of the same
-        user has started the new tasks of other types.
+        If Proxmox's answers to the change contained UPIDs, the Proxmox tasks with these UPIDs are returned. If not, the
+        new Proxmox tasks are returned whose type is in the query's `task_types`. New Proxmox tasks of other types do
+        not belong to the change: another program that uses the playbook's login has started them.
         """
         if self.query.upids:
             return newest_first([self.cluster.task(upid) for upid in self.query.upids])
@@ -205,7 +223,7 @@ class LookUp:
         try:
             return self.cluster.tasks(self.query.node, self.query.vmid)
         except REQUEST_ERRORS as exc:
-            if getattr(exc, "status_code", 0) in NODE_DOWN_STATUSES:
+            if getattr(exc, "status_code", 0) in NODE_DOWN_HTTP_STATUSES:
                 return []
             raise
 
@@ -217,20 +235,20 @@ class LookUp:
         Return the guest's facts, the Proxmox tasks of the change, and whether the requested state is reached.
         """
         poll_interval_s = FIRST_POLL_S
-        facts, tasks = absent_guest_facts(self.query.vmid), []
+        facts, tasks = facts_of_absent_guest(self.query.vmid), []
         while True:
             is_past_deadline = time.monotonic() >= self.query.deadline_monotonic_s
             try:
                 # The last poll, after the deadline, always reads everything, because the result needs the outcomes of
                 # the Proxmox tasks.
-                if is_past_deadline or not self._is_still_being_cloned(facts):
-                    # Read the Proxmox tasks before the guest: if a creation's task has ended, its guest exists and
-                    # is found.
-                    tasks = self._new_tasks(facts)
+                if is_past_deadline or not self._is_clone_still_locked(facts):
+                    # Read the Proxmox tasks first: if the task of a creation has ended, the guest exists, so the
+                    # request for the guest finds it.
+                    tasks = self._candidate_tasks(facts)
                     facts = self._read_guest()
             except REQUEST_ERRORS as exc:
-                # After a lost answer, the next poll repeats the request, so the look-up does not fail. A wait for
-                # `unlocked` may fail: it comes before the first change, so the agent can retry the job.
+                # If Proxmox does not answer, the next poll repeats the requests. The look-up fails only after the
+                # deadline, after a refusal, or after MAX_OUTAGE_S without an answer.
                 if (
                     is_past_deadline
                     or is_request_refused(exc)
@@ -243,19 +261,19 @@ class LookUp:
                 if running_upids:
                     self.last_busy_monotonic_s = self.last_answer_monotonic_s
                 is_reached = self._is_state_reached(facts, tasks)
-                if is_reached or is_past_deadline or self._is_state_unreachable(facts, tasks):
+                if is_reached or is_past_deadline or self._is_wait_useless(facts, tasks):
                     return facts, self._tasks_of_change(tasks, facts), is_reached
-                self.on_poll(facts, [] if self._may_belong_to_other_jobs(tasks, facts) else running_upids)
+                self.on_poll(facts, [] if self._may_include_tasks_of_other_jobs(tasks, facts) else running_upids)
             time.sleep(poll_interval_s)
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
-    def _is_still_being_cloned(self, facts: dict[str, Any]) -> bool:
-        """Return True while a clone is locked.
+    def _is_clone_still_locked(self, facts: dict[str, Any]) -> bool:
+        """Return True if the clone was locked at the last poll and still is.
 
         Only the lock is read, because no other fact changes while the clone is locked.
         """
-        is_clone_locked = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in UNFINISHED_LOCKS
-        return is_clone_locked and self.cluster.is_being_created(facts["node"], self.query.vmid)
+        was_clone_locked = self.query.wait_for == "cloned" and facts["exists"] and facts["lock"] in CREATION_LOCKS
+        return was_clone_locked and self.cluster.is_being_created(facts["node"], self.query.vmid)
 
     def _is_state_reached(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
         """Return True if the guest has the requested state.
@@ -263,7 +281,7 @@ class LookUp:
         For most states, the Proxmox tasks of the change must have ended, too.
         """
         have_tasks_ended = not any(is_running(task) for task in tasks)
-        is_created = bool(facts["exists"] and facts["lock"] not in UNFINISHED_LOCKS)
+        is_created = bool(facts["exists"] and facts["lock"] not in CREATION_LOCKS)
         is_restarted = any(task["type"] in RESTART_TASK_TYPES and not has_failed(task) for task in tasks)
         is_migrated = facts["node"] == self.query.target_node and facts["lock"] != "migrate"
         conditions = {
@@ -279,13 +297,13 @@ class LookUp:
         # The other values of `wait_for`, `running` and `stopped`, are statuses of a guest.
         return conditions.get(self.query.wait_for, facts["status"] == self.query.wait_for and have_tasks_ended)
 
-    def _is_state_unreachable(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
-        """Return True if the guest cannot reach the requested state any more."""
+    def _is_wait_useless(self, facts: dict[str, Any], tasks: list[dict[str, Any]]) -> bool:
+        """Return True if the wait must end before the deadline, for example because the change has failed."""
         if self.query.wait_for == "unlocked":
-            is_half_destroyed = (
+            is_deletion_interrupted = (
                 facts["lock"] == DESTROYED_LOCK and time.monotonic() - self.started_monotonic_s > MAX_DESTROYED_S
             )
-            return not facts["exists"] or is_half_destroyed
+            return not facts["exists"] or is_deletion_interrupted
         is_busy = any(is_running(task) for task in tasks)
         if self.query.wait_for == "cloned":
             if not facts["exists"] and any(has_failed(task) for task in tasks):
@@ -293,23 +311,23 @@ class LookUp:
                 if tasks_of_change and has_failed(tasks_of_change[0]):
                     return True
             settle_s = MAX_SETTLE_S if any(not has_failed(task) for task in tasks) else 0
-            has_settled = not is_busy and time.monotonic() - self.last_busy_monotonic_s > settle_s
+            is_settle_time_over = not is_busy and time.monotonic() - self.last_busy_monotonic_s > settle_s
             return not facts["exists"] and (
-                has_settled or time.monotonic() - self.started_monotonic_s > MAX_CLONE_INVISIBLE_S
+                is_settle_time_over or time.monotonic() - self.started_monotonic_s > MAX_CLONE_INVISIBLE_S
             )
         if facts.get("ha_state") == HA_ERROR:
             return not is_busy
         if is_busy or any(task["type"].startswith("ha") and not has_failed(task) for task in tasks):
-            return False  # the HA manager changes the guest only after its Proxmox task has ended
+            return False  # the HA manager changes the guest after the task `hastart`, `hastop` or `hamigrate`
         settle_s = MAX_REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else MAX_SETTLE_S
-        has_last_task_failed = bool(tasks) and has_failed(tasks[0]) and not is_end_unknown(tasks[0])
+        has_last_task_failed = bool(tasks) and has_failed(tasks[0]) and not is_task_outcome_unknown(tasks[0])
         return time.monotonic() - self.last_busy_monotonic_s > settle_s or has_last_task_failed
 
-    def _may_belong_to_other_jobs(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+    def _may_include_tasks_of_other_jobs(self, tasks: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
         """Return True if some of these Proxmox tasks may belong to other jobs.
 
         Proxmox lists clone tasks as tasks of the template, and other jobs may clone the same template at the same time.
-        A single clone task belongs to this job if the clone of this job exists.
+        If the clone of this job exists and only one clone task is new, that clone task has made the clone.
         """
         return self.query.wait_for == "cloned" and (len(tasks) > 1 or not facts["exists"])
 
@@ -319,7 +337,7 @@ class LookUp:
         A single clone task is also returned if its log names no VMID except the template's, because Proxmox 8 does not
         always log the VMID of the clone.
         """
-        if not self._may_belong_to_other_jobs(tasks, facts):
+        if not self._may_include_tasks_of_other_jobs(tasks, facts):
             return tasks
         self._read_clone_logs(tasks)
         tasks_with_vmid = [task for task in tasks if self.query.vmid in self.vmids_in_logs.get(task["upid"], ())]
@@ -340,6 +358,10 @@ class LookUp:
         return next((self.cluster.error_of(task) for task in tasks if has_failed(task)), "")
 
     def _addresses(self, node: str, macs: list[str]) -> list[str]:
+        """Return the guest's IP addresses; [] if it reports none in time.
+
+        `cluster.addresses` returns None if waiting is useless, for example because the guest has no guest agent.
+        """
         deadline_monotonic_s = min(time.monotonic() + self.query.address_timeout_s, self.query.deadline_monotonic_s)
         while True:
             addresses = self.cluster.addresses(node, self.query.vmid, macs)

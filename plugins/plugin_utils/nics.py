@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested NICs of a guest to values of `net0`, `net1` and so on.
 
-`vm` is the request (docs/actions.md), and `facts` are the guest's facts, as `LookUp.run` returns them. `source`
-contains the facts of the VM or, before a clone, of the template. A value that the request does not contain is
-neither changed nor removed. All functions are pure.
+`vm` is the request (docs/actions.md). `facts` are the facts of the guest or, before a clone, of the template, as
+`LookUp.run` returns them. A value that the request does not contain is neither changed nor removed. All functions are
+pure.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MAC_ADDRESS = re.compile(r"[0-9A-F][02468ACE](:[0-9A-F]{2}){5}")
 BITS_PER_BYTE = 8
 #: The members of a requested NIC that configure its connection to the network. The other members are IP addresses and
 #: the MAC address.
-LINK_MEMBERS = ("bridge", "vlan", "firewall", "rate_mbps")
+BRIDGE_PORT_MEMBERS = ("bridge", "vlan", "firewall", "rate_mbps")
 
 
 def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Return the requested members of each NIC, by the NIC's number.
+    """Return the requested values of each NIC, such as `bridge` and `vlan`, by the NIC's number.
 
     In the request, `network` and `bridge` apply to the first NIC. `networks` is a list of all NICs in their order.
     """
@@ -37,7 +37,7 @@ def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
     return members_by_nic
 
 
-def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
+def requested_nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
     """Return the requested values of the parameters `net0`, `net1` and so on, one for each requested NIC."""
     config, bridge = facts["config"], default_bridge(facts, vm)
     values = {}
@@ -52,28 +52,25 @@ def nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
 
 
 def nic_value(current_value: str, nic: dict[str, Any]) -> str:
-    """Return the value of a NIC with only the requested changes; an empty text if the request contains no change.
+    """Return the value of a NIC (such as the text of `net0`) with only the requested changes; '' if there are none.
 
-    `current_value` is the NIC's value in the configuration, and `nic` contains the requested members of this NIC. A
+    `current_value` is the NIC's current value, and `nic` contains the requested members of this NIC. A
     `vlan` of 0 removes the VLAN tag, and a `rate_mbps` of 0 removes the rate limit.
     """
     mac = str(nic.get("mac") or "").upper()
-    if not mac and all(nic.get(key) in (None, "") for key in LINK_MEMBERS):
+    if not mac and all(nic.get(key) in (None, "") for key in BRIDGE_PORT_MEMBERS):
         return ""
     options = dict(part.partition("=")[::2] for part in current_value.split(",") if part)
     model = next(iter(options), "virtio")
     options = options or {model: ""}
     if mac and options[model].upper() != mac:
         options[model] = mac
-    set_link(options, nic)
+    set_bridge_port(options, nic)
     return ",".join(f"{key}={value}" if value else key for key, value in options.items())
 
 
-def set_link(options: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested LINK_MEMBERS in `options`, which are the options in the value of a NIC.
-
-    These options are the same for VMs and containers.
-    """
+def set_bridge_port(options: dict[str, str], nic: dict[str, Any]) -> None:
+    """Set the requested BRIDGE_PORT_MEMBERS in `options`, the options in the value of a VM's or a container's NIC."""
     requested_options = {
         "bridge": nic.get("bridge") or None,
         "tag": _text_of(nic.get("vlan")),
@@ -121,12 +118,12 @@ def default_bridge(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     return str(requested_bridge or (bridge_of_first_nic.group(1) if bridge_of_first_nic else ""))
 
 
-def nic_problems(source: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
-    """Yield the problems of the MAC addresses and the bridges of the requested NICs."""
+def nic_problems(facts: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
+    """Yield an error `CODE: reason` for each wrong MAC address and each missing bridge of the requested NICs."""
     for number, nic in requested_nics(vm).items():
         mac = str(nic.get("mac") or "").upper()
         if mac and not MAC_ADDRESS.fullmatch(mac):
             yield f"INVALID_REQUEST: the MAC address of NIC {number} is not a unicast address"
-        is_new = f"net{number}" not in source["config"]
-        if number and is_new and not (nic.get("bridge") or default_bridge(source, vm)):
+        is_new_nic = f"net{number}" not in facts["config"]
+        if number and is_new_nic and not (nic.get("bridge") or default_bridge(facts, vm)):
             yield f"INVALID_REQUEST: the new NIC {number} needs a bridge"

@@ -3,10 +3,10 @@
 
 Proxmox checks these only when it starts the guest, or after it has cloned the template. So the action plugins check
 them before the first change. Data about the node is read only if a request names a value that the guest does not have
-yet. If the login may not read such data, the check is skipped.
+yet. If the login (the Proxmox user or token) may not read such data, the check is skipped.
 
-A problem is `CODE: property NAME: text (names and figures)`. The part in parentheses is only for operators; tenants
-read the problem without it.
+A problem is `CODE: property NAME: text (names and figures)`. NAME is a property of the job. The part in parentheses is
+only for operators; tenants read the problem without it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import disks
 from .bridges import bridge_problem
-from .client import REQUEST_ERRORS, error_text, rows_unless_forbidden
+from .client import REQUEST_ERRORS, error_text, read_list_unless_forbidden
 from .creation import is_without_template
 from .identity import kind_of
 from .request_values import is_yes
@@ -26,12 +26,12 @@ from .request_values import is_yes
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
+#: The facts of a guest or a template, such as `config`, `disks` and `cores`. guest_facts.py lists all of them.
 Facts = dict[str, Any]
 #: The types of storages whose disks are files. On such a storage, a disk of the format qcow2 can have snapshots, a raw
 #: disk cannot.
 FILE_STORAGES = ("dir", "nfs", "cifs", "glusterfs")
-#: Proxmox's name for the content `disks of guests` of a storage, by the kind of guest.
+#: The content type that a storage must have to store disks of guests, by the kind of guest.
 DISK_CONTENT = {"qemu": "images", "lxc": "rootdir"}
 #: Proxmox's error text about a storage that does not exist.
 NO_SUCH_STORAGE = re.compile(r"storage '[^']*' does not exist")
@@ -42,33 +42,35 @@ class ContentType(NamedTuple):
 
     name: str  #: Proxmox's name of the type
     member: str  #: the member of the request that names the storage
-    plural: str  #: the word for the content in an error text
+    plural: str  #: the word for the content in an error text, such as `backups`
 
 
-def request_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
+def request_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
     """Return why the node cannot give the guest the requested values; '' if it can, or if this is unknown.
 
-    `source` contains the facts of the guest or, before it is created, of the template.
+    `facts` are the facts of the guest or, before it is created, of the template. `is_new` is true if the guest does not
+    exist yet.
     """
-    source = {"config": {}, "disks": {}, "cores": 0, "sockets": 0, **source}
-    return next(filter(None, _problems(cluster, node, source, vm, is_new)), "")
+    facts = {"config": {}, "disks": {}, "cores": 0, "sockets": 0, **facts}
+    return next(filter(None, _problems(cluster, node, facts, vm, is_new)), "")
 
 
-def _problems(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> Iterator[str]:
+def _problems(cluster: Cluster, node: str, facts: Facts, vm: dict[str, Any], is_new: bool) -> Iterator[str]:
     if is_new and node not in {str(row.get("node")) for row in cluster.node_rows()}:
         yield f"NOT_FOUND: property node: the cluster has no such node ({node})"
     if kind_of(vm) == "qemu":
-        vcpus = _requested_vcpus(source, vm)
-        if vcpus and (is_new or vcpus > source["cores"] * source["sockets"]):
+        vcpus = _requested_vcpus(facts, vm)
+        if vcpus and (is_new or vcpus > facts["cores"] * facts["sockets"]):
             yield vcpus_problem(cluster, node, vcpus)
-        yield _cpu_model_problem(cluster, node, source, vm, is_new)
-    elif int(vm.get("cores") or 0) > (0 if is_new else source["cores"] or math.inf):
+        yield _cpu_model_problem(cluster, node, facts, vm, is_new)
+    # Only an increase of the number of cores is checked. A container without `cores` has no limit (`math.inf`).
+    elif int(vm.get("cores") or 0) > (0 if is_new else facts["cores"] or math.inf):
         yield _container_cores_problem(cluster, node, int(vm["cores"]))
-    yield bridge_problem(cluster, node, source, vm, is_new)
-    for storage in sorted(_requested_storages(source, vm, is_new)):
+    yield bridge_problem(cluster, node, facts, vm, is_new)
+    for storage in sorted(_requested_storages(facts, vm, is_new)):
         content = ContentType(DISK_CONTENT[kind_of(vm)], "storage", "disks of guests")
         yield _content_problem(cluster, node, storage, int(vm["vmid"]), content)
-    yield _snippet_problem(cluster, node, source, vm)
+    yield _snippet_problem(cluster, node, facts, vm)
 
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
@@ -81,10 +83,7 @@ def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
 
 
 def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
-    """Return a problem if the node has fewer CPUs than the container's cores; '' if not.
-
-    Proxmox accepts such a number, so an existing container may have it. Only a new or larger number is refused.
-    """
+    """Return a problem if the node has fewer CPUs than `cores`; '' if not. Proxmox accepts more cores than CPUs."""
     cpu_count = _cpu_count_of(cluster, node)
     if not cpu_count or cores <= cpu_count:
         return ""
@@ -103,50 +102,51 @@ def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
-    """Return the disk format that supports snapshots if the storage stores disks as files; None for other storages."""
+    """Return `qcow2` for a storage whose disks are files, because raw files have no snapshots; None for the others."""
     row = cluster.storage_rows(node).get(storage, {})
     is_file_storage = row.get("plugintype") in FILE_STORAGES and "images" in str(row.get("content", "")).split(",")
     return "qcow2" if is_file_storage else None
 
 
-def _requested_vcpus(source: Facts, vm: dict[str, Any]) -> int:
+def _requested_vcpus(facts: Facts, vm: dict[str, Any]) -> int:
     """Return the number of vCPUs that the guest will have; 0 if the request names neither cores nor sockets."""
     cores, sockets = vm.get("cores"), vm.get("sockets")
     if not cores and not sockets:
         return 0
-    return int(cores or source["cores"] or 1) * int(sockets or (1 if cores else source["sockets"]) or 1)
+    return int(cores or facts["cores"] or 1) * int(sockets or (1 if cores else facts["sockets"]) or 1)
 
 
-def _cpu_model_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any], is_new: bool) -> str:
+def _cpu_model_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, Any], is_new: bool) -> str:
     """Return why Proxmox would refuse the CPU model. Custom models are not checked: not every login can see them."""
     model = str(vm.get("cpu_type") or "").partition(",")[0].removeprefix("cputype=")
-    current_model = str(source["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
+    current_model = str(facts["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
     if not model or model.startswith("custom-") or (model == current_model and not is_new):
         return ""
-    names = {str(row.get("name")) for row in rows_unless_forbidden(cluster.api.nodes(node).capabilities.qemu.cpu)}
+    names = {str(row.get("name")) for row in read_list_unless_forbidden(cluster.api.nodes(node).capabilities.qemu.cpu)}
     if not names or model in names:
         return ""
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
 
 
-def _requested_storages(source: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
+def _requested_storages(facts: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
     """Return the storages on which the requested change creates a disk, or to which it moves a disk."""
-    steps = disks.disk_steps(source, vm) if kind_of(vm) == "qemu" else []
+    # Each step is a call of the module proxmox_disk. Only the step that resizes a disk names no storage.
+    steps = disks.disk_steps(facts, vm) if kind_of(vm) == "qemu" else []
     storages = {str(step["storage"]) for step in steps if step["state"] != "resized"}
-    is_on_requested_storage = kind_of(vm) == "lxc" or is_without_template(vm) or is_yes(vm.get("full_clone", True))
-    if is_new and is_on_requested_storage:
+    is_disk_on_requested_storage = kind_of(vm) == "lxc" or is_without_template(vm) or is_yes(vm.get("full_clone", True))
+    if is_new and is_disk_on_requested_storage:
         storages.add(str(vm.get("storage") or ""))
     return storages - {""}
 
 
-def _snippet_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any]) -> str:
+def _snippet_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, Any]) -> str:
     """Return why the storage of the requested snippet cannot contain snippets; '' if it can.
 
     A snippet that the guest already has is not checked. The existence of the snippet is not checked, because Proxmox
     lists snippets only for a login with Datastore.Allocate; Proxmox reads the snippet when the guest starts.
     """
     snippet = str((vm.get("cloud_init") or {}).get("vendor_snippet") or "")
-    if not snippet or f"vendor={snippet}" in str(source["config"].get("cicustom", "")).split(","):
+    if not snippet or f"vendor={snippet}" in str(facts["config"].get("cicustom", "")).split(","):
         return ""
     content = ContentType("snippets", "cloud_init.vendor_snippet", "snippets")
     return _content_problem(cluster, node, snippet.partition(":")[0], int(vm["vmid"]), content)
@@ -156,7 +156,7 @@ def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, conte
     """Return why the storage cannot have this content; '' if it can.
 
     Raises one of REQUEST_ERRORS if the storage is unusable now. Proxmox lists only the storages on which the login has
-    a privilege. For another storage, the error of a request shows whether the storage exists.
+    a privilege. For a storage that is not listed, the error of a request shows whether the storage exists.
     """
     row = cluster.storage_rows(node).get(storage)
     if row is not None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds a guest's description: the service's text, then our lines. The lines of other authors are not changed.
+"""Builds a guest's description: the service's text, then Agent Smith's lines. Keeps the lines of other authors.
 
-Our lines are: the marks for deletion and protection, if the guest cannot have them as tags; the line `smith-text`; the
-line `smith-agent` with the agent's id; and the marker. The line `smith-text` has the fingerprint of the service's text:
-its number of lines and a digest. By this fingerprint, a later change finds the service's old text, so it replaces
-nothing that another author has written.
+The service's text is the member `description` of the request. Agent Smith's lines are: the deletion mark (the time from
+which the guest may be destroyed); the protection mark (the service has requested Proxmox's protection flag); the line
+`smith-text`; the line `smith-agent` with the agent's id; and the marker. A mark is a tag of the guest or, for example
+if Proxmox refuses the tag, a line. The line `smith-text` has the fingerprint of the service's text: its number of lines
+and a digest. By this fingerprint, a later change finds the service's old text, so it replaces nothing that another
+author has written.
 
 `vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
 returns them. All functions are pure.
@@ -16,10 +18,10 @@ import hashlib
 import re
 from typing import Any
 
-from .deletion import WITHOUT_TAGS_MEMBER, current_deletion_line, deletion_due_at, requested_deletion_line
+from .deletion import TAGS_REFUSED_MEMBER, current_deletion_line, deletion_due_at, requested_deletion_line
 from .identity import PROTECTED_LINE, has_protected_line
 from .request_values import is_yes
-from .shared.marker import MARKER_LINE, SMITH_LINES, agent_id_in, marker_for, without_forged_lines
+from .shared.marker import MARKER_LINE, SMITH_LINES, agent_id_in, marker_for, without_imitated_smith_lines
 
 #: The line with the fingerprint of the service's text. Group 1 is the fingerprint.
 TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
@@ -30,12 +32,12 @@ Lines = list[str]
 
 
 def new_description(vm: dict[str, Any], marks: str = "", current_description: str = "") -> str:
-    """Return the new description of a guest that has no marker yet: the service's text, then our lines.
+    """Return the new description of a guest that has no marker yet: the service's text, then Agent Smith's lines.
 
-    `marks` contains the lines for deletion and protection; they are the first of our lines. Parts of the service's text
-    that imitate one of our lines are altered. If the service's text equals `current_description`, an operator has
-    written this text in a VM that is now adopted. The new description then has no line `smith-text`, so that a later
-    change does not replace the operator's text.
+    `marks` contains the deletion mark and the protection mark; they are the first of Agent Smith's lines. Parts of the
+    service's text that imitate one of Agent Smith's lines are altered. If an operator has already written the same text
+    into the description of an adopted VM, the line `smith-text` is left out. So a later change does not replace the
+    operator's text.
     """
     text = _text_lines(vm)
     lines_above = [*text, ""] if text else []
@@ -43,11 +45,11 @@ def new_description(vm: dict[str, Any], marks: str = "", current_description: st
     return "\n".join([*lines_above, *_smith_lines(vm, marks, fingerprint, str(vm.get("agent_id") or ""))])
 
 
-def changed_description(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
+def description_to_set(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> str | None:
     """Return the whole new description, or None if the description need not change.
 
-    If the request has no agent's id or no mark, the agent's id or the mark in the description is kept. The lines of
-    other authors are kept, too, in their order.
+    If the request names no agent's id, the current id is kept. A mark is kept until a request removes it. The lines of
+    other authors are kept in their order.
     """
     current_description = str(facts["config"].get("description") or "")
     if not has_marker:
@@ -79,25 +81,26 @@ def _mark_lines(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
-    """Return PROTECTED_LINE if the description needs it; '' if protection is not requested, or if a tag states it.
+    """Return the protection mark as a line; '' if protection is not requested, or if the mark is a tag.
 
-    `has_line` says whether the description has the line. A line is kept until the service removes the protection.
+    `has_line` says whether the description has the line. A line is kept until the service removes the protection. The
+    action plugin adds TAGS_REFUSED_MEMBER to `vm` after Proxmox has refused a tag; the marks are then lines.
     """
     requested_protection = vm.get("protection")
     is_kept = has_line and (requested_protection is None or is_yes(requested_protection))
-    is_added = requested_protection is not None and is_yes(requested_protection) and bool(vm.get(WITHOUT_TAGS_MEMBER))
+    is_added = requested_protection is not None and is_yes(requested_protection) and bool(vm.get(TAGS_REFUSED_MEMBER))
     return PROTECTED_LINE if is_kept or is_added else ""
 
 
 def _smith_lines(vm: dict[str, Any], marks: str, fingerprint: str, agent_id: str) -> Lines:
-    """Return our lines of a description."""
+    """Return Agent Smith's lines of a description."""
     text_line = [f"smith-text={fingerprint}"] if fingerprint else []
     agent_line = [f"smith-agent={agent_id.lower()}"] if agent_id else []
     return [*marks.splitlines(), *text_line, *agent_line, marker_for(str(vm["service_id"]).lower())]
 
 
 def _lines_of_others(description: str) -> tuple[Lines, Lines]:
-    """Return two lists of lines that are not ours: the lines above the marker, and the lines below the marker."""
+    """Return two lists of lines of other authors: the lines above the marker, and the lines below the marker."""
     lines = description.split("\n")
     position = next((number for number, line in enumerate(lines) if MARKER_LINE.match(line)), len(lines))
     lines_above, lines_below = (
@@ -110,7 +113,7 @@ def _lines_of_others(description: str) -> tuple[Lines, Lines]:
 
 
 def _text_lines(vm: dict[str, Any]) -> Lines:
-    text = without_forged_lines(str(vm.get("description") or "")).strip()
+    text = without_imitated_smith_lines(str(vm.get("description") or "")).strip()
     return text.split("\n") if text else []
 
 
@@ -128,8 +131,9 @@ def _fingerprint_in(description: str) -> str:
 def _replace_text(lines: tuple[Lines, Lines], old_fingerprint: str, text: Lines) -> tuple[tuple[Lines, Lines], str]:
     """Return the lines with the service's new text in place of its old text, and the fingerprint of the new text.
 
-    `old_fingerprint` is the fingerprint of the old text; '' if an earlier version wrote the text. If another author has
-    changed the old text, it is not found, so it stays beside the new text.
+    `old_fingerprint` is the fingerprint of the old text; '' if the description has none, for example because an earlier
+    version of Agent Smith wrote the text. If another author has changed the old text, it is not found, so it stays
+    beside the new text.
     """
     lines_above, lines_below = lines
     for part, is_above in ((lines_above, True), (lines_below, False)):
@@ -146,7 +150,10 @@ def _replace_text(lines: tuple[Lines, Lines], old_fingerprint: str, text: Lines)
 
 
 def _position_of_text(lines: Lines, old_fingerprint: str, text: Lines) -> int | None:
-    """Return where a text with this fingerprint begins; if the fingerprint is '', where `text` begins."""
+    """Return the index in `lines` at which the text with the fingerprint begins; None if the text is not found.
+
+    If `old_fingerprint` is '', the function searches for `text`.
+    """
     fingerprint = old_fingerprint or _fingerprint_of(text)
     line_count = int(fingerprint.partition("-")[0]) if fingerprint else 0
     starts = range(len(lines) - line_count + 1) if line_count else ()

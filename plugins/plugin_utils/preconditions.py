@@ -42,30 +42,34 @@ def snapshot_name(facts: dict[str, Any], requested_name: str, state: str) -> str
         return str(requested_name)
     if state == "rolled_back":
         return (complete_snapshots(facts) or [""])[-1]
-    names = list(_unfinished_state_by_name(facts))
+    names = list(_snapstate_by_name(facts))
     return next(name for number in range(1, len(names) + 2) if (name := f"{SMITH_TAG}-{number}") not in names)
 
 
 def complete_snapshots(facts: dict[str, Any]) -> list[str]:
     """Return the names of the guest's snapshots that are neither being made nor being deleted, oldest first."""
-    return [name for name, unfinished in _unfinished_state_by_name(facts).items() if not unfinished]
+    return [name for name, snapstate in _snapstate_by_name(facts).items() if not snapstate]
 
 
-def _unfinished_state_by_name(facts: dict[str, Any]) -> dict[str, str]:
+def _snapstate_by_name(facts: dict[str, Any]) -> dict[str, str]:
+    """Return Proxmox's `snapstate` of each snapshot, by the snapshot's name. The facts contain it as `unfinished`.
+
+    It is '' for a complete snapshot, `prepare` while Proxmox creates the snapshot, `delete` while Proxmox deletes it.
+    """
     return {str(snapshot["name"]): str(snapshot["unfinished"]) for snapshot in facts.get("snapshots") or []}
 
 
 def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     """Return why the snapshot `name` cannot be created, or why the guest cannot be rolled back to it; '' if it can.
 
-    Old versions of the module report success for a rollback to a snapshot that does not exist. If the snapshot is not
-    complete, Proxmox may be creating or deleting it, so the problem has the code VM_LOCKED, after which the agent
-    retries the job.
+    This function checks whether a snapshot exists before a rollback, because old versions of the module proxmox_snap
+    report success if it does not. If the snapshot is not complete, Proxmox may be creating or deleting it, so the
+    problem has the code VM_LOCKED, after which the agent retries the job.
     """
-    if unfinished := _unfinished_state_by_name(facts).get(name):
+    if snapstate := _snapstate_by_name(facts).get(name):
         command = f"qm delsnapshot {facts['vmid']} {name} --force"
         remedy = f"if no Proxmox task creates or deletes the snapshot now, remove it with `{command}`"
-        return f"VM_LOCKED: snapshot {name} of VM {facts['vmid']} is not complete ({unfinished}): {remedy}"
+        return f"VM_LOCKED: snapshot {name} of VM {facts['vmid']} is not complete ({snapstate}): {remedy}"
     if state == "rolled_back":
         is_complete = name and name in complete_snapshots(facts)
         return "" if is_complete else f"NOT_FOUND: VM {facts['vmid']} has no snapshot {name}".rstrip()
@@ -75,13 +79,16 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
 
 
 def snapshot_support_problem(facts: dict[str, Any]) -> str:
-    """Return the problem of a guest with a disk that cannot have snapshots."""
+    """Return the error text to use after Proxmox has answered that the guest cannot have snapshots.
+
+    The text names `snapshot`, the property of the job. Tenants read the text without the part in parentheses.
+    """
     disks = ", ".join(f"{key} on {disk['storage']}" for key, disk in sorted(facts["disks"].items()))
     return f"VM_STATE: property snapshot: the storage or the format of a disk supports no snapshots ({disks})"
 
 
 def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> str:
-    """Return why a backup to this storage is impossible; '' if it is possible."""
+    """Return why a backup to this storage is impossible, or that the provider does not allow it; '' if neither."""
     if not storage:
         return "INVALID_REQUEST: a backup needs backup_storage"
     if problem := allowed.backup_problem(vm, storage):
@@ -92,10 +99,10 @@ def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> s
 
 
 def backup_notes(vm: dict[str, Any]) -> str:
-    """Return the template of an archive's notes: the guest's name and the marker.
+    """Return the text from which Proxmox makes an archive's notes: the guest's name and the marker.
 
-    The marker shows whose guest an archive contains, because a VMID may belong to another service later. A template
-    contains a line end as `\\n`.
+    The marker shows whose guest an archive contains, because a VMID may belong to another service later. In the text,
+    `{{guestname}}` stands for the guest's name, and `\\n` for a line end.
     """
     return rf"{{{{guestname}}}}\n{marker_for(str(vm['service_id']).lower())}"
 
@@ -117,7 +124,11 @@ def new_archive(facts_after: dict[str, Any], facts_before: dict[str, Any]) -> st
 
 
 def backup_outcome_problem(facts_after: dict[str, Any], facts_before: dict[str, Any], answer: dict[str, Any]) -> str:
-    """Return why there is no new archive after a backup; '' if there is one. `answer` is Proxmox's answer."""
+    """Return why there is no new archive after a backup; '' if there is one. `answer` is Proxmox's answer.
+
+    The fact `reached` says whether the guest has the state that the look-up waited for: here, whether the Proxmox task
+    of the backup has succeeded. If not, `outcome_problem` returns the reason.
+    """
     if not facts_after.get("reached"):
         return outcome_problem(facts_after, answer, "backed up")
     if new_archive(facts_after, facts_before):

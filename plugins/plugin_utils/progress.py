@@ -26,7 +26,7 @@ class Progress:
     def write_line(self, text: str) -> None:
         """Write a line, usually about a step that begins now.
 
-        Characters that are not printable are replaced by spaces, because names and texts may come from outside.
+        Spaces replace unprintable characters, because a name or a text may come from a tenant or from Proxmox.
         """
         self._last_line_monotonic_s = time.monotonic()
         line = f"{self._guest_text}: {text} [{self._last_line_monotonic_s - self._started_monotonic_s:.1f} s]"

@@ -8,8 +8,9 @@ from typing import Any
 
 from .shared.error_rules import classify_failure
 
-#: The types of the Proxmox tasks that a change creates, by the change and the kind of guest. The types `ha…` belong
-#: to guests that the HA manager starts, stops or migrates. A change that has no row creates no Proxmox task.
+#: The types of the Proxmox tasks that a change creates. A key is the result of the change and the kind of guest.
+#: The types `ha…` belong to guests that the HA manager starts, stops or migrates. A change that has no row creates no
+#: Proxmox task.
 TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
     ("cloned", "qemu"): ("qmclone",),
     ("created", "qemu"): ("qmcreate",),
@@ -39,22 +40,22 @@ _VMID_IN_LOG = re.compile(r"\bID (\d+)\b|\bvm-(\d+)-")
 _VOLUME_NOT_REMOVED = re.compile(
     r"(?:Could not remove disk|failed to get path and owner of volume|error removing fleecing image) '([^']+)'"
 )
-#: Matches the status of a Proxmox task whose outcome is unknown: its worker was killed, or its log was removed.
-_UNKNOWN_END = re.compile(
+#: Matches the status of a Proxmox task whose outcome is unknown: its process was killed, or its log was removed.
+_UNKNOWN_OUTCOME = re.compile(
     r"unexpected status|interrupted by signal|received interrupt|unable to get last line from task log|no such task"
 )
-#: The error codes that `classify_failure` returns for a text without the cause of a failure, such as the status
-#: `migration aborted` or `job errors`.
+#: The error codes that `classify_failure` returns for a text that does not name the cause of a failure, such as the
+#: status `job errors` (TASK_FAILED) or `unexpected status` (PVE_TIMEOUT).
 _UNSPECIFIC_CODES = ("TASK_FAILED", "PLAYBOOK_FAILED", "PVE_TIMEOUT")
 #: The number of lines at the end of a log in which the cause is searched. Earlier lines are about successful steps.
 _SEARCHED_LINES = 30
 #: Matches the time at the beginning of a line. Only some types of Proxmox tasks write it.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
-#: Matches the beginning of a line about an error: of a backup, a migration, QEMU, or a container's start. Other lines
-#: are about steps, even if a rule for error texts matches them. For example, a rule matches the line
+#: Matches the beginning of a line that reports an error of a backup, a migration, QEMU, or a container's start. Other
+#: lines are about steps, even if a pattern of error_patterns.py matches them. For example, a pattern matches the line
 #: `starting online/live migration on …`.
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
-#: Matches the words at the beginning of a line about an error that only repeat that the Proxmox task failed.
+#: Matches the first words of some lines about errors. These words only repeat that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
 #: Matches the status of a Proxmox task that failed because a program failed. The last lines of the task's log are the
 #: output of the program, in which lines about errors have no special beginning.
@@ -83,13 +84,13 @@ def has_failed(task: dict[str, Any]) -> bool:
     return not is_running(task) and not re.match(r"OK\b|WARN", str(task["status"]))
 
 
-def is_end_unknown(task: dict[str, Any]) -> bool:
+def is_task_outcome_unknown(task: dict[str, Any]) -> bool:
     """Return True for an ended Proxmox task if Proxmox does not know whether the task did its work."""
-    return not is_running(task) and bool(_UNKNOWN_END.match(str(task["status"])))
+    return not is_running(task) and bool(_UNKNOWN_OUTCOME.match(str(task["status"])))
 
 
-def has_specific_code(text: str) -> bool:
-    """Return True if the status or log line `text` names the cause of a failure, so that its error code is specific.
+def has_failure_cause(text: str) -> bool:
+    """Return True if `text`, a status or a log line, names the cause of a failure: its error code is specific.
 
     If the status of a failed Proxmox task has no specific code, the log of the task must be read.
     """
@@ -100,24 +101,23 @@ def error_with_cause(status: str, log: list[str]) -> str:
     """Return the error text of a failed Proxmox task: its status, and the cause that the end of its log names.
 
     If the log has several lines about errors, the last line with a specific error code is used, or else the last line.
-    A line about a step is never used. So if a log was cut off and has only lines about steps, the outcome of the
-    Proxmox task stays unknown.
+    A line about a step is never used. If the log has only lines about steps, the status alone is returned.
     """
     lines = [_TIMESTAMP.sub("", line).strip() for line in log[-_SEARCHED_LINES:]]
-    lines = [line for line in lines if not line.startswith("TASK ")]
+    lines = [line for line in lines if not line.startswith("TASK ")]  # the last line of a log repeats the status
     causes = [_CAUSE_PREFIX.sub("", line) for line in lines if _CAUSE_LINE.match(line)]
     causes = [cause for cause in causes if cause and cause not in status]
     is_program_output = not causes and _FAILED_PROGRAM.search(status)
     program_output = [line for line in lines if not _NO_ERROR.match(line)] if is_program_output else []
-    specific_causes = [cause for cause in causes or program_output if has_specific_code(cause)]
-    if specific_causes and _UNKNOWN_END.match(status):
-        return specific_causes[-1]  # the log shows how the Proxmox task ended, although the status does not
+    specific_causes = [cause for cause in causes or program_output if has_failure_cause(cause)]
+    if specific_causes and _UNKNOWN_OUTCOME.match(status):
+        return specific_causes[-1]  # only the log shows how the Proxmox task ended
     cause = specific_causes[-1] if specific_causes else causes[-1] if causes else ""
     return f"{status}: {cause}" if cause else status
 
 
 def as_listed_task(status: dict[str, Any]) -> dict[str, Any]:
-    """Return Proxmox's answer about a single Proxmox task in the form in which Proxmox lists Proxmox tasks."""
+    """Return the answer about one Proxmox task as an entry of the list: `status` is RUNNING or the exit status."""
     return {**status, "status": status.get("exitstatus") if status.get("status") == "stopped" else "RUNNING"}
 
 
@@ -150,6 +150,6 @@ def vmids_in(log: list[str]) -> set[int]:
     return {int(vmid) for line in log for pair in _VMID_IN_LOG.findall(line) for vmid in pair if vmid}
 
 
-def volumes_left_in(log: list[str]) -> list[str]:
+def volumes_left_in_log(log: list[str]) -> list[str]:
     """Return the volumes that a qmdestroy task could not remove, from the lines of its log."""
     return [volume for line in log for volume in _VOLUME_NOT_REMOVED.findall(line)]

@@ -17,9 +17,11 @@ from .vm_action import Refused, VmAction
 def send(plugin: VmAction, method: str, path: str, **parameters: Any) -> dict[str, Any]:
     """Send a request, such as PUT `nodes/pve1/qemu/100/cloudinit`. Return Proxmox's answer as `data`.
 
-    If it is unknown whether Proxmox has executed the request, return `failed` and `msg`, as a module does; the next
-    look-up then shows the outcome. Raises Refused if Proxmox refused the request, or if the action plugin must not
-    make a change now (`VmAction.require_change_allowed`).
+    The plugin reports the request in its result, and uses the answer for its next look-up. If it is unknown whether
+    Proxmox has executed the request, return `failed` and `msg`, as a module does; the next look-up then shows the
+    outcome. Raises Refused, which fails the Ansible task, if Proxmox refused the request. Before the request,
+    `require_change_allowed` raises Refused if ansible-playbook was killed, if the agent has lost its leases, or if this
+    is the plugin's first change and no time is left.
     """
     plugin.require_change_allowed()
     plugin.requests.append(f"{method} {path}")
@@ -27,6 +29,7 @@ def send(plugin: VmAction, method: str, path: str, **parameters: Any) -> dict[st
         answer = {"data": getattr(plugin.cluster.api(path), method.lower())(**parameters)}
     except REQUEST_ERRORS as exc:
         answer = {"failed": True, "msg": error_text(exc)}
+        # A module sends several requests. This function sends one, so no earlier request can have changed anything.
         if not is_outcome_unknown(answer, is_single_request=True):
             raise Refused(proxmox_failure(answer)) from exc
     plugin.store_answer(answer)

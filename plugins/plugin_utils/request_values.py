@@ -40,7 +40,7 @@ def argument_spec(required_members: Collection[str], arguments: dict[str, Any]) 
     """Return Ansible's argument spec of an action plugin.
 
     `required_members` are the members of `vm` that this plugin requires, and `arguments` are the plugin's arguments
-    beside `vm`, `connection` and `ca_bundle`.
+    beside `vm`, `connection` (the login for Proxmox) and `ca_bundle`.
     """
     members = {name: {**VM_ARGUMENTS[name], "required": True} for name in required_members}
     return {

@@ -16,7 +16,8 @@ def result_document(
     """Return the result document of an action plugin.
 
     `earlier_addresses` contains the IP addresses that the guest reported before the change. They are used if the guest
-    reports none now. `members` contains the members that the plugin sets, such as `changed` and `upids`.
+    reports none now. `members` contains the members that the plugin sets, such as `changed` and `upids`. The
+    member `planned` has the changes that the plugin would make without check mode; it is left out if it is empty.
     """
     exists = facts["exists"]
     if not members.get("planned"):

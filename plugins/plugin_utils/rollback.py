@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds rollbacks that Proxmox would refuse: to an older snapshot, on a storage that only rolls back to the newest.
+"""Finds the newer snapshots because of which Proxmox would refuse a rollback to an older snapshot.
 
 ZFS rolls a volume back only to its newest snapshot, and so does a storage with the option `snapshot-as-volume-chain`.
 LVM-thin, Ceph, and qcow2 files without this option roll a volume back to any of its snapshots.
@@ -10,27 +10,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .request_values import is_yes
-from .shared.guest_disks import is_cdrom
+from .shared.guest_disks import is_cdrom_or_cloud_init
 from .volumes import VOLUME_KEY, volumes_in
 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
+#: The facts of a guest, such as `node` and `vmid`. guest_facts.py lists all of them.
 Facts = dict[str, Any]
 #: The types of storages that use ZFS: a ZFS pool of the node, and ZFS over iSCSI.
 ZFS_TYPES = ("zfspool", "zfs")
-#: The option of a storage whose snapshots are volumes. Each such volume needs the volume of the snapshot before it.
+#: The option of a storage that stores each snapshot as a volume, with only the changes since the previous snapshot.
 CHAIN_OPTION = "snapshot-as-volume-chain"
 #: The beginnings of configuration keys whose volumes Proxmox does not roll back.
 KEYS_NOT_ROLLED_BACK = ("vmstate", "unused")
 
 
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
-    """Return a problem if newer snapshots of a volume make Proxmox refuse the rollback to the snapshot `name`; or ''.
+    """Return why newer snapshots make Proxmox refuse the rollback to the snapshot `name`; '' if they do not.
 
-    Two cases are not found: a newer snapshot that exists only on the storage, and a newer snapshot of the same second
-    that is no descendant of the snapshot `name`.
+    A newer snapshot that exists only on the storage is not found. Nor is a snapshot that was taken in the same second
+    as the snapshot `name`, unless the snapshot `name` is its ancestor.
     """
     node, vmid = facts["node"], facts["vmid"]
     rows = {str(row["name"]): row for row in cluster.guest(node, vmid).snapshot.get() if row.get("name") != "current"}
@@ -77,7 +77,11 @@ def _newest_only_storages(cluster: Cluster) -> set[str]:
 
 
 def _volumes_of_snapshot(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
-    """Return the volumes that a snapshot of the guest contains and that a rollback to it changes."""
+    """Return the volumes that a rollback to the snapshot changes and whose names contain the guest's VMID."""
     config = cluster.guest(facts["node"], facts["vmid"]).snapshot(snapshot).config.get()
-    drives = [(key, value) for key, value in config.items() if VOLUME_KEY.match(key) and not is_cdrom(str(value))]
+    drives = [
+        (key, value)
+        for key, value in config.items()
+        if VOLUME_KEY.match(key) and not is_cdrom_or_cloud_init(str(value))
+    ]
     return volumes_in([drive for drive in drives if not drive[0].startswith(KEYS_NOT_ROLLED_BACK)], facts["vmid"])

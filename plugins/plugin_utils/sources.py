@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds out why Proxmox cannot create a guest from the requested template, ISO image or OS template.
 
-These checks read data from Proxmox. `creation.py` makes the checks that need only the facts of the template. If the
-login may not read the data of a check, the check is skipped.
+`REQUEST_ERRORS` are the exceptions of a failed request to Proxmox.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from .volumes import VOLUME_KEY
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
+#: The facts of a guest or a template: a dictionary. The function `guest_facts.facts_of_absent_guest` contains its keys.
 Facts = dict[str, Any]
 
 
@@ -27,6 +26,7 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     if template.get("lock"):
         return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
     is_linked = not is_yes(vm.get("full_clone", True))
+    # A guest has Proxmox's feature `clone` if a linked clone of it is possible.
     if is_linked and not cluster.has_feature(template["node"], template["vmid"], "clone"):
         storage_names = ", ".join(sorted(_disk_storages(template)))
         return (
@@ -35,8 +35,11 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     node = str(vm.get("node") or template["node"])
     if node == template["node"]:
         return ""
-    rows, storages = cluster.storage_rows(template["node"]), _storages_of_clone(template, vm)
-    local_storages = sorted(name for name in storages if name in rows and not is_yes(rows[name].get("shared", 0)))
+    # Proxmox lists only the storages on which the login of this plugin has a privilege. Other storages are not checked.
+    row_by_storage, storages = cluster.storage_rows(template["node"]), _storages_of_clone(template, vm)
+    local_storages = sorted(
+        name for name in storages if name in row_by_storage and not is_yes(row_by_storage[name].get("shared", 0))
+    )
     if not local_storages:
         return ""
     reason = "a clone on a node other than that of its template needs shared storages"
@@ -59,8 +62,7 @@ def _storages_of_clone(template: Facts, vm: dict[str, Any]) -> set[str]:
 def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
     """Return a problem if the requested ISO image or OS template does not exist on its storage; '' if it exists.
 
-    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the login may not read the storage; in both
-    cases, a creation would fail, too.
+    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the login may not read the storage.
     """
     member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
     volume = str(vm.get(member) or "")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executes the steps that several action plugins share: change the power state, and configure the guest.
 
-Each step gets the facts of the last look-up, makes its change, and returns the facts of a new look-up. In check mode, a
-step changes nothing, and returns the facts that it got.
+A look-up reads the guest from Proxmox and returns its facts, a dictionary. Each step gets the facts of the last
+look-up, makes its change, and returns the facts of a new look-up. In check mode, a step changes nothing, and returns
+the facts that it got.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from . import cloud_init, cloud_init_drive, configuration, container, node_limits, preconditions
 from .creation import request_problem
-from .deletion import WITHOUT_TAGS_MEMBER
+from .deletion import TAGS_REFUSED_MEMBER
 from .disk_changes import change_disks, move_problem
 from .failures import outcome_problem
 from .identity import kind_of, lock_problem, suspended_problem
@@ -64,7 +65,8 @@ def ensure_power(plugin: VmAction, facts: Facts, state: str) -> StepResult:
         plugin.require_time(shutdown_s, "the guest's shutdown")
     plugin.progress.write_line(f"requesting the state {state}")
     # The module does not notice a failed Proxmox task. So its timeout is 0 for a start or a restart, and the look-up
-    # waits instead. For a stop, its timeout is the guest's shutdown timeout, after which Proxmox switches the VM off.
+    # waits instead. The module's parameter `force` has two meanings. In a stop, Proxmox shuts the guest down, and
+    # switches it off if it still runs after `timeout`. In a restart, Proxmox resets the guest.
     answer = plugin.change(
         "proxmox_kvm",
         state=MODULE_STATES[state],
@@ -76,10 +78,7 @@ def ensure_power(plugin: VmAction, facts: Facts, state: str) -> StepResult:
 
 
 def _shutdown_timeout_s(plugin: VmAction) -> int:
-    """Return the maximum time of the guest's shutdown: the requested time, but at most half of the plugin's time.
-
-    The agent limits the shutdown time in the same way (`executor/runs/plan.py`).
-    """
+    """Return the maximum time of the guest's shutdown: the requested time, at most half of `plugin.timeout_s`."""
     requested_timeout = plugin.vm.get("shutdown_timeout_s")
     requested_s = DEFAULT_SHUTDOWN_TIMEOUT_S if requested_timeout is None else int(requested_timeout)
     return min(requested_s, max(1, int(plugin.timeout_s / 2)))
@@ -95,29 +94,34 @@ def _ensure_container_power(plugin: VmAction, facts: Facts, state: str) -> StepR
     if state == "restarted":
         is_forced = is_yes(plugin.vm.get("force", False))
         plugin.progress.write_line("requesting the stop of the container")
-        answer = _change_container_power(plugin, "stopped", is_forced)
-        after_stop = plugin.look_up_after(facts, "stopped")
-        plugin.fail_if(outcome_problem(after_stop, answer, "stopped"))
+        answer = _change_container_power(plugin, "stopped", is_killed_after_timeout=is_forced)
+        after_stop = plugin.look_up_after_change(facts, "stopped")
+        plugin.fail_on_outcome_problem(outcome_problem(after_stop, answer, "stopped"))
     plugin.progress.write_line(f"requesting the state {state}")
     answer = _change_container_power(
-        plugin, "started" if state == "restarted" else MODULE_STATES[state], state == "stopped"
+        plugin,
+        "started" if state == "restarted" else MODULE_STATES[state],
+        is_killed_after_timeout=state == "stopped",
     )
     return _verify_power(plugin, facts, state, answer)
 
 
-def _change_container_power(plugin: VmAction, state: str, is_forced: bool) -> dict[str, Any]:
+def _change_container_power(plugin: VmAction, state: str, *, is_killed_after_timeout: bool) -> dict[str, Any]:
     """Execute the module that changes a container's power state.
 
+    If `is_killed_after_timeout`, Proxmox kills a container that still runs 60 s after the request to shut down.
     Without `hostname`, the module would read the container's name from Proxmox's list of guests, which lacks the name
     of a new container.
     """
     vm = plugin.vm
-    return plugin.change("proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_forced, timeout=0)
+    return plugin.change(
+        "proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_killed_after_timeout, timeout=0
+    )
 
 
 def _verify_power(plugin: VmAction, before: Facts, state: str, answer: dict[str, Any]) -> StepResult:
-    after = plugin.look_up_after(before, state, address_timeout_s=_address_timeout_s(plugin))
-    plugin.fail_if(outcome_problem(after, answer, state))
+    after = plugin.look_up_after_change(before, state, address_timeout_s=_address_timeout_s(plugin))
+    plugin.fail_on_outcome_problem(outcome_problem(after, answer, state))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])
 
 
@@ -134,7 +138,7 @@ def _look_up_with_addresses(plugin: VmAction, facts: Facts) -> Facts:
         wait_for="running",
         address_timeout_s=_address_timeout_s(plugin),
     )
-    plugin.fail_if(outcome_problem(after, {}, "running"))
+    plugin.fail_on_outcome_problem(outcome_problem(after, {}, "running"))
     return after
 
 
@@ -160,15 +164,20 @@ def ensure_configured(
     keeps its old cores and memory. A new guest gets its options first, because the marker is among them.
 
     If cloud-init values of a running VM were changed, a last request generates its cloud-init drive again.
-    `were_node_limits_checked` is true if the limits of the node were checked before the guest was created.
+    `vm` is `plugin.vm`, or another request for the same guest, such as a request that only marks the guest for
+    deletion. `were_node_limits_checked` is true if the limits of the node were checked before the guest was created.
     """
     plugin.refuse_if(request_problem(facts, vm, is_create))
     if not were_node_limits_checked:
         plugin.refuse_if(node_limits.request_problem(plugin.cluster, facts["node"], facts, vm, is_new=False))
-    changes, disk_steps = configuration.differing_parameters(facts, vm, is_create), configuration.disk_steps(facts, vm)
-    removed_keys = cloud_init.removed_keys(facts, vm)
-    if not changes and not disk_steps and not removed_keys:
-        after = cloud_init_drive.update_drive(plugin, facts, vm, set())
+    changes = configuration.differing_parameters(facts, vm, is_create)
+    # The parameters of each call of the module proxmox_disk. A call adds, moves or grows one disk.
+    disk_steps = configuration.disk_steps(facts, vm)
+    keys_to_remove = cloud_init.keys_to_remove(facts, vm)
+    if not changes and not disk_steps and not keys_to_remove:
+        after = cloud_init_drive.update_drive(plugin, facts, vm, changed_keys=set())
+        # `cloud_init_pending` lists the keys whose values the drive lacked before this call of `update_drive`. If it is
+        # not empty, the call has generated the drive again or, in check mode, would generate it.
         return StepResult(facts=after, is_changed=bool(after["cloud_init_pending"]))
     plugin.refuse_if(lock_problem(facts), suspended_problem(facts), move_problem(plugin, facts, disk_steps))
     plugin.diff = configuration.values_before_and_after(facts, vm, is_create)
@@ -177,24 +186,31 @@ def ensure_configured(
     answers = [] if is_create else change_disks(plugin, facts, disk_steps)
     if changes:
         plugin.progress.write_line(f"configuring {', '.join(sorted(changes))}")
-        vm, answer = change_with_tags(plugin, vm, lambda request: _configure(plugin, facts, request, is_create))
+        vm, answer = change_or_repeat_without_tags(
+            plugin, vm, lambda request: _configure(plugin, facts, request, is_create)
+        )
         answers.append(answer)
-    if removed_keys:
-        answers.append(_remove_options(plugin, facts, removed_keys))
+    if keys_to_remove:
+        answers.append(_remove_options(plugin, facts, keys_to_remove))
     if is_create:
         answers += change_disks(plugin, facts, disk_steps)
-    after = plugin.look_up_after(facts, "quiet", "configured")
-    plugin.fail_if(configuration.configuration_problem(after, vm, answers))
+    # `quiet`: the Proxmox tasks of the change have ended, successfully or not. `configured` selects their types.
+    after = plugin.look_up_after_change(facts, "quiet", "configured")
+    plugin.fail_on_outcome_problem(configuration.configuration_problem(after, vm, answers))
+    # `hotplug_problem` finds Proxmox's text about values that a running guest has not applied.
     for text in filter(None, map(configuration.hotplug_problem, answers)):
         plugin.warn(f"The running guest {facts['vmid']} applies some values only after a reboot ({text}).")
-    after = cloud_init_drive.update_drive(plugin, after, vm, {*cloud_init.keys_in(changes), *removed_keys})
+    after = cloud_init_drive.update_drive(plugin, after, vm, {*cloud_init.config_keys_of(changes), *keys_to_remove})
     return StepResult(facts=after, is_changed=True, upids=after["upids"])
 
 
-def change_with_tags(
+def change_or_repeat_without_tags(
     plugin: VmAction, vm: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Make a change that may set tags. Repeat it without tags if Proxmox refuses a tag. Return request and answer.
+    """Make a change that may set tags. If Proxmox refuses a tag, repeat the change without tags.
+
+    Return the request of the last change, and the answer to this change. The request of a repeated change is `vm` with
+    the additional member TAGS_REFUSED_MEMBER. With this member, a change keeps the guest's tags.
 
     Proxmox refuses registered tags, and every tag if the option `user-tag-access` of the cluster is not `free`. A
     refused change has changed nothing. A guest needs no tags, because the marker in its description identifies it.
@@ -202,11 +218,11 @@ def change_with_tags(
     try:
         return vm, change(vm)
     except Refused as exc:
-        if "Sys.Modify for modifying tag" not in str(exc) or vm.get(WITHOUT_TAGS_MEMBER):
+        if "Sys.Modify for modifying tag" not in str(exc) or vm.get(TAGS_REFUSED_MEMBER):
             raise
     cause = "option user-tag-access of the cluster, or a registered tag"
     plugin.warn(f"The tags of VM {vm['vmid']} were not changed, because Proxmox does not allow them ({cause}).")
-    vm = {**vm, WITHOUT_TAGS_MEMBER: True}
+    vm = {**vm, TAGS_REFUSED_MEMBER: True}
     return vm, change(vm)
 
 
@@ -217,13 +233,15 @@ def _configure(plugin: VmAction, facts: Facts, vm: dict[str, Any], is_create: bo
         return {}
     guest_parameters = {"state": "present", "update": True, "vmid": vm["vmid"], "node": facts["node"]}
     if kind_of(vm) == "lxc":
+        # Without `cmode`, community.proxmox 2.0 sends the console mode `default`, which Proxmox refuses.
         console_mode = container.console_mode(facts) or None
         return plugin.change("proxmox", **guest_parameters, cmode=console_mode, **{"hostname": vm["name"], **changes})
+    # Without `update_unsafe`, the module does not change the NICs of an existing VM.
     return plugin.change("proxmox_kvm", **guest_parameters, update_unsafe="net" in changes, **changes)
 
 
 def _remove_options(plugin: VmAction, facts: Facts, keys: list[str]) -> dict[str, Any]:
-    """Remove options from the configuration. The module proxmox_kvm needs a separate call for this."""
+    """Remove options from the configuration with one call of the module."""
     plugin.progress.write_line(f"removing {', '.join(keys)}")
     guest_parameters = {"vmid": plugin.vm["vmid"], "node": facts["node"]}
     if kind_of(plugin.vm) == "lxc":

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Row = dict[str, Any]
-#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
+#: The facts of a guest or a template: a dictionary. The function `guest_facts.facts_of_absent_guest` contains its keys.
 Facts = dict[str, Any]
 
 
 def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, preferred_node: str) -> Facts:
-    """Return the facts of a template, found by its VMID or its name, and a `problem` if it cannot be cloned.
+    """Return the facts of a template, found by its VMID or its name.
 
-    `rows` is Proxmox's list of guests. If several templates have the name, one on `preferred_node` is preferred.
+    The facts have the additional key `problem`: a reason why the template cannot be cloned, or ''. `rows` is Proxmox's
+    list of guests. If several templates have the name, one on `preferred_node` is preferred.
     """
     template_text = f"template {vmid or name}"
     for row in _candidate_rows(rows, vmid, name, preferred_node):
@@ -31,7 +32,7 @@ def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, prefe
             return {"exists": False, "problem": problem}
         if vmid or (facts["is_template"] and facts["name"] == name):
             return {**facts, "problem": _marker_problem(facts)}
-    return {"exists": False, "problem": f"NOT_FOUND: {template_text} does not exist, or the token may not see it"}
+    return {"exists": False, "problem": f"NOT_FOUND: {template_text} does not exist, or the token lacks VM.Audit on it"}
 
 
 def _candidate_rows(rows: list[Row], vmid: int, name: str, preferred_node: str) -> Iterator[Row]:
@@ -48,7 +49,7 @@ def _candidate_rows(rows: list[Row], vmid: int, name: str, preferred_node: str) 
 def _marker_problem(facts: Facts) -> str:
     """Return a problem if the notes of a template have a marker, which the clone would get, too; '' if not.
 
-    A VM that is not a template may have a marker; `creation.py` refuses to clone such a VM.
+    A VM that is not a template is not checked here, because it is never cloned.
     """
     if not facts["markers"] or not facts["is_template"]:
         return ""

@@ -5,9 +5,9 @@ An action plugin looks the guest up, makes the change that the request `vm` requ
 the result document: the dictionary `vm_result`. If the request is impossible, or if the guest is not as requested after
 the change, the plugin raises Refused, and its Ansible task fails.
 
-An action plugin runs in a process that ansible-playbook forks. So a look-up needs no separate process, and all HTTP
-requests of the plugin share one connection. A module of community.proxmox makes the change; Ansible executes this
-module like the module of an Ansible task. If no module can make the change, `request.send` sends an HTTP request. The
+An action plugin runs in a process that ansible-playbook forks. It looks the guest up in this process, so all HTTP
+requests of the plugin share one connection. To make the change, the plugin calls Ansible's function that executes a
+module, with a module of community.proxmox. If no module can make the change, `request.send` sends an HTTP request. The
 answer to a change is not trusted: the plugin looks the guest up again.
 """
 
@@ -38,12 +38,12 @@ DEFAULT_TIMEOUT_S = 240
 #: The minimum timeout of a module, even if the deadline has passed.
 MIN_MODULE_TIMEOUT_S = 1
 
-#: The facts of a guest or a template: a dictionary with the keys of `guest_facts.absent_guest_facts`.
+#: The facts of a guest or a template: a dictionary. The function `guest_facts.facts_of_absent_guest` contains its keys.
 Facts = dict[str, Any]
 
 
 class Refused(Exception):
-    """The Ansible task of the plugin fails. The text is `CODE: reason`."""
+    """Ends the Ansible task of the plugin as failed, before or after a change. The text is `CODE: reason`."""
 
 
 class VmAction(ActionBase):
@@ -65,7 +65,7 @@ class VmAction(ActionBase):
     connection: dict[str, Any]  #: the login, as parameters of community.proxmox's modules
     timeout_s: float  #: the maximum duration of the plugin's execution
     addresses: list[str]  #: the guest's IP addresses at the first look-up
-    progress: Progress  #: writes the progress lines
+    progress: Progress  #: writes lines about the plugin's progress into Ansible's output
     cluster: Cluster  #: sends the read requests to the cluster
     modules: list[str]  #: the full names of the modules that the plugin has executed
     requests: list[str]  #: the POST, PUT and DELETE requests that the plugin sent itself, without a module
@@ -73,6 +73,8 @@ class VmAction(ActionBase):
     answers: list[dict[str, Any]]  #: the answers to the changes since the last look-up
     notices: dict[str, list[Any]]  #: `warnings` and `deprecations` of the modules and of the plugin
     extra_return_values: dict[str, Any]  #: further values that the plugin returns beside `vm_result`
+    #: The result document that the plugin returns if it fails; {} until `store_vm_result_for_failure` is called.
+    vm_result_for_failure: dict[str, Any]
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Execute the plugin. Return `changed`, `diff`, and the result document as `vm_result` and as a custom stat.
@@ -83,7 +85,7 @@ class VmAction(ActionBase):
         self._task_vars = task_vars
         self._playbook_pid = os.getppid()
         self._run_deadline = run_deadline_from_environment(os.environ)
-        self.partial_result: dict[str, Any] = {}
+        self.vm_result_for_failure = {}
         self.diff: dict[str, Any] = {}
         self.extra_return_values = {}
         self.modules = []
@@ -95,7 +97,9 @@ class VmAction(ActionBase):
             self._prepare()
             document = self.execute()
         except Exception as exc:
-            vm_result = {"vm_result": {**self.partial_result, "upids": self.upids}} if self.partial_result else {}
+            vm_result = {}
+            if self.vm_result_for_failure:
+                vm_result = {"vm_result": {**self.vm_result_for_failure, "upids": self.upids}}
             return {
                 "failed": True,
                 "changed": False,
@@ -114,7 +118,10 @@ class VmAction(ActionBase):
         return {"modules": self.modules, "requests": self.requests, **notices}
 
     def execute(self) -> dict[str, Any]:
-        """Make the requested change and return the result document. Raises Refused, or one of REQUEST_ERRORS."""
+        """Make the requested change and return the result document.
+
+        Raises Refused, or one of REQUEST_ERRORS, the exceptions of a failed request to Proxmox.
+        """
         raise NotImplementedError
 
     # ------------------------------------------------------------------ methods for subclasses
@@ -132,12 +139,13 @@ class VmAction(ActionBase):
         }
         return LookUp(self.cluster, Query(**{**defaults, **query}), self._report_wait).run()
 
-    def look_up_after(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
+    def look_up_after_change(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
         """Look up the guest after a change, and wait for the state `wait_for`. `facts` are the facts before the change.
 
-        `change` is the name of the change in `proxmox_tasks.TASK_TYPES`; by default, it equals `wait_for`. If the
-        answer to each request of the change has a UPID, the look-up waits for these Proxmox tasks. If not, it waits for
-        the Proxmox tasks that are new in Proxmox's list.
+        The look-up finds the Proxmox tasks of the change by the UPIDs in `self.answers`. If an answer has no UPID, the
+        look-up finds them by their types, which `proxmox_tasks.TASK_TYPES` contains for each change. `change` is the
+        key in TASK_TYPES; by default, the key is `wait_for`. `facts["known_tasks"]` has the UPIDs of older Proxmox
+        tasks.
         """
         upids = [upid_in(answer) for answer in self.answers]
         defaults = {
@@ -150,7 +158,7 @@ class VmAction(ActionBase):
         after = self.look_up(**(defaults | query))
         self.answers = []
         self._add_upids(after["upids"])
-        if after["task_error"]:
+        if after["task_error"]:  # a Proxmox task of the change has failed: show the ends of the logs
             for upid in after["upids"]:
                 self.progress.write_line(f"Proxmox task {upid} has ended{self._log_end_text(upid)}")
         self.progress.write_line(" ".join([VERIFYING_PREFIX, *(after["upids"] or ["the change"])]))
@@ -159,9 +167,11 @@ class VmAction(ActionBase):
     def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:
         """Look up the guest and verify that it belongs to the service. Raises Refused."""
         self.progress.write_line("looking up the guest")
+        # `prove_absence`: if the guest is not found, check whether it may exist, for example on an offline node.
+        # `unlocked`: wait while the guest is being cloned, created or destroyed. Timeout 0: read the addresses once.
         facts = self.look_up(prove_absence=True, wait_for="unlocked", address_timeout_s=0, **query)
         self.refuse_if(identity_problem(facts, self.vm, may_be_absent))
-        self.store_partial_result(facts)
+        self.store_vm_result_for_failure(facts)
         self.addresses = facts["ip_addresses"]
         return facts
 
@@ -172,7 +182,7 @@ class VmAction(ActionBase):
                 raise Refused(problem)
 
     #: The same method as `refuse_if`. This name is used for problems that are found after a change.
-    fail_if = refuse_if
+    fail_on_outcome_problem = refuse_if
 
     def change(self, module: str, **parameters: Any) -> dict[str, Any]:
         """Execute a module of community.proxmox with the parameters that are not None; return its answer.
@@ -183,12 +193,13 @@ class VmAction(ActionBase):
         self.require_change_allowed()
         self.modules.append(f"community.proxmox.{module}")
         given_parameters = {name: value for name, value in parameters.items() if value is not None}
-        with bounded_module():
+        with bounded_module():  # limits the module's memory, and the size and duration of its HTTP answers
             module_answer = self._execute_module(
                 module_name=self.modules[-1],
                 module_args={**self.connection, **given_parameters},
                 task_vars=self._task_vars,
             )
+        # If the module ended with an exception, its answer gets the text of the exception as `msg`.
         answer = failures.with_exception_as_message(module_answer)
         for kind, texts in self.notices.items():
             texts.extend(answer.get(kind) or [])
@@ -214,8 +225,8 @@ class VmAction(ActionBase):
 
         If ansible-playbook is killed, the process of this plugin continues, because Ansible starts it in a separate
         session. An agent that does not renew its leases may be unable to end the plugin, and another agent may then
-        process the job. The time is checked only before the first change: later changes complete the first change, so
-        they are made even after the deadline.
+        process the job. The deadline of the plugin (`deadline_monotonic_s`) is checked only before its first change,
+        because the later changes complete the first change.
         """
         if os.getppid() != self._playbook_pid:
             raise Refused("CANCELLED: ansible-playbook has ended")
@@ -225,14 +236,14 @@ class VmAction(ActionBase):
             self.require_time(0, "a change")
 
     def require_time(self, needed_s: float, purpose: str) -> None:
-        """Raise Refused if less time than `needed_s` is left. ansible-runner kills the playbook after the deadline."""
+        """Raise Refused if less time than `needed_s` is left until the deadline of the plugin."""
         if time.monotonic() + needed_s > self.deadline_monotonic_s:
             needs = f", which needs {needed_s:.0f} s" if needed_s else ""
             raise Refused(f"TASK_TIMEOUT: too little time is left for {purpose}{needs}")
 
-    def store_partial_result(self, facts: Facts, **members: Any) -> None:
+    def store_vm_result_for_failure(self, facts: Facts, **members: Any) -> None:
         """Store a result document, which the plugin returns if it fails after this call."""
-        self.partial_result = result_document(facts, self.vm, **members)
+        self.vm_result_for_failure = result_document(facts, self.vm, **members)
 
     def build_result_document(self, facts: Facts, **members: Any) -> dict[str, Any]:
         """Return the result document. It has the addresses of the first look-up if the guest now reports none."""
@@ -247,12 +258,15 @@ class VmAction(ActionBase):
     def _prepare(self) -> None:
         arguments = self._validated_arguments()
         self.arguments = {name: arguments[name] for name in self.ARGUMENTS}
+        # Ansible's validation has added the members that the request lacks. They are removed.
         self.vm = given_members(arguments["vm"], self._task.args["vm"])
         self.addresses = []
         self.deadline_monotonic_s = time.monotonic() + float(self.vm.get("timeout_s") or DEFAULT_TIMEOUT_S)
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
+        # The login is the argument `connection`, or else a variable of the play. If both are empty, `open_cluster`
+        # reads the login from the credentials file or the environment.
         login_of_play = login.login_from_variables(self._task_vars, self._templar.template)
         connection = arguments["connection"] or login_of_play
         ca_bundle = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
@@ -270,7 +284,7 @@ class VmAction(ActionBase):
         return dict(arguments)
 
     def _report_wait(self, facts: Facts, running_upids: list[str]) -> None:
-        """Write a progress line about the current wait, if the last line is old enough."""
+        """Write a progress line about the current wait, unless a line was written in the last seconds."""
         if not self.progress.is_wait_line_due():
             return
         if running_upids:
@@ -292,9 +306,11 @@ class VmAction(ActionBase):
 def _error_message(exc: Exception) -> str:
     """Return the error of a failed action plugin as `CODE: text`."""
     if isinstance(exc, (Refused, LibraryMissing, login.LoginError)):
-        return failures.action_failure(error_text(exc))
+        # If the text begins with an error code, the code is kept.
+        return failures.action_plugin_failure(error_text(exc))
     if isinstance(exc, RecursionError):
         return "PVE_API_ERROR: Proxmox's answer is nested too deep"
     if isinstance(exc, (AnsibleError, *REQUEST_ERRORS)):
+        # The text is from Proxmox, so an error code in it is ignored.
         return failures.proxmox_failure({"msg": error_text(exc)})
     return f"INTERNAL: {failures.type_and_location_of(exc)}"

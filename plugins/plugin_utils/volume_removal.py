@@ -2,9 +2,9 @@
 """Removes volumes of a deleted guest that Proxmox could not remove, if the operator allows their removal.
 
 Before Proxmox removes a volume, it does not check whether a guest uses the volume. So the action plugin removes a
-volume only if all of these conditions are met: disks or snapshots of the deleted guest used the volume; the volume was
-not replaced after the deletion; its name contains the VMID; no new guest has this VMID; no other guest names the volume
-in its configuration or in a snapshot.
+volume only if all of these conditions are met: disks or snapshots of the deleted guest used the volume; the volume is
+not a new volume with the same name; the volume's name contains the VMID of the deleted guest; no new guest has this
+VMID; no other guest names the volume in its configuration or in a snapshot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .vm_action import Refused, VmAction
 
 #: The time between two polls of a Proxmox task that removes a volume.
 POLL_S = 0.5
-#: The exceptions after which a volume may still exist.
+#: The exceptions after which a volume may still exist: errors of an action plugin, and failed requests to Proxmox.
 FAILURES: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
 #: The keys of a configuration whose values people write. Such a value may name a volume that the guest does not use.
 TEXT_KEYS = ("description", "name", "hostname", "tags")
@@ -43,17 +43,17 @@ def volume_rows_of_guest(cluster: Cluster, node: str, vmid: int, used_volumes: I
 
 
 def remove_volumes(plugin: VmAction, node: str, rows: dict[str, Row]) -> None:
-    """Remove these volumes of the deleted guest. `rows` contains the row of each volume from before the deletion.
+    """Remove the volumes in `rows`, which the deleted guest used. The rows were read before the deletion.
 
     If a volume is not removed, the action plugin only warns, because the guest itself is already deleted.
     """
     try:
-        usage_texts = _usage_texts(plugin, rows)
+        usage_problems = _usage_problems_by_volume(plugin, rows)
     except FAILURES as exc:
-        usage_texts = dict.fromkeys(rows, f"it is unknown whether another guest uses the volume: {error_text(exc)}")
+        usage_problems = dict.fromkeys(rows, f"it is unknown whether another guest uses the volume: {error_text(exc)}")
     for volume, row in rows.items():
         try:
-            problem = usage_texts.get(volume) or _reuse_problem(plugin.cluster, node, volume, row)
+            problem = usage_problems.get(volume) or _new_owner_problem(plugin.cluster, node, volume, row)
             problem = problem or _remove(plugin, node, volume)
         except FAILURES as exc:
             problem = error_text(exc)
@@ -61,8 +61,8 @@ def remove_volumes(plugin: VmAction, node: str, rows: dict[str, Row]) -> None:
             plugin.warn(f"The volume {volume} was not removed: {problem}")
 
 
-def _usage_texts(plugin: VmAction, volumes_to_remove: Iterable[str]) -> dict[str, str]:
-    """Return a text for each of these volumes that a guest's configuration names. The text names this guest.
+def _usage_problems_by_volume(plugin: VmAction, volumes_to_remove: Iterable[str]) -> dict[str, str]:
+    """Return a problem for each volume to remove that another guest uses. The problem names that guest.
 
     The keys of the result are the volume ids. Two storages may show the same volumes, so volumes are compared by their
     names without the storage. Raises one of FAILURES if a configuration cannot be read.
@@ -72,18 +72,20 @@ def _usage_texts(plugin: VmAction, volumes_to_remove: Iterable[str]) -> dict[str
     if not any(privileges.get("VM.Audit") for privileges in privileges_by_path.values()):
         raise Refused("the token lacks VM.Audit on /vms, so it does not see every guest")
     patterns = {volume: _pattern_of(volume) for volume in volumes_to_remove}
-    usage_texts = {}
+    usage_problems = {}
     for row in cluster.list_guests():
         plugin.require_time(0, "reading the configurations of all guests")
         guest_text = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']}"
         text = f"{guest_text} has this volume in its configuration or a snapshot"
-        for value in _configuration_values(Cluster(cluster.api, str(row["type"]), cluster.login), row):
-            usage_texts.update({volume: text for volume, pattern in patterns.items() if pattern.search(value)})
-    return usage_texts
+        # A Cluster object reads only guests of one kind: VMs or containers.
+        cluster_of_kind = Cluster(cluster.api, str(row["type"]), cluster.login)
+        for value in _configuration_values(cluster_of_kind, row):
+            usage_problems.update({volume: text for volume, pattern in patterns.items() if pattern.search(value)})
+    return usage_problems
 
 
 def _pattern_of(volume: str) -> re.Pattern[str]:
-    """Return a pattern that finds the volume's name in a value, even as the base of another volume or in a path."""
+    """Return a pattern that finds the volume's name in a volume id, a path or the id of a linked clone's volume."""
     name = re.split(r"[:/]", volume)[-1]
     return re.compile(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])")
 
@@ -97,11 +99,11 @@ def _configuration_values(cluster: Cluster, row: Row) -> Iterator[str]:
     yield from (str(value) for key, value in items if key not in TEXT_KEYS)
 
 
-def _reuse_problem(cluster: Cluster, node: str, volume: str, row_before: Row) -> str:
+def _new_owner_problem(cluster: Cluster, node: str, volume: str, row_before: Row) -> str:
     """Return why the volume may now belong to another guest; '' if it cannot.
 
-    It may belong to another guest if its VMID has a guest again, or if the volume was created after its row
-    `row_before` was read.
+    It may if a new guest has the VMID of the deleted guest, if the volume was created after `row_before` was read, or
+    if Proxmox no longer lists the volume for this VMID.
     """
     vmid = int(row_before["vmid"])
     row_now = volume_rows_of_guest(cluster, node, vmid, [volume]).get(volume)

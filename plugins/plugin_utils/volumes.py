@@ -2,7 +2,8 @@
 """Finds volumes of a deleted guest that still exist: after its deletion, and again before a new guest gets the VMID.
 
 Proxmox deletes a guest even if it cannot remove one of the guest's disks, and it does not remove a volume that only a
-snapshot names. Such a volume may be a cloud-init drive, which contains the hash of a password.
+snapshot names. Such a volume may be a cloud-init drive, which contains the hash of a password. `REQUEST_ERRORS` are
+the exceptions of a failed request to Proxmox.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .client import REQUEST_ERRORS, error_text
-from .proxmox_tasks import volumes_left_in
+from .proxmox_tasks import volumes_left_in_log
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -72,7 +73,7 @@ def find_volumes_left(
     that their storage still lists, and the volumes that the Proxmox tasks `upids` could not remove, according to the
     logs of these tasks.
     """
-    logged_volumes = volumes_left_in([line for upid in upids for line in cluster.log(upid)])
+    logged_volumes = volumes_left_in_log([line for upid in upids for line in cluster.log(upid)])
     listed_volumes, unreadable_storages = list_volumes(cluster, node, storages_of(volumes_before), vmid)
     return sorted((volumes_before & listed_volumes) | set(logged_volumes)), unreadable_storages
 
@@ -80,14 +81,15 @@ def find_volumes_left(
 def find_volumes_left_by_earlier_deletion(
     cluster: Cluster, vmid: int, upid: str
 ) -> tuple[list[str], list[str], list[str]]:
-    """Find the volumes that still exist of a guest that the Proxmox task `upid` deleted some time ago.
+    """Find the volumes of a deleted guest. The Proxmox task `upid` deleted the guest some time ago.
 
-    Return three lists: the volumes that the log of the Proxmox task names and that still exist; the VMID's further
-    volumes on the node of the Proxmox task; and a text about each storage that cannot be read. The further volumes may
-    be volumes that only a snapshot of the guest named. On a shared storage, they may also belong to another cluster.
+    Return three lists. The first contains the volumes that the log of the Proxmox task names, if they still exist or if
+    their storage cannot be read. The second contains all other volumes of the VMID on the node of the Proxmox task:
+    they may be from a snapshot of the deleted guest or, on a shared storage, from another cluster. The third contains a
+    text about each storage that cannot be read.
     """
     node = upid.split(":")[1]
-    logged_volumes = set(volumes_left_in(cluster.log(upid)))
+    logged_volumes = set(volumes_left_in_log(cluster.log(upid)))
     listed_volumes, unreadable_storages = list_volumes(
         cluster, node, storages_of(logged_volumes) | cluster.disk_storages(node), vmid
     )
@@ -112,7 +114,7 @@ def storages_of(volumes: Iterable[str]) -> set[str]:
 
 
 def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[str]:
-    """Return the storages on which a new guest will have volumes, as its request and its template name them."""
+    """Return the storages of a new guest's volumes: those of its template, and those in the request `vm`."""
     config = template.get("config", {})
     drives = [str(value).partition(",")[0] for key, value in config.items() if VOLUME_KEY.match(key)]
     template_storages = {drive.partition(":")[0] for drive in drives if _VOLUME.match(drive)}
@@ -120,7 +122,7 @@ def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[s
     return template_storages | {str(storage) for storage in requested_storages if storage}
 
 
-def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
+def old_volumes_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
     """Return a problem if one of these storages has volumes of a deleted guest with this VMID; '' if not.
 
     Because of the VMID in their names, these volumes would become volumes of a new guest. Raises one of REQUEST_ERRORS
@@ -140,14 +142,14 @@ def reuse_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str
 def volumes_left_warning(vmid: int, volumes: Iterable[str], volumes_of_unknown_owner: Sequence[str] = ()) -> str:
     """Return the warning about the volumes that still exist after a guest's deletion.
 
-    The volumes in `volumes_of_unknown_owner` have the VMID, but may belong to another guest.
+    `volumes` contains all of them. `volumes_of_unknown_owner` contains those that may belong to another guest.
     """
     names = ", ".join(volume for volume in volumes if volume not in volumes_of_unknown_owner)
     texts = []
     if names:
         texts.append(f"Proxmox could not remove these volumes: {names} (remove them by hand: pvesm free VOLUME)")
     if volumes_of_unknown_owner:
-        text = f"these volumes with its VMID exist: {', '.join(volumes_of_unknown_owner)}"
+        text = f"these volumes have its VMID in their names: {', '.join(volumes_of_unknown_owner)}"
         texts.append(f"{text} (remove them by hand, unless a guest of another cluster uses them)")
     end = f"No new guest gets VMID {vmid} while one of these volumes exists"
     return f"{VOLUMES_LEFT}: VM {vmid} is deleted, but {', and '.join(texts)}. {end}"

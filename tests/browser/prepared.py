@@ -150,7 +150,7 @@ def prepared_site(folder: Path) -> Iterator[PreparedSite]:
         filled = fill(site.engine, folder)
         _add_hostile_rows(site, filled)
         for pages in (site, secured, local):
-            object.__setattr__(pages.view, "list_drift", _findings)
+            object.__setattr__(pages.view, "list_drift_findings", _findings)
         proxy = stack.enter_context(running_proxy(site.handle.port))
         yield PreparedSite(site, secured, local, filled, proxy)
 

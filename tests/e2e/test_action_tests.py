@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from smith_lab.lab_test.lab_settings import PREFIX
+from smith_lab.lab_test.lab_settings import VARIABLE_PREFIX
 from support.cli_world import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,9 @@ def smith(tmp_path: Path, folder: Path) -> Cli:
 
 def run_action_tests(smith: Cli, *arguments: str) -> tuple[int, str]:
     """Run `smith actions test`; return its exit code and all that it prints."""
-    env = {name: text for name, text in os.environ.items() if not name.startswith((PREFIX, "PROXMOX_", "PYTEST_"))}
+    env = {
+        name: text for name, text in os.environ.items() if not name.startswith((VARIABLE_PREFIX, "PROXMOX_", "PYTEST_"))
+    }
     done = subprocess.run(
         smith.command("actions", "test", *arguments),
         env=env | smith.env,
@@ -99,4 +101,4 @@ def test_without_the_lab_package_the_command_names_the_package_to_install(smith:
         text=True,
         check=False,
     )
-    assert (done.returncode, "pip install agent-smith-lab" in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, "the wheel agent-smith-lab" in done.stderr) == (1, True), done.stderr

@@ -47,7 +47,7 @@ def test_forty_services_of_forty_groups_are_created_while_heartbeats_continue(ma
 def test_a_burst_on_a_busy_storage_completes_before_fulcrumcore_times_its_jobs_out(make_lab: MakeLab) -> None:
     """FulcrumCore fails a job five minutes after its creation. The list of guests is 10 s late, as in Proxmox."""
     lab = make_lab(time_scale=0.1, SMITH_CONCURRENCY="6")
-    lab.proxmox.control("statistics", lag_s=10)
+    lab.proxmox.control("statistics", broadcast_interval_s=10)
     lab.proxmox.control("storage_locks", every=5)
     lab.start_executor()
 

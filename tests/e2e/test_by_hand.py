@@ -35,7 +35,7 @@ def test_the_agents_job_waits_until_the_action_by_hand_has_ended(make_lab: MakeL
     ) as by_hand:
         try:
             wait_for((tmp_path / "running").exists, 120, "the playbook by hand")
-            lab.admin.start_action(service_id, "start")
+            lab.admin.request_action(service_id, "start")
             # The agent completes a job of another service meanwhile, so it has also polled the job that waits.
             assert outcome_of(lab.run_action(other_id, "start")) == "Completed"
             job = lab.last_job(service_id)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
 from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
 
 CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
@@ -108,7 +108,7 @@ def test_a_container_with_an_unknown_os_template_is_refused_and_can_be_deleted(l
 @pytest.fixture(scope="module")
 def bare_type(lab: LabSystem) -> str:
     """Create a service type for bare VMs: with an ISO image or an empty disk in place of a template. Return its id."""
-    service_type = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
+    service_type = copy.deepcopy(read_type_file(VM_SERVICE_TYPE_FILE)) | {"name": "proxmox-bare-vm"}
     properties = service_type["propertySchema"]["properties"]
     del properties["image"]
     properties |= {"iso": {"type": "string", "label": "ISO"}, "blank": {"type": "boolean", "label": "Empty disk"}}
@@ -141,7 +141,7 @@ def test_a_missing_iso_image_and_a_wrong_number_of_sources_are_refused(lab: LabS
     missing = order_bare_vm(lab, bare_type, "missing", iso="local:iso/none.iso")
     assert lab.last_job(missing)["errorMessage"].startswith("NOT_FOUND: no node fits")
     both = order_bare_vm(lab, bare_type, "both", iso="local:iso/debian-12.iso", blank=True)
-    assert lab.last_job(both)["errorMessage"].startswith("INVALID_REQUEST: iso and blank exclude each other")
+    assert lab.last_job(both)["errorMessage"].startswith("INVALID_REQUEST: set only one of iso and blank")
     neither = order_bare_vm(lab, bare_type, "neither")
     assert lab.last_job(neither)["errorMessage"].startswith("INVALID_REQUEST: image is missing")
 
@@ -177,7 +177,10 @@ def test_migrate_moves_a_vm_off_a_node_in_maintenance_and_otherwise_changes_noth
     job_without_a_reason = lab.run_action(service_id, "migrate")
     assert (job_without_a_reason["status"], lab.guests_of(service_id)[0]["node"]) == ("Completed", before["node"])
     result = lab.run_smith_json("jobs", "show", job_without_a_reason["id"])["result"]
-    assert (result["changed"], "no other node is much better" in result["placement"]["reason"]) == (False, True)
+    assert (result["changed"], "no other node has a much higher score" in result["placement"]["reason"]) == (
+        False,
+        True,
+    )
 
     other = "pve2" if before["node"] == "pve1" else "pve1"
     lab.proxmox.control("node", node=before["node"], maintenance=True)

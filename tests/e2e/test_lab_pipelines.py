@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from smith_lab.lab_test.cluster import LabCluster
-from smith_lab.lab_test.lab_settings import PREFIX
+from smith_lab.lab_test.lab_settings import VARIABLE_PREFIX
 from smith_lab.lab_test.reserved_range import ReservedRange, new_lease
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.system import wait_for
@@ -62,7 +62,11 @@ def stand_in(tmp_path: Path) -> Iterator[ProxmoxStandIn]:
 
 def environment(stand_in: ProxmoxStandIn | None, **more: str) -> dict[str, str]:
     """Return the environment of a pipeline."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "PROXMOX_", "PYTEST_"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((VARIABLE_PREFIX, "PROXMOX_", "PYTEST_"))
+    }
     return env | (lab_settings(stand_in).variables() if stand_in else {}) | more
 
 
@@ -218,7 +222,7 @@ def test_a_pipeline_whose_reservation_was_taken_ends_its_tests_and_removes_nothi
     with waiting_pipeline(stand_in, tmp_path) as pipeline:
         holder = next(guest for guest in cluster.guests(range(FIRST, FIRST + 3 * SIZE)) if "-lease" in guest.name)
         other_run = ReservedRange(
-            vmids=range(holder.vmid, holder.vmid + SIZE), lease=new_lease(0), base_prefix="smith-lab"
+            vmids=range(holder.vmid, holder.vmid + SIZE), lease=new_lease(0), lab_name_prefix="smith-lab"
         )
         cluster.replace_name_and_notes(holder, other_run.lease_name, other_run.lease.notes())
         vmids_left = lab_vmids(stand_in)
@@ -243,9 +247,9 @@ def test_a_lab_that_cannot_be_reached_at_the_end_does_not_hide_that_the_tests_pa
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({f"{PREFIX}NODE": ""}, "the lab needs LAB_PROXMOX_NODE"),
+        ({f"{VARIABLE_PREFIX}NODE": ""}, "the lab needs LAB_PROXMOX_NODE"),
         ({"PROXMOX_VMID_MIN": "90010", "PROXMOX_VMID_MAX": "90019"}, "overlap the VMIDs of production"),
-        ({f"{PREFIX}TEMPLATE": "123"}, "the lab cannot be used"),
+        ({f"{VARIABLE_PREFIX}TEMPLATE": "123"}, "the lab cannot be used"),
     ],
 )
 def test_a_lab_that_cannot_be_used_is_refused_before_any_change(

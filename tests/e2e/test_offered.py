@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
 from smith_lab.system import LabSystem, outcome_of, running_lab
 
 #: A VM template and an OS template that exist at Proxmox, but are not in PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES.
@@ -41,7 +41,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
 
 def _create_unrestricted_service_type(lab: LabSystem) -> Any:
     """Create a service type that accepts any names of bridges, storages, ISO images and so on. Return the lab's ids."""
-    unrestricted_type = load_type(VM_SERVICE_TYPE_FILE) | {"name": "vm-with-all-properties"}
+    unrestricted_type = read_type_file(VM_SERVICE_TYPE_FILE) | {"name": "vm-with-all-properties"}
     properties = unrestricted_type["propertySchema"]["properties"]
     properties["image"]["required"] = False
     properties["network"]["properties"]["vlan"]["validators"] = []

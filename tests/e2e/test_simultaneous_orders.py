@@ -26,7 +26,7 @@ def request_twice(lab: LabSystem, service_id: str, action: str) -> None:
         with AdminClient(lab.core.url) as admin:
             admin.get_service(service_id)  # opens the connection
             both_ready.wait()
-            admin.start_action(service_id, action)
+            admin.request_action(service_id, action)
 
     lab.core.set_switches(simultaneous_requests_all_succeed=True)
     with ThreadPoolExecutor(2) as pool:

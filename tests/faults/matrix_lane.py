@@ -152,7 +152,7 @@ class Lane:
         elif action == "delete":
             admin.delete_service(service_id)
         else:
-            admin.start_action(service_id, action)
+            admin.request_action(service_id, action)
         return service_id
 
     def _store_idle_service(self, service_id: str) -> None:

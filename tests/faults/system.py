@@ -79,7 +79,7 @@ class SystemUnderTest:
     def request_near_the_deadline(self, service_id: str, action: str) -> None:
         """Request an action whose job is four and a half minutes old for FulcrumCore, so that half a minute is left."""
         self.lab.core.advance(-270)
-        self.lab.admin.start_action(service_id, action)
+        self.lab.admin.request_action(service_id, action)
         self.lab.core.advance(270)
 
     def expire_last_job(self, service_id: str) -> str:
@@ -253,15 +253,15 @@ def running_system(
     folder: Path,
     *,
     time_scale: float = 0.0,
-    core_url: str | None = None,
+    fulcrum_base_url: str | None = None,
     core_host: str = LOOPBACK,
     proxmox_host: str = LOOPBACK,
     **settings: str,
 ) -> Iterator[SystemUnderTest]:
     """Run simulator and stand-in with VMs of other owners inside our VMID range; the caller starts the executor.
 
-    Simulator and stand-in listen on `core_host` and `proxmox_host`. With `core_url`, this new FulcrumCore is used
-    instead of a simulator.
+    Simulator and stand-in listen on `core_host` and `proxmox_host`. With `fulcrum_base_url`, this new FulcrumCore is
+    used instead of a simulator.
     """
     crash_file = folder / "crash.json"
     crash_file.write_text("[]")
@@ -270,7 +270,7 @@ def running_system(
         folder,
         time_scale=time_scale,
         settings=wanted,
-        core_url=core_url,
+        fulcrum_base_url=fulcrum_base_url,
         core_host=core_host,
         proxmox_host=proxmox_host,
     ) as lab:

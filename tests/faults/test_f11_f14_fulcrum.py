@@ -12,7 +12,7 @@ from smith_lab.fulcrum_setup import add_agent
 from smith_lab.system import outcome_of
 from sqlalchemy import update
 
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import job_queue, outbox, queries
@@ -87,7 +87,7 @@ def test_f11_r9_the_reports_of_a_day_are_sent_oldest_first_when_fulcrumcore_reco
         ended_at = now - timedelta(seconds=DAY_S * (1 - number / JOBS_OF_A_DAY))
         _store_finished_job(engine, job_id, ended_at)
     state = AgentState(agent_id=system.lab.ids.agent_id)
-    reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state, refusal_counter=RefusalCounter(fulcrum=fulcrum))
+    reporter = Reporter(engine=engine, fulcrum=fulcrum, state=state, http_403_counter=Http403Counter(fulcrum=fulcrum))
 
     state.fulcrum_link.record_failed_call("for a day")
     with transaction(engine) as session:  # the backoff of the oldest report ends, as it does within a minute

@@ -54,7 +54,7 @@ def test_f16_a_vm_is_locked(system: SystemUnderTest, lock: str) -> None:
     vmid = system.vm_of(service_id)["vmid"]
     system.lab.proxmox.control("lock", vmid=vmid, lock=lock)
     requeued = len(system.lab.log_events("job_requeued"))
-    system.lab.admin.start_action(service_id, "start")
+    system.lab.admin.request_action(service_id, "start")
     system.wait_for_log("job_requeued", requeued + 1)
     assert "VM_LOCKED" in system.lab.log_events("job_requeued")[-1]["reason"]
     system.lab.proxmox.control("lock", vmid=vmid, lock=None)

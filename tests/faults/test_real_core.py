@@ -239,4 +239,4 @@ def test_the_forwarder_ends_a_connection_whose_request_has_no_answer_and_repeats
         with pytest.raises(requests.ConnectionError):
             send_request(forwarder, "GET", "/api/v1/metric-types")
     assert [item.status for item in forwarder.exchanges] == [None, 200, None]
-    assert len(simulator.server.lab_state.entries()) == 2
+    assert len(simulator.server.faults_and_history.entries()) == 2

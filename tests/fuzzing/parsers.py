@@ -25,17 +25,17 @@ from executor.database import mapping_transfer
 from executor.errors import JobError, SettingsError
 from executor.fulcrum import vault
 from executor.fulcrum.clock import parse_http_date
-from executor.fulcrum.types import CoreAgent, CoreJob, CoreService, ListedService, ServiceType
+from executor.fulcrum.types import FulcrumAgent, FulcrumJob, FulcrumService, ListedService, ServiceType
 from executor.fulcrum.untrusted_json import MAX_JSON_DEPTH, check_storable, parse_json
 from executor.model import RunArtifacts, RunStatus
 from executor.proxmox import rows, template_needs
 from executor.redaction import MIN_SECRET_LENGTH, Redactor, StreamRedactor
 from executor.runs import results
-from executor.runs.action_schema import check_properties, read_schema
+from executor.runs.action_schema import check_properties, read_validator
 from executor.runs.actions import Action, collection_folder
 from executor.runs.output import OutputDecoder, RunOutput
 from executor.runs.plan import plan
-from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.request import PlaybookSettings, RunRequest
 from executor.runs.story import MAX_ENTRIES, RunStory
 from executor.settings.settings import load_settings
 from executor.shared import error_rules, marker, reactions
@@ -48,7 +48,7 @@ MAC = "BC:24:11:00:11:22"
 #: The first bytes of an input for the redactor are the secret.
 SECRET_BYTES = 8
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzzing-"))
-PLAN_SETTINGS = PlanSettings(
+PLAN_SETTINGS = PlaybookSettings(
     cluster="default",
     templates={"debian-12": 9000},
     storage="local-zfs",
@@ -77,7 +77,7 @@ def fulcrum_json(data: bytes) -> None:
     """JSON from FulcrumCore: it is refused, or no deeper than the database, the redactor and Ansible can process."""
     value = _json(data)
     assert _depth(value) <= MAX_JSON_DEPTH
-    for model in (CoreJob, CoreService, CoreAgent, ListedService):
+    for model in (FulcrumJob, FulcrumService, FulcrumAgent, ListedService):
         with contextlib.suppress(ValueError):
             model.parse(value)
 
@@ -135,19 +135,19 @@ def proxmox_json(data: bytes) -> None:
             parse(value)
     if isinstance(value, dict):
         for row in rows.vm_rows([{"vmid": 100, "node": "pve1", "type": "qemu"}]):
-            rows.complete_vm_row(row, value)
-        template_needs.needs_of_template(value)
+            rows.fill_in_vm_row(row, value)
+        template_needs.privilege_needs_of_template(value)
         template_needs.root_only_devices(value)
 
 
 def markers(data: bytes) -> None:
     """The description of a VM: a text of a user never becomes a marker."""
     text = _text(data)
-    marker.markers_in(text)
+    marker.marker_values_in(text)
     marker.agent_id_in(text)
     marker.service_id_in(marker.with_agent_line(text, SERVICE_ID))
-    assert marker.markers_in(marker.without_forged_lines(text)) == []
-    assert marker.markers_in(marker.without_smith_lines(text)) == []
+    assert marker.marker_values_in(marker.without_imitated_smith_lines(text)) == []
+    assert marker.marker_values_in(marker.without_smith_lines(text)) == []
 
 
 def guest_settings(data: bytes) -> None:
@@ -164,7 +164,7 @@ def guest_settings(data: bytes) -> None:
 def guest_agent(data: bytes) -> None:
     """The answer of a guest agent: only IP addresses are used, and at most 64."""
     value = _json(data)
-    for read in (guest_facts.usable_addresses, guest_facts.container_addresses):
+    for read in (guest_facts.reachable_addresses, guest_facts.container_addresses):
         addresses = read(value, [MAC])
         assert len(addresses) <= 64
         for address in addresses:
@@ -175,7 +175,7 @@ def task_log(data: bytes) -> None:
     """The log of a Proxmox task."""
     lines = _text(data).split("\n")
     proxmox_tasks.vmids_in(lines)
-    proxmox_tasks.volumes_left_in(lines)
+    proxmox_tasks.volumes_left_in_log(lines)
     proxmox_tasks.error_with_cause("job errors", lines)
 
 
@@ -269,7 +269,7 @@ def mapping_export(data: bytes) -> None:
     file.write_bytes(data)
     with contextlib.suppress(CommandFailed):
         for entry in mappings_transfer._read_mappings(file):
-            if not mapping_transfer.why_not_importable(entry) and entry.get("delete_at"):
+            if not mapping_transfer.find_import_problem(entry) and entry.get("delete_at"):
                 mapping_transfer._parse_iso_time(entry["delete_at"])
 
 
@@ -278,7 +278,7 @@ def action_schema(data: bytes) -> None:
     file = FOLDER / "fuzzed.schema.json"
     file.write_bytes(data)
     with contextlib.suppress(ValueError):
-        read_schema(file)
+        read_validator(file)
         action = Action(name="x", playbook=file, schema=file, is_ours=False)
         with contextlib.suppress(JobError):
             check_properties(action, {"cores": 2, "name": "web", "disks": [{"gib": 1}]})
@@ -324,7 +324,7 @@ async def _call(scope: dict[str, Any]) -> int:
     return statuses[0]
 
 
-ACCESS = Access(token="a-token-of-more-than-sixteen", is_server_local=False)
+ACCESS = Access(token="a-token-of-more-than-sixteen", can_only_local_callers_connect=False)
 PARSERS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (

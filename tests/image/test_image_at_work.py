@@ -87,9 +87,9 @@ def test_a_burst_of_services_fits_into_the_memory_limit(lab: LabSystem, running_
     deleted, started = services[:1], services[:2]
     assert _statuses(lab, services) == ["Stopped"] * 4, running_container.logs()[-3000:]
     for service_id in started:
-        lab.admin.start_action(service_id, "start")
+        lab.admin.request_action(service_id, "start")
     assert _statuses(lab, started) == ["Started"] * 2
-    lab.admin.start_action(deleted[0], "stop")
+    lab.admin.request_action(deleted[0], "stop")
     assert _statuses(lab, deleted) == ["Stopped"]
     lab.admin.patch_service(deleted[0], {"cores": 4})
     assert _statuses(lab, deleted) == ["Stopped"]

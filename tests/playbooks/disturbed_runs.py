@@ -111,7 +111,7 @@ def execute(run: DisturbedRun, bench: Bench, executor: ExecutorBench) -> None:
             bench.pve.fail_task(task, "WARNINGS: 1", vmid=run.vm["vmid"], after=True)
     if "unremovable" in run.kinds:
         bench.pve.control("unremovable", volume=f"{STORAGE}:vm-{run.vm['vmid']}-disk-0")
-    bench.pve.control("statistics", lag_s=STATISTICS_LAG_S)
+    bench.pve.control("statistics", broadcast_interval_s=STATISTICS_LAG_S)
     bench.pve.control("logins", delay_s=LOGIN_DELAY_S)
     bench.pve.control("disturb", disturbances=run.disturbances)
     result = _repeat(run, bench, executor)

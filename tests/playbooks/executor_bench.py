@@ -18,7 +18,7 @@ from smith_lab.proxmox.stand_in import ProxmoxStandIn
 from executor.model import JobResult, PlaybookRun
 from executor.redaction import Redactor
 from executor.runs import results
-from executor.runs.request import PlanSettings
+from executor.runs.request import PlaybookSettings
 from executor.runs.runner import Runner, RunnerPaths
 
 #: Within this time the servers of warm runs must have started.
@@ -76,7 +76,7 @@ def credentials_of(pve: ProxmoxStandIn) -> dict[str, Any]:
     }
 
 
-def plan_settings(**more: Any) -> PlanSettings:
+def playbook_settings(**more: Any) -> PlaybookSettings:
     """Return the operator's settings for the stand-in."""
     usual: dict[str, Any] = {
         "cluster": "default",
@@ -92,4 +92,4 @@ def plan_settings(**more: Any) -> PlanSettings:
         "shutdown_timeout_s": 5.0,
         "address_timeout_s": 2.0,
     }
-    return PlanSettings(**(usual | more))
+    return PlaybookSettings(**(usual | more))

@@ -58,7 +58,7 @@ NIC = "virtio=BC:24:11:00:11:22,bridge=vmbr7,tag=7"
 )
 def test_a_request_may_name_what_is_offered_and_what_the_vm_has(requested: Any, config: Any, problem: str) -> None:
     facts = make_vm_facts(**config)
-    text = f"INVALID_REQUEST: {problem}" if problem else ""
+    text = f"INVALID_REQUEST: {problem} by the provider" if problem else ""
     assert allowed.request_problem(facts, make_vm(allowed=ALLOWED, **requested), is_new=False) == text
     assert allowed.request_problem(facts, make_vm(**requested), is_new=False) == "", (
         "without the lists there is no limit"
@@ -69,8 +69,9 @@ def test_a_request_may_name_what_is_offered_and_what_the_vm_has(requested: Any, 
 
 def test_a_new_guest_names_only_an_iso_image_on_an_offered_storage() -> None:
     vm = make_vm(allowed=ALLOWED, iso="local:iso/debian.iso")
-    absent = guest_facts.absent_guest_facts(500)
-    assert allowed.request_problem(absent, vm, is_new=True) == "INVALID_REQUEST: the storage local is not offered"
+    absent = guest_facts.facts_of_absent_guest(500)
+    problem = "INVALID_REQUEST: the storage local is not offered by the provider"
+    assert allowed.request_problem(absent, vm, is_new=True) == problem
     assert allowed.request_problem(absent, {**vm, "iso": "local-lvm:iso/debian.iso"}, is_new=True) == ""
 
 
@@ -105,7 +106,7 @@ def random_guest(rng: random.Random) -> tuple[dict[str, Any], bool]:
 
 
 def test_a_missing_vm_is_accepted_only_if_allowed_and_proven_absent() -> None:
-    absent = guest_facts.absent_guest_facts(500)
+    absent = guest_facts.facts_of_absent_guest(500)
     proven_absent = absent | {"absence": {"is_proven": True, "code": "", "text": ""}}
     assert identity.identity_problem(absent, make_vm(), True).startswith("PVE_PERMISSION")
     assert identity.identity_problem(proven_absent, make_vm()).startswith("VM_NOT_FOUND")
@@ -134,12 +135,12 @@ def test_a_vm_whose_deletion_was_interrupted_has_an_error_code_of_its_own(may_be
     assert problem.startswith("VM_HALF_DESTROYED: ")
     assert "`qm unlock 500` and `qm destroy 500`" in problem
     assert identity.lock_problem(facts) == problem
-    assert identity.reservation_problem(facts, make_vm()).startswith("VM_ID_TAKEN")
+    assert identity.reserved_vmid_problem(facts, make_vm()).startswith("VM_ID_TAKEN")
 
 
 #: The guest that has the reserved VMID: a description of it, its facts, and the code of the refusal.
 RESERVATIONS = [
-    ("free", guest_facts.absent_guest_facts(500), ""),
+    ("free", guest_facts.facts_of_absent_guest(500), ""),
     ("ours by its marker", make_vm_facts(name="renamed"), ""),
     ("ours by its reserved name, the description still the template's", make_vm_facts(description="debian"), ""),
     ("another name, no marker", make_vm_facts(name="x", description=None), "VM_ID_TAKEN"),
@@ -152,7 +153,7 @@ RESERVATIONS = [
 
 @pytest.mark.parametrize(("case", "facts", "code"), RESERVATIONS, ids=[case[0] for case in RESERVATIONS])
 def test_a_reserved_vmid_may_be_free_or_that_of_the_services_vm(case: str, facts: dict[str, Any], code: str) -> None:
-    assert identity.reservation_problem(facts, make_vm()).split(":")[0] == code
+    assert identity.reserved_vmid_problem(facts, make_vm()).split(":")[0] == code
 
 
 def test_an_equal_configuration_needs_no_change() -> None:
@@ -276,6 +277,6 @@ def test_only_offered_tags_may_be_requested(
     """A request may name the tags that the VM has already. A new VM does not have the tags of its template."""
     vm = make_vm(tags=requested, allowed={"tags": offered})
     source = {**make_vm_facts(), "tags": ["web", "smith"]}
-    problem = f"INVALID_REQUEST: the tag {refused} is not offered" if refused else ""
+    problem = f"INVALID_REQUEST: the tag {refused} is not offered by the provider" if refused else ""
     assert allowed.request_problem(source, vm, is_new=is_new) == problem
     assert allowed.request_problem(source, make_vm(tags=requested), is_new=is_new) == ""

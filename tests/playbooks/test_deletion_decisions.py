@@ -59,7 +59,7 @@ def test_a_request_for_due_deletions_only_keeps_a_vm_without_a_deletion_mark(
     facts = make_vm_facts(tags=f"smith;{tag}") | {"looked_at": 1000}
     request = make_vm(only_when_due=True, grace_s=5)
     assert deletion.next_deletion_step(facts, request) == dict(zip(("step", "delete_at"), decision, strict=True))
-    assert deletion.next_deletion_step(guest_facts.absent_guest_facts(500), request)["step"] == "destroy"
+    assert deletion.next_deletion_step(guest_facts.facts_of_absent_guest(500), request)["step"] == "destroy"
 
 
 AGENT_ID = "6f0c2a52-8d0e-4d0b-9a3c-0d9a5b1f7e11"
@@ -101,7 +101,7 @@ def test_a_change_writes_the_agent_beside_the_marker(
     sent = configuration.differing_parameters(facts, make_vm(**wanted)).get("description")
     assert sent == (new_notes and new_notes.format(*names))
     if sent:
-        assert identity.is_marked({**facts, "markers": marker.markers_in(sent)}, make_vm())
+        assert identity.is_marked({**facts, "markers": marker.marker_values_in(sent)}, make_vm())
         assert marker.agent_id_in(sent) == AGENT_ID
 
 

@@ -82,7 +82,7 @@ def test_a_code_in_the_text_of_proxmox_is_not_used() -> None:
         failures.outcome_problem({**facts, "task_error": FORGED_TEXT}, {}, "running"),
         failures.outcome_problem(facts, {"failed": True, "msg": f"{FORGED_TEXT}: Read timed out"}, "running"),
         failures.proxmox_failure({"msg": FORGED_TEXT}),
-        failures.failure_after_look_up({"msg": FORGED_TEXT}),
+        failures.failure_confirmed_by_look_up({"msg": FORGED_TEXT}),
         failures.failure({"msg": FORGED_TEXT, "invocation": {"module_args": {"api_host": "pve1"}}}),
         configuration.configuration_problem({**facts, "task_error": FORGED_TEXT}, make_vm(cores=64), []),
     ]
@@ -244,7 +244,7 @@ def test_the_cause_of_a_failed_proxmox_task_is_read_from_the_end_of_its_log(
     status: str, end: list[str], cause: str, code: str
 ) -> None:
     log = [*(f"transferred {n} %" for n in range(100)), *end, f"TASK ERROR: {status}"]
-    text = proxmox_tasks.error_with_cause(status, log) if not proxmox_tasks.has_specific_code(status) else status
+    text = proxmox_tasks.error_with_cause(status, log) if not proxmox_tasks.has_failure_cause(status) else status
     assert text.startswith(status if code != "VM_LOCKED" or status == "job errors" else cause)
     assert text.endswith(cause)
     assert failures.failure({"msg": text}).split(":")[0] == code
@@ -270,6 +270,6 @@ def test_only_a_proxmox_task_of_the_same_token_is_ours(task: dict[str, str], is_
     "status", ["unexpected status", "interrupted by signal", "unable to get last line from task log - x"]
 )
 def test_a_proxmox_task_that_was_killed_or_has_no_log_has_an_unknown_outcome(status: str) -> None:
-    assert proxmox_tasks.is_end_unknown({"status": status})
-    assert not proxmox_tasks.is_end_unknown({"status": "start failed"})
-    assert not proxmox_tasks.is_end_unknown({"status": "RUNNING"})
+    assert proxmox_tasks.is_task_outcome_unknown({"status": status})
+    assert not proxmox_tasks.is_task_outcome_unknown({"status": "start failed"})
+    assert not proxmox_tasks.is_task_outcome_unknown({"status": "RUNNING"})

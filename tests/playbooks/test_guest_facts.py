@@ -32,7 +32,7 @@ def test_a_vm_is_created_while_no_node_sends_statistics(bench: Bench, play: Play
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
 def test_every_action_works_on_a_guest_without_statistics(bench: Bench, kind: str) -> None:
-    bench.pve.control("statistics", lag_s=LAG_S, silent_nodes=ALL_NODES)
+    bench.pve.control("statistics", broadcast_interval_s=LAG_S, silent_nodes=ALL_NODES)
     vm = make_creation_request(bench, kind)
     backup = {**vm, "backup_storage": bench.place.backup_storage}
     for action, request in [("create", vm), ("start", vm), ("restart", vm), ("stop", vm), ("backup", backup)]:
@@ -43,7 +43,7 @@ def test_every_action_works_on_a_guest_without_statistics(bench: Bench, kind: st
 
 
 def test_a_new_container_is_started_before_the_list_has_its_name(bench: Bench, play: Play) -> None:
-    bench.pve.control("statistics", lag_s=LAG_S)
+    bench.pve.control("statistics", broadcast_interval_s=LAG_S)
     container = make_creation_request(bench, "lxc")
     assert play("create", container).message == ""
     assert play("start", container).result["status"] == "running"
@@ -60,7 +60,7 @@ def test_a_new_vm_is_not_taken_for_the_removed_guest_that_the_list_shows_with_it
     bench: Bench, play: Play
 ) -> None:
     removed_guest = bench.add_vm(status="running")
-    bench.pve.control("statistics", lag_s=LAG_S)
+    bench.pve.control("statistics", broadcast_interval_s=LAG_S)
     bench.pve.control("remove", vmid=removed_guest["vmid"])
     vm = {**bench.vm(), "vmid": removed_guest["vmid"]}
     outcome = play("create", vm)
@@ -156,7 +156,7 @@ def test_a_clone_that_has_no_name_yet_is_neither_cloned_again_nor_deleted(bench:
 def test_a_clone_that_ends_before_the_first_look_up_is_found(bench: Bench, play: Play) -> None:
     vm = bench.vm(full_clone=False)
     bench.pve.control("time_scale", scale=0)
-    bench.pve.control("statistics", lag_s=LAG_S)
+    bench.pve.control("statistics", broadcast_interval_s=LAG_S)
     done = play("create", vm)
     assert (done.message, done.result["status"], len(done.result["upids"]) > 0) == ("", "stopped", True)
 

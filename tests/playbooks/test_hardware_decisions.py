@@ -197,9 +197,12 @@ def test_a_rare_but_possible_request_is_accepted(requested: dict[str, Any]) -> N
 
 def test_the_balloon_of_a_template_must_not_exceed_the_requested_memory() -> None:
     template = make_vm_facts(template=1, balloon=1024)
-    source = {**guest_facts.absent_guest_facts(500), "template": template}
+    source = {**guest_facts.facts_of_absent_guest(500), "template": template}
     refused = creation.request_problem(source, make_vm(memory_mib=512))
-    assert refused == "INVALID_REQUEST: balloon_mib 1024, which the template has, is more than memory_mib, 512"
+    assert refused == (
+        "INVALID_REQUEST: balloon_mib 1024 (the current value of the template) is more than memory_mib 512: "
+        "request less balloon_mib or more memory_mib"
+    )
     assert creation.request_problem(source, make_vm(memory_mib=512, balloon_mib=0)) == ""
     assert creation.request_problem(source, make_vm(memory_mib=1024)) == ""
 
@@ -259,7 +262,7 @@ def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
     request = make_vm(
         **VM_WITHOUT_TEMPLATE, iso="local:iso/d.iso", disks=[{"disk": "virtio1", "size_gib": 2}], bridge="vmbr0"
     )
-    facts = guest_facts.absent_guest_facts(500) | {"template": {}}
+    facts = guest_facts.facts_of_absent_guest(500) | {"template": {}}
     assert creation.request_problem(facts, request) == ""
     parameters = creation.creation_parameters(facts, request)
     assert (parameters["scsi"], parameters["virtio"]) == ({"scsi0": "ceph:4"}, {"virtio1": "ceph:2"})
@@ -282,7 +285,7 @@ def test_a_vm_without_a_template_is_created_with_its_marker_and_disks() -> None:
 )
 def test_an_invalid_request_for_a_vm_without_a_template_is_refused(invalid_member: dict[str, Any]) -> None:
     request = make_vm(**{**VM_WITHOUT_TEMPLATE, "iso": "local:iso/d.iso", **invalid_member})
-    assert creation.request_problem(guest_facts.absent_guest_facts(500) | {"template": {}}, request).startswith(
+    assert creation.request_problem(guest_facts.facts_of_absent_guest(500) | {"template": {}}, request).startswith(
         "INVALID_REQUEST"
     )
 
@@ -312,7 +315,7 @@ def test_only_differing_options_are_sent_to_a_container(requested: dict[str, Any
 def test_a_container_and_a_vm_are_never_mistaken_for_each_other() -> None:
     assert identity.identity_problem(make_container_facts(), make_vm()).startswith("VM_IDENTITY_MISMATCH")
     assert identity.identity_problem(make_vm_facts(), make_vm(kind="lxc")).startswith("VM_IDENTITY_MISMATCH")
-    assert identity.reservation_problem(make_container_facts(), make_vm()).startswith("VM_ID_TAKEN")
+    assert identity.reserved_vmid_problem(make_container_facts(), make_vm()).startswith("VM_ID_TAKEN")
 
 
 @pytest.mark.parametrize(

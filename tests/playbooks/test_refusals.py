@@ -126,7 +126,7 @@ def test_a_templates_balloon_above_the_requested_memory_is_refused_before_the_cl
     bench.pve.control("add_template", vmid=9050, name="balloon", node="pve1")
     bench.pve.control("configure", vmid=9050, values={"balloon": 4096})
     vm = bench.vm(template_vmid=9050)
-    assert "balloon_mib 4096, which the template has" in refused(bench, "create", vm).message, pve_version
+    assert "balloon_mib 4096 (the current value of the template)" in refused(bench, "create", vm).message, pve_version
     assert bench.play("create", {**vm, "balloon_mib": 1024}).rc == 0
     assert refused(bench, "update", {**vm, "memory_mib": 512}).code == "INVALID_REQUEST"
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from executor_bench import ExecutorBench, plan_settings
+from executor_bench import ExecutorBench, playbook_settings
 from play_bench import ACTIONS, Bench, Outcome
 
 from executor.model import JobResult
@@ -84,7 +84,7 @@ def play_both(bench: Bench, shared_executor: ExecutorBench) -> PlayBoth:
     def play(
         action: str, manual_vm: dict[str, Any], executors_vm: dict[str, Any], **settings: Any
     ) -> tuple[Outcome, JobResult]:
-        runs = [plan(make_request(action, vm), plan_settings(**settings)) for vm in (manual_vm, executors_vm)]
+        runs = [plan(make_request(action, vm), playbook_settings(**settings)) for vm in (manual_vm, executors_vm)]
         with ThreadPoolExecutor() as pool:
             by_hand = pool.submit(bench.play, action, runs[0].vm)
             by_executor = pool.submit(shared_executor.execute, runs[1])

@@ -27,7 +27,7 @@ REQUESTS = st.one_of(
     st.just({"cancel_deletion": True}),
     st.fixed_dictionaries({"is_create": st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
     st.fixed_dictionaries({"only_grows": st.just(True), "description": SERVICE_TEXTS, "disk_gib": st.just(9)}),
-    st.fixed_dictionaries({deletion.WITHOUT_TAGS_MEMBER: st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
+    st.fixed_dictionaries({deletion.TAGS_REFUSED_MEMBER: st.just(True), "description": SERVICE_TEXTS, "tags": TAGS}),
 )
 
 

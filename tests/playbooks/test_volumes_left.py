@@ -109,7 +109,9 @@ def test_a_repeated_deletion_names_every_volume_of_the_vmid_on_its_node(bench: B
     assert (first.message, first.result["volumes_left"]) == ("", [volume])
     again = play("delete", vm)
     assert (again.message, again.result["status"], again.result["volumes_left"]) == ("", "absent", [volume])
-    expected = f"these volumes with its VMID exist: {volume} (remove them by hand, unless a guest of another cluster"
+    expected = (
+        f"these volumes have its VMID in their names: {volume} (remove them by hand, unless a guest of another cluster"
+    )
     assert expected in again.result["warnings"][0]
     bench.pve.control("remove_volume", storage=volume.partition(":")[0], volume=volume.partition(":")[2])
     assert "volumes_left" not in play("delete", vm).result

@@ -40,7 +40,7 @@ def test_loopback_and_link_local_addresses_are_not_reported() -> None:
     addresses = ["127.0.0.1", "169.254.1.1", "fe80::1", "2001:db8::5", "192.0.2.7", "::1"]
     nic = {"name": "eth0", "ip-addresses": [{"ip-address": ip} for ip in addresses]}
     loopback = {"name": "lo", "ip-addresses": [{"ip-address": "192.0.2.99"}]}
-    assert guest_facts.usable_addresses([loopback, nic, {"name": "eth1"}], []) == ["192.0.2.7", "2001:db8::5"]
+    assert guest_facts.reachable_addresses([loopback, nic, {"name": "eth1"}], []) == ["192.0.2.7", "2001:db8::5"]
 
 
 def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
@@ -58,7 +58,7 @@ def test_only_addresses_of_the_vms_nics_are_reported_in_nic_order() -> None:
         nic("tun0", "", "203.0.113.9"),
         nic("br0", "bc:24:11:00:00:02", "192.0.2.7", "2001:db8::2"),
     ]
-    assert guest_facts.usable_addresses(guest, macs) == ["192.0.2.7", "198.51.100.7", "2001:db8::2", "2001:db8::7"]
+    assert guest_facts.reachable_addresses(guest, macs) == ["192.0.2.7", "198.51.100.7", "2001:db8::2", "2001:db8::7"]
 
 
 def test_a_limited_number_of_valid_addresses_is_used_of_what_a_guest_reports() -> None:
@@ -69,7 +69,7 @@ def test_a_limited_number_of_valid_addresses_is_used_of_what_a_guest_reports() -
         "hardware-address": "bc:24:11:00:00:10",
         "ip-addresses": [{"ip-address": ip} for ip in reported],
     }
-    found = guest_facts.usable_addresses([nic], ["BC:24:11:00:00:10"])
+    found = guest_facts.reachable_addresses([nic], ["BC:24:11:00:00:10"])
     assert found[:2] == ["192.0.2.7", "198.51.100.0"]
     assert len(found) == guest_facts.MAX_ADDRESSES
 

@@ -8,7 +8,7 @@ from protocol import fulcrum, passing_time, reporter, worker
 from protocol.database import claim, reap_or_release, reopen
 from protocol.decisions import Decisions
 from protocol.worker import RUNNING, Transition
-from protocol.world import JOB_TIMEOUT, LEASE_TICKS, CoreJob, Row, Slot, World, replace_at, with_agent, with_row
+from protocol.world import JOB_TIMEOUT, LEASE_TICKS, FulcrumJob, Row, Slot, World, replace_at, with_agent, with_row
 
 from executor.model import SETTLED_REPORT_STATES, JobStatus
 
@@ -65,32 +65,32 @@ def _poll(world: World, agent_index: int) -> Iterator[Transition]:
     """Read the list of pending jobs, or of this agent's processing jobs, and store what is new."""
     agent = world.agents[agent_index]
     if agent.late_page is not None and agent.is_connected:
-        jobs, are_claimed_by_agent = agent.late_page
+        jobs, are_claimed_at_fulcrum = agent.late_page
         yield Transition(
             f"Agent {agent.name} receives the late list of jobs",
             with_agent(
-                _store_page(world, jobs, are_claimed_by_agent=are_claimed_by_agent), agent_index, late_page=None
+                _store_page(world, jobs, are_claimed_at_fulcrum=are_claimed_at_fulcrum), agent_index, late_page=None
             ),
         )
     lists = (("pending", fulcrum.pending_jobs(world), False), ("processing", fulcrum.processing_jobs(world), True))
-    for name, jobs, are_claimed_by_agent in lists:
+    for name, jobs, are_claimed_at_fulcrum in lists:
         if not jobs:
             continue
-        after = _store_page(world, jobs, are_claimed_by_agent=are_claimed_by_agent)
+        after = _store_page(world, jobs, are_claimed_at_fulcrum=are_claimed_at_fulcrum)
         if agent.is_connected and after is not world:
             yield Transition(f"Agent {agent.name} reads the list of {name} jobs, and stores what is new", after)
         if world.faults_left and agent.late_page is None:
-            late = with_agent(world, agent_index, late_page=(jobs, are_claimed_by_agent))
+            late = with_agent(world, agent_index, late_page=(jobs, are_claimed_at_fulcrum))
             yield Transition(f"Agent {agent.name} reads the list of {name} jobs; the answer is late", late, True)
 
 
-def _store_page(world: World, jobs: tuple[int, ...], *, are_claimed_by_agent: bool) -> World:
+def _store_page(world: World, jobs: tuple[int, ...], *, are_claimed_at_fulcrum: bool) -> World:
     for job in jobs:
         row = world.rows[job]
         if row is None:
-            world = with_row(world, job, Row(is_claim_sent=are_claimed_by_agent, is_claimed=are_claimed_by_agent))
+            world = with_row(world, job, Row(is_claim_sent=are_claimed_at_fulcrum, is_claimed=are_claimed_at_fulcrum))
         elif row.report in SETTLED_REPORT_STATES:
-            world = with_row(world, job, reopen(row, are_claimed_by_agent=are_claimed_by_agent))
+            world = with_row(world, job, reopen(row, are_claimed_at_fulcrum=are_claimed_at_fulcrum))
     return world
 
 
@@ -139,7 +139,7 @@ def _faults(world: World) -> Iterator[Transition]:
             )
     for job, core_job in enumerate(world.core):
         if core_job.status in ("Pending", "Processing"):
-            failed = replace_at(world.core, job, CoreJob("Failed", JOB_TIMEOUT))
+            failed = replace_at(world.core, job, FulcrumJob("Failed", JOB_TIMEOUT))
             yield Transition(
                 f"FulcrumCore fails job {job + 1} after the job timeout", world._replace(core=failed), True
             )

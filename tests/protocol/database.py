@@ -61,11 +61,11 @@ def reap_or_release(world: World, job: int, decisions: Decisions) -> World:
     return with_row(world, job, reap_or_release_row(row, decisions))
 
 
-def reopen(row: Row, *, are_claimed_by_agent: bool) -> Row:
+def reopen(row: Row, *, are_claimed_at_fulcrum: bool) -> Row:
     if row.report not in SETTLED_REPORT_STATES:
         return row
     is_claimed_elsewhere = row.error == ErrorCode.JOB_CLAIMED_ELSEWHERE
-    if are_claimed_by_agent and is_claimed_elsewhere:  # the deadline may have passed at any time
+    if are_claimed_at_fulcrum and is_claimed_elsewhere:  # the deadline may have passed at any time
         return row._replace(report=ReportState.DUE)
     is_abandoned = row.report in (ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE)
     has_no_result = is_abandoned and (not row.is_started or row.error in CODES_WITHOUT_RESULT)
@@ -78,7 +78,7 @@ def reopen(row: Row, *, are_claimed_by_agent: bool) -> Row:
         owner=None,
         lease=0,
         is_claim_sent=row.is_claim_sent and not is_claimed_elsewhere,
-        is_claimed=are_claimed_by_agent,
+        is_claimed=are_claimed_at_fulcrum,
         epoch=row.epoch + 1,
     )
 

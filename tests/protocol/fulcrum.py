@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from protocol.world import CoreJob, World, replace_at
+from protocol.world import FulcrumJob, World, replace_at
 
 
 class Reply(NamedTuple):
@@ -15,7 +15,7 @@ class Reply(NamedTuple):
     answer: str  #: "ok", "refused" (400), "403", "500", or "none"
     description: str
     is_fault: bool = True
-    job: CoreJob = CoreJob()  #: the job in the answer to a request that reads it
+    job: FulcrumJob = FulcrumJob()  #: the job in the answer to a request that reads it
 
 
 def apply(world: World, request: str, job: int, error: str | None) -> tuple[World, str]:
@@ -24,11 +24,11 @@ def apply(world: World, request: str, job: int, error: str | None) -> tuple[Worl
     if status == "Deleted":
         return world, "403"
     if request == "claim":
-        is_accepted, new = status == "Pending", CoreJob("Processing")
+        is_accepted, new = status == "Pending", FulcrumJob("Processing")
     elif request == "complete":
-        is_accepted, new = status == "Processing", CoreJob("Completed")
+        is_accepted, new = status == "Processing", FulcrumJob("Completed")
     else:
-        is_accepted, new = status == "Processing", CoreJob("Failed", error)
+        is_accepted, new = status == "Processing", FulcrumJob("Failed", error)
     return (world._replace(core=replace_at(world.core, job, new)), "ok") if is_accepted else (world, "refused")
 
 

@@ -96,12 +96,12 @@ def _report_after_refusal(report: Report, status: str, error: str | None, decisi
     reaction = decisions.reaction_to_refusal(
         is_completion=report.is_completion,
         error_message=report.error,
-        status_at_core=status,
-        error_at_core=error,
+        status_at_fulcrum=status,
+        error_at_fulcrum=error,
     )
     if reaction is RefusalReaction.CLAIM_AND_SEND:
         return report._replace(step="claim")
-    if reaction is RefusalReaction.SEND_OTHER_CONTENTS:
+    if reaction is RefusalReaction.SEND_WITHOUT_PROPERTIES:
         return report._replace(step="without") if report.is_completion else None
     is_reported = reaction is RefusalReaction.SETTLE_AS_REPORTED
     return report._replace(step="note", state=ReportState.REPORTED if is_reported else ReportState.ENDED_BY_FULCRUM)

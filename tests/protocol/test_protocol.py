@@ -63,8 +63,8 @@ def test_two_answers_403_are_too_few_to_give_up_a_job() -> None:
 
 
 def test_an_agent_must_not_mistake_its_own_late_claim_for_the_claim_of_another_executor() -> None:
-    def require_claim_by_this_agent(status_at_core: str, *, was_claim_sent_before: bool, refusal: str) -> None:
-        claim.require_claim_by_this_agent(status_at_core, was_claim_sent_before=False, refusal=refusal)
+    def require_claim_by_this_agent(status_at_fulcrum: str, *, was_claim_sent_before: bool, refusal: str) -> None:
+        claim.require_claim_by_this_agent(status_at_fulcrum, was_claim_sent_before=False, refusal=refusal)
 
     violation = find_violation(Decisions(require_claim_by_this_agent=require_claim_by_this_agent), faults=1)
 

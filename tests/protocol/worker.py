@@ -110,7 +110,7 @@ def _check_refusal(
 def check_refusal(
     world: World, agent_index: int, job: int, decisions: Decisions
 ) -> Iterator[tuple[str, str, World, bool]]:
-    """Check an answer 403 as `RefusalCounter.require_job_gone` does. Yield (verdict, description, world, is_fault)."""
+    """Check an answer 403 as `Http403Counter.require_job_gone` does. Yield (verdict, description, world, is_fault)."""
     agent = world.agents[agent_index]
     earlier, key = dict(agent.refusals), str(job)
     for reply in (*fulcrum.read(world, job), Reply(world, "agent", "FulcrumCore refuses the agent's token")):
@@ -152,7 +152,7 @@ def _write(world: World, agent_index: int, slot: Slot, decisions: Decisions, sub
             slot.is_new_reservation and slot.end == "no room", False,
         )  # fmt: skip
         description += f" ({slot.end}): {outcome.ending}"
-    is_lost = outcome is not None and outcome.ending is Ending.DISCARD
+    is_lost = outcome is not None and outcome.ending is Ending.LEAVE_ROW
     if is_lost or not database.has_lease(world, agent.name, slot):
         yield Transition(description + "; the lease is lost", with_slot(world, agent_index, slot, None))
         return

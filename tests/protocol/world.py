@@ -24,7 +24,7 @@ AGENTS = ("A", "B")
 JOB_TIMEOUT = "job timeout"
 
 
-class CoreJob(NamedTuple):
+class FulcrumJob(NamedTuple):
     """A job at FulcrumCore."""
 
     status: str = "Pending"  #: Pending, Processing, Completed, Failed, or Deleted
@@ -95,7 +95,7 @@ class Agent(NamedTuple):
 class World(NamedTuple):
     """The whole state."""
 
-    core: tuple[CoreJob, ...] = (CoreJob(), CoreJob())
+    core: tuple[FulcrumJob, ...] = (FulcrumJob(), FulcrumJob())
     rows: tuple[Row | None, ...] = (None, None)
     mapping: str = ""  #: the state of the service's mapping, "" without one
     vms: int = 0  #: how many VMs the service has

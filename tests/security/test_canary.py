@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 from canaries import Canary, Hit, ProcessWatch, Scanner, files_below, make_core
-from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
 from smith_lab.system import LabSystem, running_lab, wait_for
 from support import fork_server
 
@@ -183,7 +183,7 @@ def _prepare(lab: LabSystem) -> Evidence:
 
 def _offer_leaking_action(lab: LabSystem) -> None:
     """Offer a service type with the leaking action and with passwords stored in the vault."""
-    service_type = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE))
+    service_type = copy.deepcopy(read_type_file(VM_SERVICE_TYPE_FILE))
     service_type["name"] = "proxmox-vm-that-leaks"
     password = service_type["propertySchema"]["properties"]["ciPassword"]
     password["secret"] = {"type": "persistent"}
@@ -212,7 +212,7 @@ def _first_start(evidence: Evidence, vm_passwords: dict[str, Canary]) -> None:
             lab.wait_for_jobs(service, PATIENCE_S)
         lab.admin.patch_service(services["update"], {"ciPassword": vm_passwords["update"].value})
         for name in LEAKING_SERVICES:
-            lab.admin.start_action(services[name], "leak")
+            lab.admin.request_action(services[name], "leak")
         for service in services.values():
             lab.wait_for_jobs(service, PATIENCE_S)
         _fail_a_create(evidence, vm_passwords["plain"])

@@ -35,7 +35,7 @@ def status_for_host_header(host: str | None, *, token: str = "", sent_token: str
     async def send(message: Message) -> None:
         messages.append(message)
 
-    access = Access(token=token, is_server_local=is_local)
+    access = Access(token=token, can_only_local_callers_connect=is_local)
     handle = AgentHandle()
     parts = ServerParts(
         handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()

@@ -22,7 +22,7 @@ from executor.redaction import Redactor
 from executor.runs.actions import collection_folder
 from executor.runs.extra_vars import make_description
 from executor.runs.plan import find_playbook, plan
-from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.request import PlaybookSettings, RunRequest
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.vm_properties import VmProperties
 from executor.shared.error_codes import ErrorCode
@@ -123,13 +123,13 @@ def witness(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plan_settings(tmp_path: Path) -> PlanSettings:
+def playbook_settings(tmp_path: Path) -> PlaybookSettings:
     """Return settings with an action `custom` of a provider, which gets every property unchanged."""
     actions = tmp_path / "actions"
     actions.mkdir(mode=0o755)
     (actions / "custom.yml").write_text("---\n[]\n")
     (actions / "custom.yml").chmod(0o644)
-    return PlanSettings(
+    return PlaybookSettings(
         cluster="default",
         templates={"debian-12": 9000},
         storage="local-zfs",
@@ -155,7 +155,7 @@ def make_request(action: str, properties: dict[str, Any], *, name: str = "web") 
 
 
 def plan_each_text_in_each_field(
-    plan_settings: PlanSettings, texts: list[str]
+    playbook_settings: PlaybookSettings, texts: list[str]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Plan a VM for each text in each field. Return the variables for Ansible and the refused fields."""
     cases, refused = [], []
@@ -164,7 +164,7 @@ def plan_each_text_in_each_field(
         requested["comment of a key"] = {"sshPublicKeys": [f"{KEY} {text}"]}
         for field, properties in requested.items():
             try:
-                vm = plan(make_request("create", MINIMAL | properties, name=text), plan_settings).vm
+                vm = plan(make_request("create", MINIMAL | properties, name=text), playbook_settings).vm
             except JobError as error:
                 if error.code not in REFUSALS:
                     raise
@@ -177,7 +177,7 @@ def plan_each_text_in_each_field(
             )
             assert vm["description"] == make_description(text)
             cases.append(vm)
-        cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), plan_settings).vm)
+        cases.append(plan(make_request("custom", {"free": text, "in": {text: [text]}}), playbook_settings).vm)
     return cases, refused
 
 
@@ -191,11 +191,11 @@ def test_every_text_property_of_a_service_is_among_the_tested_fields() -> None:
 
 
 def test_no_payload_in_any_field_is_evaluated_by_ansible(
-    tmp_path: Path, plan_settings: PlanSettings, witness: Path
+    tmp_path: Path, playbook_settings: PlaybookSettings, witness: Path
 ) -> None:
     texts = corpus(witness)
     assert len(texts) >= 200
-    cases, refused = plan_each_text_in_each_field(plan_settings, texts)
+    cases, refused = plan_each_text_in_each_field(playbook_settings, texts)
     distinct = list({json.dumps(case): case for case in cases}.values())
     assert len(distinct) > len(texts)
     assert {*refused} == {*FIELDS, "comment of a key"} - {"ciPassword"}, (
@@ -221,9 +221,9 @@ def test_no_payload_in_any_field_is_evaluated_by_ansible(
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=("Cs",)), max_size=80))
 def test_any_text_in_any_field_is_passed_on_unchanged_or_refused_with_a_code(
-    plan_settings: PlanSettings, text: str
+    playbook_settings: PlaybookSettings, text: str
 ) -> None:
-    plan_each_text_in_each_field(plan_settings, [text])
+    plan_each_text_in_each_field(playbook_settings, [text])
 
 
 @given(action=st.one_of(st.text(max_size=60), st.sampled_from(JINJA)))

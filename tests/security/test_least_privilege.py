@@ -43,7 +43,7 @@ ALL_NEEDS = list_privilege_needs(
     9,
     disk_storages=[STORAGE],
     bridges={"vmbr0": "localnetwork"},
-    image_storages=["local"],
+    iso_and_vztmpl_storages=["local"],
     backup_storage=BACKUP_STORAGE,
 )
 #: The first need of each role. The storage for backups has the role of the storages for disks.
@@ -234,7 +234,7 @@ def test_without_the_audit_privilege_a_storage_is_still_used(bench: StandInBench
 @pytest.mark.parametrize("device", NEEDED_FOR_TEMPLATE, ids=lambda device: device[0])
 def test_a_clone_of_a_template_with_a_device_needs_its_privilege(bench: StandInBench, device: tuple[str, str]) -> None:
     path, privilege = NEEDED_FOR_TEMPLATE[device]
-    needs = template_needs.needs_of_template(dict([device]))
+    needs = template_needs.privilege_needs_of_template(dict([device]))
     assert [(need.path, privilege in need.privileges) for need in needs] == [(path, True)]
     template_vmid = next(bench.vmids)
     bench.pve.control("add_template", vmid=template_vmid, name=f"with-{device[0]}", node="pve1")
@@ -296,7 +296,7 @@ def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) 
         before = {vm["vmid"]: vm for vm in lab.proxmox.guests()}
         lab.proxmox.control("revoke", path="/vms", privilege="VM.Audit")
         for action, service in services.items():
-            lab.admin.start_action(service, action)
+            lab.admin.request_action(service, action)
         time.sleep(MAX_SNAPSHOT_AGE_S)  # until then, placement uses the earlier list
         services["create"] = lab.order_service("create", cores=1, memoryMb=512, diskGb=8)
 

@@ -36,7 +36,7 @@ from executor.processes import process_tree
 os.setgid(65534)
 os.setuid(65534)
 if {hidden}:
-    process_tree.set_undumpable()
+    process_tree.forbid_dumps_and_debuggers()
 else:
     process_tree._prctl(process_tree._PR_SET_DUMPABLE, 1)  # setuid has reset it
 parent = os.getpid()

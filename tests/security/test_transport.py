@@ -100,7 +100,7 @@ def test_an_invalid_certificate_is_refused_with_a_text_that_names_the_remedy(tmp
         )
 
         with pytest.raises(FulcrumUnavailable) as fulcrum_error:
-            client.get_self()
+            client.get_own_agent()
         with pytest.raises(JobError) as proxmox_error:
             ProxmoxReader(connection).version()
 

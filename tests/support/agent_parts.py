@@ -18,9 +18,9 @@ from support.databases import new_job, row
 from support.simulator_world import World
 
 from executor.agent.dispatcher import Dispatcher
-from executor.agent.meters import Meters
-from executor.agent.parts import SharedParts, build_dispatcher
-from executor.agent.refusals import RefusalCounter
+from executor.agent.meters import PrometheusMetrics
+from executor.agent.parts import SharedDependencies, build_dispatcher
+from executor.agent.refusals import Http403Counter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import transaction
@@ -54,7 +54,7 @@ class AgentParts:
     engine: Engine
     world: World
     state: AgentState = field(init=False)
-    shared: SharedParts = field(init=False)
+    shared: SharedDependencies = field(init=False)
     runner: Runner = field(init=False)
     dispatcher: Dispatcher = field(init=False)
 
@@ -70,14 +70,14 @@ class AgentParts:
         )
         self.state = AgentState(agent_id=self.world.ids.agent_id)
         fulcrum = FulcrumClient(self.world.sim.url, lambda: self.world.ids.agent_token)
-        self.shared = SharedParts(
+        self.shared = SharedDependencies(
             settings=settings,
             boot_id=BOOT_ID,
             state=self.state,
             engine=self.engine,
             fulcrum=fulcrum,
             proxmox=ProxmoxReader(ProxmoxConnection(host="127.0.0.1", port=9, user="smith@pve")),
-            refusal_counter=RefusalCounter(fulcrum=fulcrum),
+            http_403_counter=Http403Counter(fulcrum=fulcrum),
         )
         paths = RunnerPaths(
             collection_folder=collection_folder(),
@@ -85,7 +85,7 @@ class AgentParts:
             artifacts_dir=self.folder / "artifacts",
         )
         self.runner = Runner(paths, lambda: {"api_host": "127.0.0.1"})
-        self.dispatcher = build_dispatcher(self.shared, self.runner, Meters())
+        self.dispatcher = build_dispatcher(self.shared, self.runner, PrometheusMetrics())
 
     def write_playbook(self, tasks: str) -> None:
         """Write the playbook of the action `start`: these Ansible tasks, then one that publishes the result."""
@@ -102,7 +102,7 @@ class AgentParts:
             )
             assert mapping is not None
             mappings.mark_mapping_active(session, mapping.id)
-        self.world.admin.start_action(service["id"], "start")
+        self.world.admin.request_action(service["id"], "start")
         return self.world.job_of(service)
 
     def submit(self, core_job: dict[str, Any], **job_values: Any) -> int:

@@ -12,7 +12,7 @@ from support.simulator_world import World
 
 from executor.agent.claim import Claimer
 from executor.agent.poller import Poller
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.state import AgentState
 from executor.database import job_queue
 from executor.database.engine import reading, transaction
@@ -33,7 +33,7 @@ class Claims:
         service = world.order(world.group(f"group-{number}"), name=f"web-{number}")
         self.job: dict[str, Any] = world.job_of(service)
         self.fulcrum = FulcrumClient(world.sim.url, lambda: world.ids.agent_token, read_timeout_s=60)
-        self.refusal_counter = RefusalCounter(fulcrum=self.fulcrum, clock=lambda: self.now)
+        self.http_403_counter = Http403Counter(fulcrum=self.fulcrum, clock=lambda: self.now)
         with transaction(engine) as session:
             deadline_at = utc_now() + timedelta(minutes=5)
             row = new_job(
@@ -42,7 +42,7 @@ class Claims:
             job_queue.submit(session, row)
 
     def claimer(self) -> Claimer:
-        return Claimer(engine=self.engine, fulcrum=self.fulcrum, refusal_counter=self.refusal_counter)
+        return Claimer(engine=self.engine, fulcrum=self.fulcrum, http_403_counter=self.http_403_counter)
 
     def taken(self) -> Job:
         """Claim the job in the database, as the dispatcher does."""

@@ -7,7 +7,7 @@ from typing import Any
 from smith_lab.fulcrum_setup import AdminClient, CreatedObjects
 
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
+from executor.fulcrum.types import FulcrumJob
 
 PROPERTIES = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
 
@@ -24,7 +24,7 @@ def order(admin: AdminClient, core: CreatedObjects, name: str = "web-1", **more:
     )
 
 
-def only_job(client: FulcrumClient) -> CoreJob:
+def only_job(client: FulcrumClient) -> FulcrumJob:
     """Return the pending job. There must be exactly one."""
     (job,) = client.pending_jobs().jobs
     return job

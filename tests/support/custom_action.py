@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
 from smith_lab.system import LabSystem
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "actions"
@@ -38,7 +38,7 @@ def offer_action(lab: LabSystem) -> None:
 
 def _service_type_with_the_action() -> dict[str, Any]:
     """Return the VM service type with one more property and one more action."""
-    service_type: dict[str, Any] = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE))
+    service_type: dict[str, Any] = copy.deepcopy(read_type_file(VM_SERVICE_TYPE_FILE))
     service_type["name"] = "proxmox-vm-with-iso"
     service_type["propertySchema"]["properties"]["isoImage"] = {
         "type": "string",

@@ -49,7 +49,7 @@ READERS: dict[str, Callable[[int, Path], object]] = {
     "proxmox login": lambda port, ca: read_proxmox(port, ca, password="secret-of-the-user"),
     "collection": read_in_collection,
     "pending jobs": lambda port, ca: read_fulcrum(port, ca, "pending_jobs"),
-    "own agent": lambda port, ca: read_fulcrum(port, ca, "get_self"),
+    "own agent": lambda port, ca: read_fulcrum(port, ca, "get_own_agent"),
 }
 
 

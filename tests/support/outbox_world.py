@@ -9,7 +9,7 @@ from sqlalchemy import Engine, update
 from support.databases import new_job
 from support.simulator_world import World
 
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.reporter import (
     Reporter,
 )
@@ -50,9 +50,9 @@ class Outbox:
         """
         client = FulcrumClient(url or self.world.sim.url, lambda: self.world.ids.agent_token, read_timeout_s=5)
         self.now = 0.0
-        self.refusal_counter = RefusalCounter(fulcrum=client, clock=lambda: self.now)
+        self.http_403_counter = Http403Counter(fulcrum=client, clock=lambda: self.now)
         self.reporter = Reporter(
-            engine=self.engine, fulcrum=client, state=self.state, refusal_counter=self.refusal_counter
+            engine=self.engine, fulcrum=client, state=self.state, http_403_counter=self.http_403_counter
         )
 
     def ordered(self, *, claimed: bool = True) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.request import PlaybookSettings, RunRequest
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZvb2JhcmZv me@example.net"
@@ -26,7 +26,7 @@ INJECTIONS = (
 )
 
 
-def make_settings(*folders: Path, **wanted: Any) -> PlanSettings:
+def make_settings(*folders: Path, **wanted: Any) -> PlaybookSettings:
     values: dict[str, Any] = {
         "cluster": "default",
         "templates": {"debian-12": 9000, "ubuntu-24.04": 9001},
@@ -38,7 +38,7 @@ def make_settings(*folders: Path, **wanted: Any) -> PlanSettings:
         "playbook_timeout_s": 240.0,
         "shutdown_timeout_s": 60.0,
     }
-    return PlanSettings(**(values | wanted))
+    return PlaybookSettings(**(values | wanted))
 
 
 def make_request(action: str = "create", properties: dict[str, Any] | None = None, **wanted: Any) -> RunRequest:

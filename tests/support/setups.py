@@ -31,14 +31,16 @@ from executor.database.engine import open_engine, transaction
 from executor.deploy_files import find_deploy_file
 from executor.doctor.checks import CheckResult, Status
 from executor.doctor.run import run_checks
-from executor.fulcrum.bootstrap import VM_SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import VM_SERVICE_TYPE_FILE, read_type_file
 from executor.proxmox.privileges import list_privilege_needs
 
 #: The variables of the lab that contain a secret. The sound system sets the files with the secrets instead.
 SECRETS = ("FULCRUM_API_TOKEN", "PROXMOX_TOKEN_SECRET")
 STORAGE = "local-lvm"
 PAST = "2020-01-01T00:00:00Z"
-_NEEDS = list_privilege_needs(9, disk_storages=[STORAGE, "ceph"], image_storages=["local"], backup_storage="backups")
+_NEEDS = list_privilege_needs(
+    9, disk_storages=[STORAGE, "ceph"], iso_and_vztmpl_storages=["local"], backup_storage="backups"
+)
 #: The paths and privileges that the token of the Proxmox stand-in has.
 PRIVILEGES = [(need.path, privilege) for need in _NEEDS for privilege in sorted(need.privileges)]
 PRIVILEGES.append(("/sdn/zones/localnetwork", "SDN.Use"))
@@ -235,19 +237,19 @@ class BrokenSystem:
 
     def older_service_type(self, action: str, property: str) -> None:
         """Remove an action and a property from the service type."""
-        kind = load_type(VM_SERVICE_TYPE_FILE)
+        kind = read_type_file(VM_SERVICE_TYPE_FILE)
         lifecycle, schema_of_type = kind["lifecycleSchema"], kind["propertySchema"]
         lifecycle["actions"] = [row for row in lifecycle["actions"] if row["name"] != action]
         del schema_of_type["properties"][property]
         self._change_service_type({"lifecycleSchema": lifecycle, "propertySchema": schema_of_type})
 
     def action_without_playbook(self, name: str) -> None:
-        lifecycle = load_type(VM_SERVICE_TYPE_FILE)["lifecycleSchema"]
+        lifecycle = read_type_file(VM_SERVICE_TYPE_FILE)["lifecycleSchema"]
         lifecycle["actions"].append({**lifecycle["actions"][0], "name": name})
         self._change_service_type({"lifecycleSchema": lifecycle})
 
     def restore_service_type(self) -> None:
-        kind = load_type(VM_SERVICE_TYPE_FILE)
+        kind = read_type_file(VM_SERVICE_TYPE_FILE)
         self._change_service_type({name: kind[name] for name in ("lifecycleSchema", "propertySchema")})
 
     def _change_service_type(self, body: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import Engine
 
-from executor.agent.meters import Meters
+from executor.agent.meters import PrometheusMetrics
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.database import agent_queries, nodes
@@ -142,7 +142,7 @@ def running_pages(folder: Path, database_file: Path, *, attached: bool = True, *
         scheduler=Scheduler(engine, []),
         engine=engine,
         proxmox=ProxmoxReader(ProxmoxConnection.from_settings(settings), timeout_s=1),
-        meters=Meters(),
+        meters=PrometheusMetrics(),
         measure_memory_mib=lambda: 12.0,
     )
     try:

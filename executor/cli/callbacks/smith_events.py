@@ -1,7 +1,8 @@
 """Writes the events of a run as JSON lines into the file that the environment variable SMITH_EVENTS_FILE names.
 
 `executor.runs.results` determines the run's result from these events. When the agent runs a playbook, ansible-runner
-writes the events. `smith play` runs ansible-playbook without ansible-runner, so it needs this callback plugin.
+writes the events. A command such as `smith play` runs ansible-playbook without ansible-runner, so it needs this
+callback plugin.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from ansible.plugins.callback import CallbackBase
 DOCUMENTATION = """
     name: smith_events
     type: aggregate
-    short_description: Writes failures and results for `smith play`
-    description: Used by `smith play` only.
+    short_description: Writes the failures and results of a playbook run into a file
+    description: Used by commands that run an action, such as `smith play`.
 """
 
 
@@ -35,7 +36,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
             self._write_event("runner_on_ok", res=result._result)
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
-        """Write the failure of an Ansible task. `read_result` decides which failure becomes the result of the run."""
+        """Write the failure of an Ansible task, and whether the playbook ignores the failure."""
         self._write_event("runner_on_failed", res=result._result, ignore_errors=ignore_errors)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:

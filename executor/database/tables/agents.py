@@ -1,4 +1,4 @@
-"""Defines the tables about agents: agent processes, limits and pauses, the use of the database, and critical jobs.
+"""Defines the tables of agent processes, their limits and pauses, the agent that uses the database, and critical jobs.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -13,7 +13,10 @@ from executor.database.tables.base import Base
 
 
 class Node(Base):
-    """A row for one start of an agent process, not a Proxmox node. Only `nodes` and `database_use` write this table."""
+    """A row for one start of an agent process, not a Proxmox node.
+
+    Only the modules `nodes` and `database_use` of `executor.database` write this table.
+    """
 
     __tablename__ = "nodes"
 
@@ -25,44 +28,56 @@ class Node(Base):
     seen_at: Mapped[datetime]  #: when the process was last known to be running
     stopped_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(String(40))
-    #: How many jobs the process may run in parallel now: `concurrency`, or less if an operator has set a limit.
+    #: How many jobs the operator wants the process to run in parallel: `concurrency`, or less if the operator has set a
+    #: limit.
     concurrency_wanted: Mapped[int]
     concurrency: Mapped[int]  #: the maximum number of jobs that the process can run in parallel
     #: True if the process will claim no more jobs. The value stays True after the process has stopped.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
-    #: True if the process ends its runs before its leases expire (`agent/fence.py`). Then other agent processes may
-    #: reap the process's jobs earlier.
+    #: True if the process fences: it ends its runs before its leases expire. If a process does not fence, its job that
+    #: has a run is reaped only after the job's deadline.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: the id of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
     proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check; None if Proxmox answered
     agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent; None on SQLite
-    cluster: Mapped[str | None] = mapped_column(String(100))  #: SMITH_CLUSTER of the process
+    cluster: Mapped[str | None] = mapped_column(String(100))  #: the name of the Proxmox cluster (SMITH_CLUSTER)
 
 
 class NodeLimit(Base):
-    """An operator's limit for the number of an agent process's parallel jobs. Only `nodes` writes this table."""
+    """How many jobs an agent process may run in parallel, if an operator has set a limit.
+
+    The limit also applies to later processes with the same data folder. Only the module `nodes` writes this table.
+    """
 
     __tablename__ = "node_limits"
 
-    #: The agent processes of one installation (`pause_scopes.scope_of_node`).
+    #: `node:` and the process's `installation_id`. If `installation_id` is NULL: `node:` and the process's `boot_id`.
     scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     max_jobs: Mapped[int]
 
 
 class Pause(Base):
-    """A pause by an operator: all agents, or one agent process, claim no jobs. Only `pauses` writes this table."""
+    """A pause by an operator. During the pause, the agent processes in `scope` claim no jobs.
+
+    Only the module `pauses` writes this table.
+    """
 
     __tablename__ = "pauses"
 
-    scope: Mapped[str] = mapped_column(String(64), primary_key=True)  #: the agents that are paused, see `pauses`
+    #: `all`: all agent processes that use the database. Or the same text as in `NodeLimit.scope`: one agent process and
+    #: later processes with the same data folder.
+    scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     since: Mapped[datetime]
-    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in `AuditEntry.who`
+    who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system
     reason: Mapped[str] = mapped_column(Text)
 
 
 class DatabaseUse(Base):
-    """The agent of FulcrumCore that uses the database. Only `database_use` writes this table, which has one row."""
+    """The only agent of FulcrumCore whose processes may use this database now.
+
+    The table has one row, and on SQLite no row. Only the module `database_use` writes this table.
+    """
 
     __tablename__ = "database_use"
 
@@ -79,7 +94,7 @@ class CriticalJob(Base):
 
     name: Mapped[str] = mapped_column(String(40), primary_key=True)
     interval_s: Mapped[float]
-    due_at: Mapped[datetime | None]  #: when the current period ends and the next period may start
+    due_at: Mapped[datetime | None]  #: when the next execution is due
     last_started_at: Mapped[datetime | None]
     last_finished_at: Mapped[datetime | None]
     last_ok_at: Mapped[datetime | None]  #: when an execution last succeeded

@@ -1,4 +1,4 @@
-"""Defines the tables of allocations: the memory, cores and clones that agent processes have allocated to their runs.
+"""Defines the tables of the memory and cores that are allocated to runs, and of the limits of clones per storage.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -13,7 +13,10 @@ from executor.database.tables.base import Base
 
 
 class Allocation(Base):
-    """The memory, the cores and the clone of the run for one VM. Only the module `allocations` writes this table."""
+    """The memory and cores that are allocated to the run for one VM, and whether Proxmox is cloning this VM.
+
+    Only the module `allocations` writes this table.
+    """
 
     __tablename__ = "allocations"
 
@@ -24,6 +27,8 @@ class Allocation(Base):
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     cores: Mapped[int]
     started_at: Mapped[datetime]
+    #: When the run ended. An agent process whose list of Proxmox's VMs is older than this time still counts the row,
+    #: because the list does not show yet what the VM uses.
     ended_at: Mapped[datetime | None]
     clone_target: Mapped[str | None] = mapped_column(String(200))  #: `CloneTarget.name`; NULL until a clone has started
     is_cloning: Mapped[bool] = mapped_column(Boolean)
@@ -35,6 +40,7 @@ class CloneTarget(Base):
     __tablename__ = "clone_targets"
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
+    #: The name of a shared storage, or `<storage>@<Proxmox node>` for a local storage.
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     max_clones: Mapped[int]  #: how many clones may run on the storage at the same time
     successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`

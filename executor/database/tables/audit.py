@@ -14,8 +14,9 @@ from executor.database.tables.base import Base
 
 
 class AuditEntry(Base):
-    """One change that an operator or the agent made. Only `audit` inserts rows, and only `erasure` changes rows.
+    """One change that an operator or the agent made.
 
+    Only the module `audit` inserts rows. Only the module `erasure`, which erases a service's data, changes rows.
     Triggers (migrations 0002 and 0006) refuse every DELETE, and every UPDATE except an UPDATE that erases the values
     (`before`, `after` and `reason`).
     """
@@ -26,7 +27,8 @@ class AuditEntry(Base):
     at: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system, or `agent`
     verb: Mapped[str] = mapped_column(String(40))  #: the kind of change, for example `cancel`
-    subject_kind: Mapped[str] = mapped_column(String(20))  #: `job`, `mapping`, `service`, `agents` or `database`
+    #: `job`, `mapping`, `service`, `database`, or `agents`: the agent processes to which a pause or a limit applies.
+    subject_kind: Mapped[str] = mapped_column(String(20))
     subject_id: Mapped[str] = mapped_column(String(100))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

@@ -24,25 +24,28 @@ from executor.model import JobStatus, ReportState
 
 
 class Job(Base):
-    """A job. Only `job_queue`, `reaping`, `reopening`, `outbox` and `erasure` write this table."""
+    """A job. Only the modules `job_queue`, `reaping`, `reopening`, `outbox` and `erasure` write this table."""
 
     __tablename__ = "jobs"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
     service_id: Mapped[str | None] = mapped_column(String(36))
-    group_id: Mapped[str | None] = mapped_column(String(36))
+    group_id: Mapped[str | None] = mapped_column(String(36))  #: the service group in FulcrumCore
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
     action: Mapped[str] = mapped_column(String(100))
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     #: The service of the job, as JSON from FulcrumCore's API.
     service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    defect: Mapped[str | None] = mapped_column(Text)  #: why the job cannot run
+    defect: Mapped[str | None] = mapped_column(Text)  #: what is invalid in the job that FulcrumCore sent
     priority: Mapped[int] = mapped_column(Integer, default=1)
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
-    #: How many times the job got an owner, without the attempts that do not count (see `job_queue.requeue`).
+    #: The number of attempts. Each new owner adds one. If an attempt ends for a reason outside the job, for example an
+    #: outage of FulcrumCore, one is subtracted.
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    crashes: Mapped[int] = mapped_column(Integer, default=0)  #: how many crashes `reaping` has counted for the job
+    #: How many attempts have no stored end, for example because the agent process crashed. An attempt that only waited
+    #: (`is_waiting`) does not count.
+    crashes: Mapped[int] = mapped_column(Integer, default=0)
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
@@ -51,8 +54,8 @@ class Job(Base):
     owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(Integer, default=0)  #: the fencing token, which is raised when the owner changes
-    #: True while the current attempt waits for a Proxmox node or a clone slot (the permission to run one clone),
-    #: before it starts a run.
+    #: True while the current attempt, before it starts a run, waits for an answer of Proxmox or for a clone slot (the
+    #: permission to run one clone).
     is_waiting: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     claim_sent_at: Mapped[datetime | None]  #: when the worker last tried to claim the job at FulcrumCore
     claimed_at: Mapped[datetime | None]  #: when FulcrumCore accepted the claim
@@ -61,17 +64,18 @@ class Job(Base):
     reported_at: Mapped[datetime | None]
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
-    report_after: Mapped[datetime | None]  #: when the backoff of a due report ends
+    report_after: Mapped[datetime | None]  #: when the reporter may retry a failed report
     #: Until this time, only the agent process that has claimed the due report sends it (see `outbox`). The column is
     #: NULL on SQLite, which only one agent process uses.
     report_claimed_until: Mapped[datetime | None]
-    report_note: Mapped[str | None] = mapped_column(Text)  #: FulcrumCore's answer to the report
+    report_note: Mapped[str | None] = mapped_column(Text)  #: why the report has its state, or was postponed
     error_code: Mapped[str | None] = mapped_column(String(40))
     error_message: Mapped[str | None] = mapped_column(Text)  #: the error text for FulcrumCore and tenants
     operator_detail: Mapped[str | None] = mapped_column(Text)  #: a more detailed error text, for operators only
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
-    #: This column and the following columns contain what the job adds to its tenant's usage while the job is open.
+    #: This column and the following columns contain what the job adds to its tenant's usage. They count only while the
+    #: job is pending or processing.
     reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -103,7 +107,7 @@ class Run(Base):
 
 
 class JobEvent(Base):
-    """An unusual event of a job. Only the module `job_events` writes this table."""
+    """An unusual event of a job, such as a reaping. Only the module `job_events` writes this table."""
 
     __tablename__ = "job_events"
 

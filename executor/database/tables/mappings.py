@@ -15,10 +15,11 @@ from executor.model import GuestKind, MappingState
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. A deleted mapping keeps its row until `mappings` or `erasure` removes the row.
+    """A mapping of a service to its VM. The row of a deleted mapping exists until it is pruned.
 
-    Only modules of `executor.database` write this table. `mappings` and `mapping_transfer` insert rows. `mappings`
-    changes states, `usage` changes tenants and sizes, and `volumes_left` changes notes.
+    Only modules of `executor.database` write this table. `mappings` inserts, changes and prunes rows.
+    `mapping_transfer` imports rows. `usage` changes tenants and sizes. `volumes_left` clears `note`.
+    `erasure` deletes the rows of a service whose data is erased.
     """
 
     __tablename__ = "mappings"
@@ -33,14 +34,15 @@ class Mapping(Base):
     marker: Mapped[str] = mapped_column(String(100))  #: the line in the VM's description that names the service
     mac_address: Mapped[str | None] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20), default=MappingState.RESERVED)
-    note: Mapped[str | None] = mapped_column(Text)  #: the reason for the state; or volume ids (`volumes_left`)
+    #: The reason for the state. If volumes of a deleted VM may still exist in Proxmox: `VOLUMES_LEFT: ` and their ids.
+    note: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     deleted_at: Mapped[datetime | None]  #: when the state became deleted
     delete_at: Mapped[datetime | None]  #: the earliest time at which a VM that is pending deletion may be deleted
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
-    #: This column and the following columns contain what the VM uses. They are 0 until a create job has succeeded, and
-    #: while the sizes of the VM are not known.
+    #: This column and the following columns contain what the VM uses. They are 0 before the create job ends, and stay
+    #: 0 if the job has certainly made no VM. For an adopted VM, they are 0 until its sizes are known.
     cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     disk_gib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -56,13 +58,14 @@ class SecretReference(Base):
     #: The SHA-256 of the reference to the secret, in hexadecimal digits.
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     service_id: Mapped[str] = mapped_column(String(36))
-    bound_at: Mapped[datetime]
+    bound_at: Mapped[datetime]  #: since when only this service may use the secret
 
 
 class DriftCheck(Base):
     """The findings of a cluster's last conclusive drift check. Only the module `drift_checks` writes this table.
 
-    A check is conclusive unless Proxmox's list of VMs or FulcrumCore's list of services may be incomplete.
+    A finding is a difference between the mappings, Proxmox and FulcrumCore. A check is conclusive unless Proxmox's list
+    of VMs or FulcrumCore's list of services may be incomplete.
     """
 
     __tablename__ = "drift_checks"

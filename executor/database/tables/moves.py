@@ -13,13 +13,16 @@ from executor.database.tables.base import Base
 
 
 class Move(Base):
-    """A move to or from another database. Only the modules `moves` and `table_copy` write this table."""
+    """A move to or from another database. Only the modules `moves` and `table_copy` write this table.
+
+    A move to another database seals this database: triggers refuse every change of the other tables.
+    """
 
     __tablename__ = "moves"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)  #: the same in both databases
-    direction: Mapped[str] = mapped_column(String(4))  #: a `MoveDirection`; a row with `to` seals this database
+    direction: Mapped[str] = mapped_column(String(4))  #: a `MoveDirection`: `to` or `from` the other database
     url: Mapped[str] = mapped_column(Text)  #: the URL of the other database, without a password
-    who: Mapped[str] = mapped_column(String(100))  #: the operator, as in `AuditEntry.who`
+    who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system
     started_at: Mapped[datetime]
     completed_at: Mapped[datetime | None]

@@ -1,7 +1,7 @@
-"""Sends requests to Proxmox as an administrator, for `smith init`. Only playbooks make other changes.
+"""Sends the requests of `smith init` to Proxmox as an administrator.
 
-The server must present the certificate whose fingerprint the administrator has confirmed, so the password is sent to no
-other server, even before the CA of the cluster is known. The password and the ticket are kept in memory only.
+The CA of the cluster may not be known yet. So the password is sent only to a server whose certificate has the
+fingerprint that the administrator has confirmed. The password and the ticket are kept in memory only.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class AdminSession(ProxmoxSession):
     """A session of an administrator. Call `log_in` before any request."""
 
     def __init__(self, host: str, port: int, user: str, fingerprint: str) -> None:
-        """Send no request yet. The server must later present the certificate with this SHA-256 fingerprint."""
+        """Store the parameters. The server must present the certificate with this SHA-256 fingerprint."""
         connection = ProxmoxConnection(host=host, port=port, user=user)
-        super().__init__(connection, READ_TIMEOUT_S, None)
+        # None: if Proxmox refuses a request, there are no newer credentials to load.
+        super().__init__(connection, READ_TIMEOUT_S, reload_connection=None)
         self.fingerprint = fingerprint
         self._headers: dict[str, str] = {}
         options: dict[str, Any] = {
@@ -53,7 +54,7 @@ class AdminSession(ProxmoxSession):
         self._pool = manager.connection_from_host(host, port, scheme="https")
 
     def log_in(self, password: str, ask_code: Callable[[], str]) -> None:
-        """Log in with the password of a user, or with the secret of a token such as `root@pam!setup`.
+        """Log in with the user's password. If the user is a token such as `root@pam!setup`, `password` is its secret.
 
         If Proxmox requires a second factor (TOTP), `ask_code` is called and returns the code. Raises JobError if the
         login fails.
@@ -75,20 +76,20 @@ class AdminSession(ProxmoxSession):
         }
 
     def send_change(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Send a request with `method` and return the data of the answer. Every failure raises a JobError."""
+        """Send a POST, PUT or DELETE request and return the data of the answer. Every failure raises a JobError."""
         try:
             return self._send(method, path, body=urlencode(body) if body else None)
-        except REQUEST_ERRORS + ANSWER_ERRORS as exc:
+        except REQUEST_ERRORS + ANSWER_ERRORS as exc:  # the request failed, or the answer cannot be read
             raise_job_error(exc)
 
-    def _get_with_repeat(self, path: str, /, **query: Any) -> Any:
-        """Send a GET request without repeating it. The base class's `get` and `is_refused_as_bad_request` call this."""
+    def _send_get(self, path: str, /, **query: Any) -> Any:
+        """Send a GET request once. The base class calls this method, and converts its exceptions to JobErrors."""
         return self._send("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def _send(self, method: str, path: str, *, body: str | None = None) -> Any:
         """Send a request and return the data of the answer.
 
-        Raises ResourceException for an error answer, and JobError PVE_TLS if the server has another certificate.
+        Raises ResourceException for an error answer, and JobError PVE_TLS if the certificate has another fingerprint.
         """
         headers = dict(self._headers)
         if body is not None:

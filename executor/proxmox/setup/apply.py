@@ -15,18 +15,20 @@ def apply_changes(
     session: AdminSession,
     changes: Iterable[Change],
     *,
-    before_token_creation: Callable[[], object],
+    record_token_creation: Callable[[], object],
     store_secret: Callable[[str], object],
 ) -> Iterator[Change]:
     """Make the changes, and yield each change after it was made. If a change fails, earlier changes are not undone.
 
-    `before_token_creation` is called before a token is created. Proxmox sends the secret of a new token only once, so
-    `store_secret` is called with the secret before the change is yielded. Raises JobError if a change fails.
+    Proxmox sends the secret of a new token only once, so `store_secret` is called with the secret before the change is
+    yielded. `record_token_creation` is called before a token is created. It stores the comment of the token. If
+    `smith init` is interrupted, its next call recognizes the token by this comment and replaces it. Raises JobError if
+    a change fails.
     """
     for change in changes:
         is_new_token = change.kind is ChangeKind.TOKEN and change.method == "POST"
         if is_new_token:
-            before_token_creation()
+            record_token_creation()
         answer = session.send_change(change.method, change.path, change.body)
         if is_new_token:
             secret = as_text(as_object(answer).get("value"))

@@ -10,7 +10,7 @@ from executor.proxies import open_connection
 from executor.proxmox.connection import CONNECT_TIMEOUT_S, raise_job_error
 from executor.proxmox.rows import as_objects, as_text
 from executor.proxmox.setup.admin_session import AdminSession
-from executor.proxmox.setup.plan import SetupRefused
+from executor.proxmox.setup.plan import SetupPrevented
 
 #: Proxmox's name for the file with the CA of the cluster.
 CA_FILE = "pve-root-ca.pem"
@@ -31,7 +31,7 @@ def read_fingerprint(host: str, port: int) -> str:
 
 
 def normalize_fingerprint(text: str) -> str:
-    """Return the fingerprint in capitals, with a colon after each byte. Raises ValueError for any other text."""
+    """Return the fingerprint in capitals, with a colon between bytes. Raises ValueError for a text of another form."""
     digest = bytes.fromhex(text.replace(":", "").strip())
     if len(digest) != hashlib.sha256().digest_size:
         raise ValueError("not a SHA-256 fingerprint")
@@ -49,9 +49,9 @@ def is_certificate_verifiable(host: str, port: int, ca_pem: str) -> bool:
 def find_ca(session: AdminSession, ca_pem: str = "") -> str:
     """Return the CA, in PEM, with which the certificate can be verified; '' if the system's CAs suffice.
 
-    If `ca_pem` is given, this CA is tried. Otherwise the system's CAs are tried first, and then the cluster's own CA,
-    which Proxmox shows to every user. Raises SetupRefused if the certificate is not valid for the host, or if another
-    CA has signed the certificate.
+    If `ca_pem` is given, only this CA is tried. Otherwise the system's CAs are tried first, and then the cluster's own
+    CA, which Proxmox shows to every user. Raises SetupPrevented if the certificate is not valid for the host, or if
+    none of the tried CAs has signed it.
     """
     connection = session.connection
     if not ca_pem and is_certificate_verifiable(connection.host, connection.port, ""):
@@ -64,7 +64,7 @@ def find_ca(session: AdminSession, ca_pem: str = "") -> str:
         remedy = "use a host name or an address for which the certificate is valid"
     else:
         remedy = "give the CA that has signed the certificate: --ca-file FILE"
-    raise SetupRefused(f"Proxmox's certificate cannot be verified: {problem}; {remedy}")
+    raise SetupPrevented(f"Proxmox's certificate cannot be verified: {problem}; {remedy}")
 
 
 def _cluster_ca(session: AdminSession) -> str:

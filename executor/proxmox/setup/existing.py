@@ -11,9 +11,10 @@ from executor.proxmox.setup.plan import AclEntry, ExistingAccess
 def read_existing_access(session: AdminSession, user: str) -> ExistingAccess:
     """Return the existing roles, users, access control entries and pools, and the tokens of `user`.
 
-    `user` is the agent's user at Proxmox. Raises JobError if a request fails.
+    `user` is the agent's user at Proxmox. Access control entries that do not apply below their path are left out.
+    Raises JobError if a request fails.
     """
-    reader = ProxmoxReader.with_session(session)
+    reader = ProxmoxReader.from_session(session)
     users = {
         as_text(row.get("userid")): bool(as_int(row.get("enable", 1))) for row in _read_rows(session, "/access/users")
     }

@@ -1,7 +1,7 @@
 """Finds which roles, users, tokens, pools and access control entries Proxmox lacks, for `smith init`.
 
-This module changes nothing. The list of privileges comes from `privileges.py`. No planned change removes a privilege or
-changes an existing user.
+This module changes nothing. No planned change removes a privilege from a role or changes an existing user. The needed
+privileges are PrivilegeNeeds: each has a path, a role, and the privileges that this role must contain.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from executor.errors import SmithError
 from executor.proxmox.privileges import PrivilegeNeed
 
-USER_COMMENT = "Agent Smith"
+COMMENT_ON_CREATED_OBJECTS = "Agent Smith"
 
 
-class SetupRefused(SmithError):
-    """Something that exists in Proxmox prevents the set-up. Nothing was changed; an administrator must act."""
+class SetupPrevented(SmithError):
+    """A disabled user or an unverifiable certificate prevents the set-up in Proxmox. Nothing was changed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -27,7 +27,7 @@ class AclEntry:
     """An access control entry: the user or token has the role on the path and below it."""
 
     path: str
-    ugid: str  #: such as `smith@pve`, or `smith@pve!job` for a token
+    ugid: str  #: Proxmox's name for the id of a user (`smith@pve`) or of a token (`smith@pve!job`)
     role: str
 
 
@@ -37,7 +37,8 @@ class ExistingAccess:
 
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: the privileges of each role
     users: Mapping[str, bool] = field(default_factory=dict)  #: maps each user to True if the user is enabled
-    #: The comment of each token of the agent's user. The keys are the ids of the tokens.
+    #: The comment of each token of the agent's user, by token id. By the comment, `smith init` recognizes a token that
+    #: an interrupted call has created.
     token_comments: Mapping[str, str] = field(default_factory=dict)
     acl_entries: frozenset[AclEntry] = frozenset()
     pools: frozenset[str] = frozenset()
@@ -49,9 +50,9 @@ class NeededAccess:
 
     user: str
     token_id: str
-    needs: tuple[PrivilegeNeed, ...]
+    needs: tuple[PrivilegeNeed, ...]  #: the needed privileges on each path
     pool: str = ""
-    token_comment: str = USER_COMMENT
+    token_comment: str = COMMENT_ON_CREATED_OBJECTS  #: the comment that a new token gets
     #: True: a new token is needed. An existing token with this id is deleted first, because its secret is unknown.
     needs_new_token: bool = True
 
@@ -80,11 +81,11 @@ class Change:
 def plan_changes(needed_access: NeededAccess, existing: ExistingAccess) -> list[Change]:
     """Return the necessary changes in the order in which they must be made.
 
-    Raises SetupRefused if the agent's user is disabled.
+    Raises SetupPrevented if the agent's user is disabled.
     """
     if not existing.users.get(needed_access.user, True):
         remedy = shlex.join(["pveum", "user", "modify", needed_access.user, "--enable", "1"])
-        raise SetupRefused(f"the user {needed_access.user} is disabled in Proxmox; enable it with: {remedy}")
+        raise SetupPrevented(f"the user {needed_access.user} is disabled in Proxmox; enable it with: {remedy}")
     return [
         *_role_changes(needed_access.needs, existing.roles),
         *_user_changes(needed_access, existing),
@@ -122,7 +123,7 @@ def _role_changes(needs: Iterable[PrivilegeNeed], roles: Mapping[str, frozenset[
 
 def _user_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Iterator[Change]:
     if needed_access.user not in existing.users:
-        body = {"userid": needed_access.user, "comment": USER_COMMENT}
+        body = {"userid": needed_access.user, "comment": COMMENT_ON_CREATED_OBJECTS}
         yield Change(
             kind=ChangeKind.USER,
             text=f"create user {needed_access.user}",
@@ -145,7 +146,7 @@ def _token_changes(needed_access: NeededAccess, existing: ExistingAccess) -> Ite
     user, token_id = needed_access.user, needed_access.token_id
     full_id, path = f"{user}!{token_id}", f"/access/users/{user}/token/{token_id}"
     if token_id in existing.token_comments:
-        text = f"delete token {full_id}, whose secret is not stored"
+        text = f"delete token {full_id}, because Agent Smith does not know its secret"
         yield Change(kind=ChangeKind.TOKEN, text=text, method="DELETE", path=path)
     body = {"privsep": 1, "comment": needed_access.token_comment}
     yield Change(kind=ChangeKind.TOKEN, text=f"create token {full_id}", method="POST", path=path, body=body)

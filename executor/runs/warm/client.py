@@ -3,10 +3,11 @@
 A warm run is a fork of the playbook server, which has already imported Ansible. A cold run is a new ansible-playbook
 process. A guard is a process that supervises one run and ends the run's process tree.
 
-This script sends its command line, environment, working directory and open files to the playbook server. The server
-forks a guard, and the guard forks the run. Then this script waits for the end of the run and exits with the run's exit
-code. The standard input of this script is a pipe from the agent. When the agent closes the pipe or sends TERM, this
-script asks the guard to end the run. If the server refuses the run, this script becomes the guard of a cold run.
+This script sends COMMAND and its own environment, working directory, standard output and standard error to the playbook
+server. The server forks a guard, and the guard forks the run. Then this script waits for the end of the run and exits
+with the run's exit code. The standard input of this script is a pipe from the agent. When the agent closes the pipe or
+sends TERM, this script asks the guard to end the run. If the guard refuses the run, or the server does not answer, this
+process executes GUARD_SCRIPT and becomes the guard of a cold run.
 
 The agent starts this script for every warm run. The script needs only 10 ms and 5 MiB, because the agent starts it with
 `python -I -S` and the script imports only a few small modules.
@@ -18,13 +19,14 @@ import posix
 import select
 import sys
 
-#: The messages that `protocol` defines: the server sends ACCEPTED and ENDED, the client sends GO.
+#: The messages, with the values of protocol.py: the guard sends ACCEPTED, this script then sends GO, which starts the
+#: run, and the guard sends ENDED at the end of the run.
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
 #: The exit code of this script if the guard was killed: 128 plus the number of the signal KILL, as in a shell.
 EXIT_CODE_AFTER_KILL = 137
-#: The length of the last message of the server: ENDED (1 byte) and the exit code (4 bytes).
+#: The length of the last message of the guard: ENDED (1 byte) and the exit code (4 bytes).
 END_MESSAGE_BYTES = 5
-#: How long the server may take to accept or refuse the run.
+#: How long the server may take to accept the connection, and then the guard to accept or refuse the run.
 ANSWER_TIMEOUT_S = 10.0
 #: How long the guard may take to end the run's process tree.
 END_TIMEOUT_S = 5.0
@@ -35,7 +37,7 @@ AGENT_FD = 0
 
 
 def main() -> None:
-    """Start the warm run and exit with its exit code. If the server refuses, become the guard of a cold run."""
+    """Start the warm run and exit with its exit code. If it does not start, become the guard of a cold run."""
     arguments = [argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:]]
     server_socket, guard_script, *command = arguments
     if posix.getsid(0) != posix.getpid():
@@ -54,7 +56,7 @@ def main() -> None:
 def prefer_this_process_for_oom_kill() -> None:
     """Make the kernel's OOM killer kill this process rather than the agent.
 
-    `process_tree` has the same function, but the import of `process_tree` would take longer than this whole script.
+    The module `process_tree` contains the same function, but its import would take longer than this whole script.
     """
     try:
         fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
@@ -65,11 +67,11 @@ def prefer_this_process_for_oom_kill() -> None:
 
 
 def request_run(server_socket: bytes, command: list[bytes]) -> "_socket.socket | None":
-    """Request a run with this command. Return the connection if the server accepts the request, else None."""
+    """Request a run with this command. Return the connection if the guard accepts the request, else None."""
     connection = connect(server_socket)
     environment_entries = [name + b"=" + value for name, value in posix.environ.items()]
     body = b"\0".join([posix.getcwdb(), b"%d" % len(command), *command, *environment_entries])
-    message = len(body).to_bytes(4, "big") + body  # `protocol.SIZE_FORMAT` defines the size
+    message = len(body).to_bytes(4, "big") + body  # the server reads the size of the body first
     empty_input = posix.open("/dev/null", posix.O_RDONLY)
     # The run's standard input, output and error, as C integers of 4 bytes.
     fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (empty_input, 1, 2))

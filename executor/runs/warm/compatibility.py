@@ -1,7 +1,9 @@
-"""Checks whether warm runs are possible: they need Linux, a tested ansible-core, and the names that `patches` lists.
+"""Checks whether warm runs are possible on this machine.
 
-A warm run is a fork of a server process that has already imported Ansible. A cold run is a new ansible-playbook
-process. `patches` lists the private names of Ansible and other projects that warm runs use.
+A warm run is a fork of the playbook server, a process that has already imported Ansible. A cold run is a new
+ansible-playbook process. Warm runs need Linux, a tested release of ansible-core, and some private names of Ansible and
+other projects. A private name is a function, class or variable that is not part of a public API, so that another
+release may lack it. The module `patches` lists the private names and the tested releases.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def why_warm_runs_unavailable() -> str:
     """Return why warm runs are not possible on this machine; '' if they are."""
     if sys.platform != "linux":
         return "warm runs need Linux"
-    from importlib import metadata  # noqa: PLC0415  the import takes 10 ms; the servers do not need it
+    from importlib import metadata  # noqa: PLC0415  takes 10 ms; the playbook server does not call this function
 
     try:
         return why_release_unsupported(metadata.version("ansible-core"))
@@ -47,7 +49,8 @@ def why_release_unsupported(version: str) -> str:
     if missing_name is None:
         return ""
     return (
-        f"warm runs need {missing_name.name} in {missing_name.module}, but the installed ansible-core lacks this name"
+        f"warm runs need the name {missing_name.name} in the Python module {missing_name.module}, "
+        "but the installed version of this module lacks it"
     )
 
 

@@ -1,8 +1,10 @@
-"""Forks a guard for each client of the playbook server. The guard forks the run and supervises it.
-
-    server ──fork──▶ guard (one per request, child subreaper) ──fork──▶ the run
+"""Forks a guard process for each requested playbook run. The guard forks the run and supervises it.
 
 A playbook server imports Ansible once, and each warm run is a fork of it. A cold run is a new ansible-playbook process.
+A client is a process that the agent starts to request one warm run from the server (`client.py`).
+
+    server ──fork──▶ guard (one per client, child subreaper) ──fork──▶ the run
+
 The server does not read requests, so no request can block it. The guard reads the request, and refuses a request
 that it does not support. Then the guard supervises the run as `process_tree.guard` supervises a cold run: it ends the
 whole process tree when the run has ended, when the client has closed the connection, or when the agent has not renewed
@@ -41,7 +43,7 @@ REFUSED_LINE_START = "refused: "
 #: which the server's forks write VARIABLES_SHOWN_IN_PROC.
 RESERVED_VARIABLE = "SMITH_WARM_ROOM"
 RESERVED_BYTES = 8192
-#: The names of the variables by which the agent finds the processes of a run. `private_folder` defines the same names.
+#: The names of the variables by which operators and the agent find the processes of a run.
 VARIABLES_SHOWN_IN_PROC = (b"SMITH_RUN_IDENT", b"SMITH_CREDENTIALS_FILE")
 #: Time between TERM and KILL when the guard ends a process tree. It is shorter than the agent's grace period, because
 #: the agent waits for the guard.
@@ -146,8 +148,9 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     check_request(request)
     show_environment_in_proc({name: request.env[name] for name in VARIABLES_SHOWN_IN_PROC if name in request.env})
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD, signal.SIGTERM])
-    if not protocol.accept_request(connection):
+    if not protocol.accept_request_and_wait_for_start_message(connection):  # the client has ended
         return 0
+    # Reads the deadline from a file, whose path is in the environment. It is None if the environment names no file.
     run_deadline = run_deadline_from_environment(
         {os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()}
     )
@@ -158,7 +161,8 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     for fd in (STDIN, STDOUT, STDERR, *request.file_descriptors):
         with contextlib.suppress(OSError):
             os.close(fd)
-    code = process_tree.wait_for_child(child_pid, signal_pipe, run_deadline, parent_fd=connection.fileno())
+    # If the client closes its end of `connection`, this call returns before the run has ended.
+    code = process_tree.wait_for_child(child_pid, signal_pipe, run_deadline, agent_or_client_fd=connection.fileno())
     process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
     show_environment_in_proc({})  # the run has ended, so a search for its processes must not find this process
     with contextlib.suppress(OSError):
@@ -172,8 +176,8 @@ def show_environment_in_proc(entries: dict[bytes, bytes]) -> None:
     /proc/<pid>/environ shows the memory between two addresses, which /proc/self/stat contains. Raises Refusal when this
     memory is too small for the entries, or when the kernel hides the addresses.
     """
-    # The memory that is overwritten below contains the values of `os.environ`, so `os.environ` must be empty. Later,
-    # `_apply_request` sets the variables of the request.
+    # The array `environ` of the C library has pointers to the memory that is overwritten below. `os.environ.clear()`
+    # removes these pointers. Later, `_apply_request` sets the variables of the request.
     os.environ.clear()
     with open("/proc/self/stat", "rb") as file:
         fields_from_third = file.read().rpartition(b")")[2].split()  # the second field is the name in parentheses
@@ -181,7 +185,7 @@ def show_environment_in_proc(entries: dict[bytes, bytes]) -> None:
     start, end = int(fields_from_third[50 - 3]), int(fields_from_third[51 - 3])
     text = b"".join(name + b"=" + value + b"\0" for name, value in entries.items())
     if not 0 < start <= start + len(text) <= end:
-        raise Refusal("the run's environment does not fit into /proc/<pid>/environ")
+        raise Refusal(f"the variables of the run do not fit into the {end - start} bytes of /proc/<pid>/environ")
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, text, len(text))
 
@@ -195,7 +199,7 @@ def _run_and_exit(request: Request, execute_run: ExecuteRun) -> NoReturn:
     try:
         _apply_request(request)
         code = execute_run(request)
-    except BaseException:  # if this server has a defect, the run fails with the traceback in its output
+    except BaseException:  # the run fails, and its output contains the traceback
         import traceback  # noqa: PLC0415  used only here
 
         traceback.print_exc()

@@ -4,10 +4,14 @@ A warm run is a fork of a server process that has already imported Ansible and t
 `replace_exec_command`, which replaces a method of Ansible's local connection plugin. A connection plugin of our own is
 not used, because it would need another name, and this name would appear in every event.
 
-A payload is a zip file of a module and the files that the module imports. Only a module whose payload consists of
-installed files runs in the run's process; Ansible runs every other module as usual. A module may change the state of
-its process. The state that AnsibleModule and community.proxmox change is restored afterwards. If a module ends its
-process, the run ends, too. If a module does not return, the run is ended at its deadline. No other run is affected.
+A payload is a zip file of a module and the files that the module imports. Only a module whose payload contains
+only copies of installed files runs in the run's process; Ansible runs every other module as usual. A module may change
+the state of its process. The state that AnsibleModule and community.proxmox change is restored afterwards. If a module
+ends its process, the run ends, too. If a module does not return, the run is ended at its deadline. No other run is
+affected.
+
+The module `patches` defines an object for each private name of Ansible that is used here, such as EXEC_COMMAND for
+`Connection.exec_command`.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ def replace_exec_command(payloads: Payloads) -> None:
     def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> ModuleOutcome:
         if in_data and self.become is None:
             call = read_module_call(cmd, in_data)
-            if call and payloads.consists_of_installed_files(call.module, call.zip_data):
+            if call and payloads.contains_only_installed_files(call.module, call.zip_data):
                 return run_module(call, self.cwd or os.getcwd())
         return original_exec_command(self, cmd, in_data=in_data, sudoable=sudoable)
 
@@ -66,9 +70,9 @@ def _call_module_main(call: ModuleCall) -> int:
     try:
         patches.RUN_MODULE.get_value()(
             json_params=call.params.encode(),
-            profile=call.profile,
+            profile=call.serialization_profile,
             module_fqn=call.module,
-            modlib_path="",  # used only by scripts for coverage or debuggers, which are not run here
+            modlib_path="",  # only modules that start another interpreter use it, none of community.proxmox
             extensions={},
         )
     except SystemExit as system_exit:
@@ -109,7 +113,7 @@ def _module_utils_as_in_module_process() -> Iterator[None]:
         (patches.IS_CONTROLLER, False),
         (patches.IMPORT_CONTROLLER_MODULE, lambda _module_name: None),
         (patches.IS_TRACEBACK_ENABLED, patches.IS_MODULE_TRACEBACK_ENABLED.get_value()),
-        (patches.MODULE_TRACEBACKS, None),
+        (patches.MODULE_TRACEBACK_EVENTS, None),
         (patches.MODULE_WARNINGS, {}),
         (patches.MODULE_DEPRECATIONS, {}),
         (patches.MODULE_ARGUMENTS, None),

@@ -2,7 +2,8 @@
 
 Ansible calls such a script a wrapper; we call it a module script. It contains a payload, which is a zip file of the
 module and the files that the module imports, and the module's parameters. With pipelining, Ansible passes the script to
-the standard input of a Python interpreter.
+the standard input of a Python interpreter. A warm run, which is a fork of a server process that has already imported
+Ansible, can call the module in its own process instead.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ MAIN_CALL = b"_ansiballz_main("
 MAIN_ARGUMENTS = {
     *("zip_data", "ansible_module", "module_fqn", "params", "profile", "date_time", "extensions", "rlimit_nofile"),
 }
-#: The beginning of the full names of the modules of community.proxmox. Only these modules may run in the process of a
-#: warm run, because they only send requests to an API and start no process.
-MODULE_PREFIX = "ansible_collections.community.proxmox.plugins.modules."
+#: The beginning of the full names of the modules of community.proxmox. Only these modules may be called in the process
+#: of a warm run, because they only send requests to an API and start no process.
+PROXMOX_MODULE_PREFIX = "ansible_collections.community.proxmox.plugins.modules."
 #: Text that only the script of a module of community.proxmox contains.
-PROXMOX_MODULE_TEXT = f"module_fqn='{MODULE_PREFIX}".encode()
+PROXMOX_MODULE_TEXT = f"module_fqn='{PROXMOX_MODULE_PREFIX}".encode()
 #: The words at the end of each shell command that ansible-core up to 2.20 runs.
 SLEEP_SUFFIX = ["&&", "sleep", "0"]
-_MODULE_NAME = re.compile(re.escape(MODULE_PREFIX) + r"\w+")
+_MODULE_NAME = re.compile(re.escape(PROXMOX_MODULE_PREFIX) + r"\w+")
 #: Matches the beginning of a word that sets an environment variable, such as `LANG=C`.
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
@@ -41,19 +42,21 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 class ModuleCall:
     """A module of community.proxmox that Ansible is about to run."""
 
-    module: str  #: the full name, which begins with MODULE_PREFIX
+    module: str  #: the full name, which begins with PROXMOX_MODULE_PREFIX
     zip_data: str | bytes = field(repr=False)  #: the payload in base64
-    params: str = field(repr=False)  #: the parameters as JSON; they contain the login
-    profile: str  #: the name of the format of parameters and result
+    params: str = field(repr=False)  #: the parameters as JSON; they contain the login at Proxmox
+    serialization_profile: str  #: the name of the format of parameters and result
     variables: dict[str, str] = field(repr=False)  #: environment variables that are set for this module only
 
 
 def read_module_call(command: str, script: bytes) -> ModuleCall | None:
     """Return the module that a shell command would run with a module script as its standard input.
 
-    Return None if `read_command` cannot read the command, if its interpreter is not the interpreter of this process, if
-    the module is not in community.proxmox, or if the script has an option for coverage, a debugger or a limit of open
-    files.
+    Return None in each of these cases:
+
+    - The command or the script has another form than expected, or the module is not in community.proxmox.
+    - The command's interpreter is not the interpreter of this process.
+    - Ansible is configured to run modules with coverage, with a debugger or with a limit of open files.
     """
     if MODULE_SCRIPT_TEXT not in script[:SEARCHED_BYTES] or PROXMOX_MODULE_TEXT not in script:
         return None
@@ -74,7 +77,7 @@ def read_module_call(command: str, script: bytes) -> ModuleCall | None:
         module=arguments["module_fqn"],
         zip_data=arguments["zip_data"],
         params=arguments["params"],
-        profile=arguments["profile"],
+        serialization_profile=arguments["profile"],
         variables=variables,
     )
 

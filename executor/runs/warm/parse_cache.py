@@ -4,6 +4,9 @@ A warm run is a fork of a server process that has already imported Ansible. A do
 text. It is stored under a key that contains the file's name and text, so a changed file is parsed again. The key of a
 template's byte code contains the template's text and the settings that change the byte code. Documents and byte code
 depend only on the values in their keys. No input and no result of a run is stored.
+
+The module `patches` lists the names of Ansible, Jinja and PyYAML that are read or replaced here. `get_value` returns
+what a name refers to, for example the class `DataLoader`. `set_value` replaces it in this process.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class ParsedDocuments:
     """
 
     def __init__(self) -> None:
-        self._get_tags = patches.TAGS.get_value()
+        self._get_data_tags = patches.TAGS.get_value()
         self._original_yaml_load = patches.YAML_LOAD.get_value()
         self._parsed_documents: dict[Key, Any] = {}
 
@@ -99,6 +102,8 @@ class ParsedDocuments:
             trusted_text = trusted_tag().tag(_read_documentation(path))
             text = origin_tag(path=path).tag(trusted_text)
             if documentation := self._parse_and_store(text, Loader=yaml_loader):
+                # Parses the documentation that this plugin shares with others. `add_fragments` calls `yaml.load`, which
+                # is now `_parse_and_store`.
                 add_fragments(documentation, path, fragment_loader=fragment_loader)
 
     def _parse_routing_tables(self) -> None:
@@ -114,7 +119,7 @@ class ParsedDocuments:
 
     def _make_key(self, text: Any, loader: type) -> Key:
         untagged_text = text if isinstance(text, bytes) else str(text)
-        return (loader, untagged_text, self._get_tags(text))  # one of Ansible's tags contains the file's name
+        return (loader, untagged_text, self._get_data_tags(text))  # one of Ansible's data tags contains the file's name
 
     def _parse_and_store(self, stream: Any, Loader: type) -> Any:
         """Parse a document and store a copy of it. This method replaces `yaml.load` before the fork."""
@@ -159,15 +164,12 @@ class CompiledTemplates:
     def __init__(self, file: Path) -> None:
         self._byte_code_file = file
         self._stored_byte_code: dict[Key, bytes] = _read_byte_code(self._byte_code_file)  #: the byte code in the file
-        self._decoded_byte_code: dict[Key, CodeType] = {}  #: the byte code that this run has used
+        self._code_objects: dict[Key, CodeType] = {}  #: the byte code that this run has used, decoded
         self._new_byte_code: dict[Key, bytes] = {}  #: the byte code that this run has compiled
         self._expression_key: Key | None = None  #: the key of the expression that Jinja is compiling
 
     def install(self) -> None:
-        """Make Jinja use the stored byte code in this process and its forks.
-
-        `save` saves only the byte code that this process compiles, not the byte code that its forks compile.
-        """
+        """Make Jinja use the stored byte code in this run."""
         if patches.ENVIRONMENT.get_value()(ansible_basedir=None)._debuggable_template_source:
             return  # Ansible compiles templates for a debugger, so stored byte code must not be used
         get_current_context = patches.CURRENT_CONTEXT.get_value()
@@ -191,14 +193,14 @@ class CompiledTemplates:
             if key is None:
                 return original_compile(env, source, *args, **kwargs)
             if not self._has_byte_code(key):
-                self._decoded_byte_code[key] = original_compile(env, source)
-                self._new_byte_code[key] = marshal.dumps(self._decoded_byte_code[key])
+                self._code_objects[key] = original_compile(env, source)
+                self._new_byte_code[key] = marshal.dumps(self._code_objects[key])
             return self._get_byte_code(key)
 
         def compile_expression(env: Any, source: str, undefined_to_none: bool = True) -> Any:
             key = make_key(env, "expression", source)
             if self._has_byte_code(key):
-                global_names = env.make_globals(None)  # the global names of the environment, without other names
+                global_names = env.make_globals(None)  # only the names that are global in the environment
                 template = env.template_class.from_code(env, self._get_byte_code(key), global_names, uptodate=None)
                 return expression_class(template, undefined_to_none)
             self._expression_key = key
@@ -211,7 +213,10 @@ class CompiledTemplates:
         patches.COMPILE_EXPRESSION.set_value(compile_expression)
 
     def save(self) -> None:
-        """Add the byte code that this run has compiled to the file."""
+        """Add the byte code that this process has compiled to the file.
+
+        If a play has several hosts, Ansible forks this process. The byte code that a fork compiles is not saved.
+        """
         if not self._new_byte_code:
             return
         stored_byte_code = _read_byte_code(self._byte_code_file)  # other runs may have changed the file
@@ -220,20 +225,20 @@ class CompiledTemplates:
             _write_byte_code(self._byte_code_file, all_byte_code)
 
     def _has_byte_code(self, key: Key) -> bool:
-        return key in self._decoded_byte_code or key in self._stored_byte_code
+        return key in self._code_objects or key in self._stored_byte_code
 
     def _get_byte_code(self, key: Key) -> CodeType:
         """Return the byte code of a stored or compiled template.
 
         Stored byte code is decoded here and not in `__init__`, because a run uses only a few dozen templates.
         """
-        if key not in self._decoded_byte_code:
+        if key not in self._code_objects:
             encoded = self._stored_byte_code[key]
-            self._decoded_byte_code[key] = marshal.loads(encoded)  # noqa: S302  our own file in a private folder
-        return self._decoded_byte_code[key]
+            self._code_objects[key] = marshal.loads(encoded)  # noqa: S302  our own file in a private folder
+        return self._code_objects[key]
 
 
-def install_folder_cache() -> None:
+def cache_plugin_folder_listings() -> None:
     """Make Ansible list each folder of plugins only once in a run.
 
     Without this function, Ansible lists a folder again each time it looks for a plugin.

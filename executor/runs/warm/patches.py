@@ -1,8 +1,12 @@
 """Lists every private name of Ansible, Jinja, PyYAML and ansible-runner that warm runs replace or use.
 
 A warm run is a fork of a server process that has already imported Ansible. A cold run is a new ansible-playbook
-process. Any release of these projects may change its private names. So all runs are cold if the installed ansible-core
-was not tested with warm runs, or if a name of this list is missing.
+process. We call all names of this list private, even a documented name such as `yaml.load`. Any release of a project
+may change its private names. So all runs are cold if the installed ansible-core was not tested with warm runs, or if a
+name of this list is missing.
+
+A payload is a zip file of an Ansible module and the files that the module imports. Each run has a folder for its
+credentials and temporary files. The texts below call it the run's private folder.
 """
 
 from __future__ import annotations
@@ -82,12 +86,12 @@ _TOP_LEVEL_LINE = re.compile(r"^\S", re.MULTILINE)
 _MEMBER_DEFINITION = r"^    def {name}\b|^    {name}\b\s*[:=]|\bself\.{name}\b\s*[:=]"
 
 
-def _make_used_name(module: str, name: str, purpose: str, *, source: str = "") -> PrivateName:
+def _used_private_name(module: str, name: str, purpose: str, *, source: str = "") -> PrivateName:
     """Return a private name whose value warm runs use, but do not replace."""
     return PrivateName(module=module, name=name, purpose=purpose, source=source)
 
 
-def _make_replaced_name(module: str, name: str, purpose: str, *, source: str = "") -> PrivateName:
+def _replaced_private_name(module: str, name: str, purpose: str, *, source: str = "") -> PrivateName:
     """Return a private name whose value warm runs replace."""
     return PrivateName(module=module, name=name, purpose=purpose, is_replaced=True, source=source)
 
@@ -95,64 +99,66 @@ def _make_replaced_name(module: str, name: str, purpose: str, *, source: str = "
 # --- Used by module_run.py and payloads.py to run modules -------------------------------------------------------------
 
 _LOCAL_MODULE = "ansible.plugins.connection.local"
-EXEC_COMMAND = _make_replaced_name(
+EXEC_COMMAND = _replaced_private_name(
     _LOCAL_MODULE, "Connection.exec_command", "runs the modules of community.proxmox in the process of the run"
 )
-CONNECTION_CWD = _make_used_name(_LOCAL_MODULE, "Connection.cwd", "the working directory of a module")
-CONNECTION_BECOME = _make_used_name(
+CONNECTION_CWD = _used_private_name(_LOCAL_MODULE, "Connection.cwd", "the working directory of a module")
+CONNECTION_BECOME = _used_private_name(
     "ansible.plugins.connection",
     "ConnectionBase.become",
     "is set for a module that must run as another user, so this module cannot run in the process of the run",
 )
-RUN_MODULE = _make_used_name(
+RUN_MODULE = _used_private_name(
     "ansible.module_utils._internal._ansiballz._loader", "run_module", "runs a module from the installed files"
 )
-MODIFY_MODULE = _make_used_name(
+MODIFY_MODULE = _used_private_name(
     "ansible.executor.module_common", "modify_module", "makes the payload of a module before the fork"
 )
-COMPILE_MODULE_AST = _make_replaced_name(
+COMPILE_MODULE_AST = _replaced_private_name(
     "ansible.executor.module_common", "_compile_module_ast", "parses a file once for the payloads of all modules"
 )
-TEMPLAR = _make_used_name("ansible.template", "Templar", "finds the interpreter of a payload")
-ZIP_DATA = _make_used_name("ansible.executor.module_common", "_CachedModule.zip_data", "the zip file in a payload")
+TEMPLAR = _used_private_name("ansible.template", "Templar", "evaluates the path of a module's interpreter")
+ZIP_DATA = _used_private_name(
+    "ansible.executor.module_common", "_CachedModule.zip_data", "a payload in base64, read from Ansible's cache"
+)
 _INTERNAL_MODULE = "ansible.module_utils._internal"
-IS_CONTROLLER = _make_replaced_name(
+IS_CONTROLLER = _replaced_private_name(
     _INTERNAL_MODULE, "is_controller", "False while a module runs, so that its warnings are in its result"
 )
-IMPORT_CONTROLLER_MODULE = _make_replaced_name(
+IMPORT_CONTROLLER_MODULE = _replaced_private_name(
     _INTERNAL_MODULE, "import_controller_module", "imports nothing while a module runs, as in a module's own process"
 )
 _TRACEBACK_MODULE = "ansible.module_utils._internal._traceback"
-IS_TRACEBACK_ENABLED = _make_replaced_name(
+IS_TRACEBACK_ENABLED = _replaced_private_name(
     _TRACEBACK_MODULE,
     "_is_traceback_enabled",
     "decides whether tracebacks are shown; while a module runs, the parameters of this module decide",
 )
-IS_MODULE_TRACEBACK_ENABLED = _make_used_name(
+IS_MODULE_TRACEBACK_ENABLED = _used_private_name(
     _TRACEBACK_MODULE,
     "_is_module_traceback_enabled",
     "the function that replaces IS_TRACEBACK_ENABLED while a module runs",
 )
-MODULE_TRACEBACKS = _make_replaced_name(
+MODULE_TRACEBACK_EVENTS = _replaced_private_name(
     _TRACEBACK_MODULE,
     "_module_tracebacks_enabled_events",
-    "a cached parameter of the previous module, emptied before each module",
+    "the kinds of events for which a module returns tracebacks, emptied before each module",
 )
 _WARNINGS_MODULE = "ansible.module_utils.common.warnings"
-MODULE_WARNINGS = _make_replaced_name(
+MODULE_WARNINGS = _replaced_private_name(
     _WARNINGS_MODULE, "_global_warnings", "the warnings of a module, emptied before each module"
 )
-MODULE_DEPRECATIONS = _make_replaced_name(
+MODULE_DEPRECATIONS = _replaced_private_name(
     _WARNINGS_MODULE, "_global_deprecations", "the deprecations of a module, emptied before each module"
 )
 _BASIC_MODULE = "ansible.module_utils.basic"
-MODULE_ARGUMENTS = _make_replaced_name(
+MODULE_ARGUMENTS = _replaced_private_name(
     _BASIC_MODULE, "_ANSIBLE_ARGS", "the parameters of a module as JSON, emptied before each module"
 )
-MODULE_PROFILE = _make_replaced_name(
+MODULE_PROFILE = _replaced_private_name(
     _BASIC_MODULE, "_ANSIBLE_PROFILE", "the format of a module's parameters, emptied before each module"
 )
-PARSED_MODULE_ARGUMENTS = _make_replaced_name(
+PARSED_MODULE_ARGUMENTS = _replaced_private_name(
     _BASIC_MODULE, "_PARSED_MODULE_ARGS", "the parsed parameters of a module, emptied before each module"
 )
 
@@ -160,27 +166,39 @@ PARSED_MODULE_ARGUMENTS = _make_replaced_name(
 
 _TAG_CLASSES_MODULE = "ansible._internal._datatag._tags"
 _DATA_LOADER_MODULE = "ansible.parsing.dataloader"
-YAML_LOAD = _make_replaced_name("yaml", "load", "returns a document that was parsed before the fork")
-DATA_LOADER = _make_used_name(_DATA_LOADER_MODULE, "DataLoader", "parses our files as a run does")
-LOAD_FROM_FILE = _make_replaced_name(
+YAML_LOAD = _replaced_private_name("yaml", "load", "returns a document that was parsed before the fork")
+DATA_LOADER = _used_private_name(_DATA_LOADER_MODULE, "DataLoader", "parses our files as a run does")
+LOAD_FROM_FILE = _replaced_private_name(
     _DATA_LOADER_MODULE, "DataLoader.load_from_file", "returns a parsed document itself, not a copy of it"
 )
-FILE_CACHE = _make_used_name(_DATA_LOADER_MODULE, "DataLoader._FILE_CACHE", "the documents that a run has already read")
-PATH_DWIM = _make_used_name(_DATA_LOADER_MODULE, "DataLoader.path_dwim", "computes a key of _FILE_CACHE")
-TAGS = _make_used_name(
+FILE_CACHE = _used_private_name(
+    _DATA_LOADER_MODULE, "DataLoader._FILE_CACHE", "the documents that a run has already read"
+)
+PATH_DWIM = _used_private_name(_DATA_LOADER_MODULE, "DataLoader.path_dwim", "computes a key of _FILE_CACHE")
+TAGS = _used_private_name(
     "ansible.module_utils._internal._datatag",
     "AnsibleTagHelper.tags",
-    "returns the tags of a text, which are a part of the key of a stored document",
+    "returns the data tags of a text, which are a part of the key of a stored document",
 )
-ORIGIN = _make_used_name(_TAG_CLASSES_MODULE, "Origin", "a tag of a plugin's documentation")
-TRUSTED_AS_TEMPLATE = _make_used_name(_TAG_CLASSES_MODULE, "TrustedAsTemplate", "a tag of a plugin's documentation")
-YAML_LOADER = _make_used_name("ansible.parsing.yaml.loader", "AnsibleLoader", "the loader of a plugin's documentation")
-FRAGMENT_LOADER = _make_used_name("ansible.plugins.loader", "fragment_loader", "finds documentation that plugins share")
-ADD_FRAGMENTS = _make_used_name("ansible.utils.plugin_docs", "add_fragments", "parses documentation that plugins share")
-ROUTING_TO_DICT = _make_used_name(
+ORIGIN = _used_private_name(
+    _TAG_CLASSES_MODULE, "Origin", "the data tag that names the file from which a text was read"
+)
+TRUSTED_AS_TEMPLATE = _used_private_name(
+    _TAG_CLASSES_MODULE, "TrustedAsTemplate", "the data tag of a text whose templates are evaluated"
+)
+YAML_LOADER = _used_private_name(
+    "ansible.parsing.yaml.loader", "AnsibleLoader", "the loader of a plugin's documentation"
+)
+FRAGMENT_LOADER = _used_private_name(
+    "ansible.plugins.loader", "fragment_loader", "finds documentation that plugins share"
+)
+ADD_FRAGMENTS = _used_private_name(
+    "ansible.utils.plugin_docs", "add_fragments", "parses documentation that plugins share"
+)
+ROUTING_TO_DICT = _used_private_name(
     "ansible.utils.collection_loader._collection_meta", "_meta_yml_to_dict", "parses a collection's routing table"
 )
-RUNNER_CALLBACK = _make_used_name(
+RUNNER_CALLBACK = _used_private_name(
     "ansible_runner.display_callback.callback.awx_display",
     "CallbackModule",
     "a plugin whose documentation each run reads",
@@ -190,48 +208,50 @@ RUNNER_CALLBACK = _make_used_name(
 
 _JINJA_BITS_MODULE = "ansible._internal._templating._jinja_bits"
 _JINJA_MODULE = "jinja2.environment"
-COMPILE = _make_replaced_name(
+COMPILE = _replaced_private_name(
     _JINJA_BITS_MODULE,
     "AnsibleEnvironment.compile",
     "returns stored byte code",
     source="jinja2/environment.py:Environment.compile",
 )
-COMPILE_EXPRESSION = _make_replaced_name(
+COMPILE_EXPRESSION = _replaced_private_name(
     _JINJA_BITS_MODULE, "AnsibleEnvironment.compile_expression", "returns stored byte code"
 )
-ENVIRONMENT = _make_used_name(
+ENVIRONMENT = _used_private_name(
     _JINJA_BITS_MODULE, "AnsibleEnvironment", "the class with the attribute _debuggable_template_source"
 )
-DEBUGGABLE = _make_used_name(
+DEBUGGABLE = _used_private_name(
     _JINJA_BITS_MODULE,
     "AnsibleEnvironment._debuggable_template_source",
     "no byte code is stored if this attribute is set",
 )
-COMPILE_CONTEXT = _make_used_name(
+COMPILE_CONTEXT = _used_private_name(
     _JINJA_BITS_MODULE,
     "_TemplateCompileContext",
-    "the context of a template, which is a part of the key of its byte code",
+    "the settings with which a template is compiled",
 )
-CURRENT_CONTEXT = _make_used_name(
+CURRENT_CONTEXT = _used_private_name(
     _JINJA_BITS_MODULE,
     "_TemplateCompileContext.current",
-    "returns the context of the template that is being compiled",
+    "returns the settings with which the current template is compiled",
     source="ansible/module_utils/_internal/_ambient_context.py:AmbientContextBase.current",
 )
-ESCAPE_BACKSLASHES = _make_used_name(
+ESCAPE_BACKSLASHES = _used_private_name(
     _JINJA_BITS_MODULE, "_TemplateCompileContext.escape_backslashes", "changes the byte code of a template"
 )
-TEMPLATE_EXPRESSION = _make_used_name(_JINJA_BITS_MODULE, "TemplateExpression", "wraps the byte code of an expression")
-TEMPLATE_CLASS = _make_used_name(
+TEMPLATE_EXPRESSION = _used_private_name(
+    _JINJA_BITS_MODULE, "TemplateExpression", "wraps the byte code of an expression"
+)
+TEMPLATE_CLASS = _used_private_name(
     _JINJA_MODULE, "Environment.template_class", "the class of a template that is made from byte code"
 )
-FROM_CODE = _make_used_name(_JINJA_MODULE, "Template.from_code", "makes a template from byte code")
-MAKE_GLOBALS = _make_used_name(
+FROM_CODE = _used_private_name(_JINJA_MODULE, "Template.from_code", "makes a template from byte code")
+MAKE_GLOBALS = _used_private_name(
     _JINJA_MODULE, "Environment.make_globals", "the global names of a template that is made from byte code"
 )
 #: The attributes of Jinja's environment that change how Jinja reads a template's text.
 JINJA_SYNTAX = tuple(
-    _make_used_name(_JINJA_MODULE, f"Environment.{name}", "a part of the key of a template's byte code")
+    _used_private_name(_JINJA_MODULE, f"Environment.{name}", "a part of the key of a template's byte code")
     for name in (
         *("block_start_string", "block_end_string", "variable_start_string", "variable_end_string"),
         *("comment_start_string", "comment_end_string", "line_statement_prefix", "line_comment_prefix"),
@@ -242,119 +262,129 @@ JINJA_SYNTAX = tuple(
 # --- Used by parse_cache.py and playbook_server.py to load plugins ----------------------------------------------------
 
 _PLUGIN_LOADER_MODULE = "ansible.plugins.loader"
-LOADER_GLOB = _make_replaced_name(_PLUGIN_LOADER_MODULE, "glob", "lists each folder of plugins once in a run")
+LOADER_GLOB = _replaced_private_name(_PLUGIN_LOADER_MODULE, "glob", "lists each folder of plugins once in a run")
 _COLLECTION_FINDER_MODULE = "ansible.utils.collection_loader._collection_finder"
-COLLECTION_FINDER = _make_used_name(
+COLLECTION_FINDER = _used_private_name(
     _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder", "imports the plugins of our collection before the fork"
 )
-INSTALL_COLLECTION_FINDER = _make_used_name(
+INSTALL_COLLECTION_FINDER = _used_private_name(
     _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._install", "lets Python import modules from collections"
 )
-REMOVE_COLLECTION_FINDER = _make_used_name(
+REMOVE_COLLECTION_FINDER = _used_private_name(
     _COLLECTION_FINDER_MODULE, "_AnsibleCollectionFinder._remove", "lets each run install its own collection finder"
 )
-COLLECTIONS_PATHS = _make_used_name(
+COLLECTIONS_PATHS = _used_private_name(
     "ansible.constants",
     "COLLECTIONS_PATHS",
     "the folders in which Ansible searches for collections",
     source="ansible/config/base.yml:COLLECTIONS_PATHS",
 )
-PLUGIN_LOADER = _make_used_name(
+PLUGIN_LOADER = _used_private_name(
     _PLUGIN_LOADER_MODULE,
     "PluginLoader",
     "the class of Ansible's plugin loaders; each run computes their folders again",
 )
-LOADER_CONFIG = _make_used_name(
+LOADER_CONFIG = _used_private_name(
     _PLUGIN_LOADER_MODULE,
     "PluginLoader.config",
     "the folders of a loader, some of which are in the run's private folder",
 )
-LOADER_PACKAGE = _make_used_name(_PLUGIN_LOADER_MODULE, "PluginLoader.package", "the package of a loader's plugins")
-FILTER_LOADER = _make_used_name(
+LOADER_PACKAGE = _used_private_name(_PLUGIN_LOADER_MODULE, "PluginLoader.package", "the package of a loader's plugins")
+FILTER_LOADER = _used_private_name(
     _PLUGIN_LOADER_MODULE, "filter_loader", "imports Ansible's Jinja filters before the fork"
 )
-TEST_LOADER = _make_used_name(_PLUGIN_LOADER_MODULE, "test_loader", "imports Ansible's Jinja tests before the fork")
-LOAD_MODULE_SOURCE = _make_replaced_name(
+TEST_LOADER = _used_private_name(_PLUGIN_LOADER_MODULE, "test_loader", "imports Ansible's Jinja tests before the fork")
+LOAD_MODULE_SOURCE = _replaced_private_name(
     _PLUGIN_LOADER_MODULE,
     "PluginLoader._load_module_source",
-    "makes a provider's plugin take precedence over Ansible's",
+    "makes a plugin that the provider has added take precedence over Ansible's plugin of the same name",
 )
 
 # --- Used by playbook_server.py to compute again what Ansible computed when it was imported ---------------------------
 
 _CONFIG_MODULE = "ansible.config.manager"
-CONFIG = _make_used_name("ansible.constants", "config", "the object from which Ansible computes its constants")
-CONFIG_FILE = _make_used_name(
+CONFIG = _used_private_name("ansible.constants", "config", "the object from which Ansible computes its constants")
+CONFIG_FILE = _used_private_name(
     "ansible.constants",
     "CONFIG_FILE",
     "the path of the file ansible.cfg; after a change of this file, the server refuses runs",
     source="ansible/config/manager.py:ConfigManager._config_file",
 )
-DEFINITIONS = _make_used_name(_CONFIG_MODULE, "ConfigManager.get_configuration_definitions", "lists the constants")
-CONFIG_VALUE = _make_used_name(
+DEFINITIONS = _used_private_name(_CONFIG_MODULE, "ConfigManager.get_configuration_definitions", "lists the constants")
+CONFIG_VALUE = _used_private_name(
     _CONFIG_MODULE,
     "ConfigManager.get_config_value",
     "computes a constant again, because it can contain the path of the run's private folder",
 )
-LOCAL_TMP = _make_used_name(
+LOCAL_TMP = _used_private_name(
     "ansible.constants",
     "DEFAULT_LOCAL_TMP",
     "the folder of a run's payloads",
     source="ansible/config/base.yml:DEFAULT_LOCAL_TMP",
 )
-RANDOM_INT = _make_replaced_name("ansible.utils.vars", "random_int", "the part of each id that differs between runs")
-CUR_ID = _make_replaced_name(
-    "ansible.utils.vars", "cur_id", "the number of ids that a run has made, which is 0 at the start of a run"
+RANDOM_INT = _replaced_private_name(
+    "ansible.utils.vars", "random_int", "a random part of the ids of plays and Ansible tasks, which differs in each run"
 )
-CLEANUP_TMP_FILE = _make_used_name(
+CUR_ID = _replaced_private_name(
+    "ansible.utils.vars",
+    "cur_id",
+    "the counter in the ids of plays and Ansible tasks, which is 0 at the start of a run",
+)
+CLEANUP_TMP_FILE = _used_private_name(
     "ansible.utils.path",
     "cleanup_tmp_file",
     "must not be called at the exit of a run, because it removes the server's temporary folder",
 )
-CHECK_BLOCKING_IO = _make_used_name("ansible.cli", "check_blocking_io", "the first step of ansible-playbook")
-INITIALIZE_LOCALE = _make_used_name("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
-PLAYBOOK_MAIN = _make_used_name("ansible.cli.playbook", "main", "the third step of ansible-playbook")
+CHECK_BLOCKING_IO = _used_private_name("ansible.cli", "check_blocking_io", "the first step of ansible-playbook")
+INITIALIZE_LOCALE = _used_private_name("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
+PLAYBOOK_MAIN = _used_private_name("ansible.cli.playbook", "main", "the third step of ansible-playbook")
 
 # --- Used by tasks.py to run Ansible tasks without a fork -------------------------------------------------------------
 
 _WORKER_MODULE = "ansible.executor.process.worker"
-STRATEGY_WORKER_CLASS = _make_replaced_name(
+STRATEGY_WORKER_CLASS = _replaced_private_name(
     "ansible.plugins.strategy",
     "WorkerProcess",
-    "the name by which the strategies use WORKER_CLASS; our worker runs an Ansible task without a fork",
+    "the class whose instances execute Ansible tasks; 'our worker', a subclass in tasks.py, does not fork",
 )
-POLL_INTERVAL = _make_replaced_name(
+POLL_INTERVAL = _replaced_private_name(
     "ansible.constants",
     "DEFAULT_INTERNAL_POLL_INTERVAL",
     "makes the wait for the result of an Ansible task shorter",
     source="ansible/config/base.yml:DEFAULT_INTERNAL_POLL_INTERVAL",
 )
-WORKER_CLASS = _make_used_name(_WORKER_MODULE, "WorkerProcess", "the class that our worker extends")
-WORKER_START = _make_used_name(
+WORKER_CLASS = _used_private_name(_WORKER_MODULE, "WorkerProcess", "Ansible's worker, which our worker extends")
+WORKER_START = _used_private_name(
     _WORKER_MODULE, "WorkerProcess.start", "forks a process, which only a play with several hosts needs"
 )
-WORKER_RUN = _make_used_name(_WORKER_MODULE, "WorkerProcess.run", "runs the Ansible task")
-WORKER_DETACH = _make_replaced_name(_WORKER_MODULE, "WorkerProcess._detach", "leaves the output of the run open")
-WORKER_HARD_EXIT = _make_replaced_name(
+WORKER_RUN = _used_private_name(_WORKER_MODULE, "WorkerProcess.run", "runs the Ansible task")
+WORKER_DETACH = _replaced_private_name(
+    _WORKER_MODULE, "WorkerProcess._detach", "does not close the standard output of the run"
+)
+WORKER_HARD_EXIT = _replaced_private_name(
     _WORKER_MODULE, "WorkerProcess._hard_exit", "lets the run's process continue when an Ansible task crashes"
 )
-WORKER_TASK = _make_used_name(_WORKER_MODULE, "WorkerProcess._task", "the Ansible task, which our worker copies")
-WORKER_HOST = _make_used_name(_WORKER_MODULE, "WorkerProcess._host", "the host, which our worker copies")
-WORKER_TASK_VARS = _make_used_name(
+WORKER_TASK = _used_private_name(_WORKER_MODULE, "WorkerProcess._task", "the Ansible task, which our worker copies")
+WORKER_HOST = _used_private_name(_WORKER_MODULE, "WorkerProcess._host", "the host, which our worker copies")
+WORKER_TASK_VARS = _used_private_name(
     _WORKER_MODULE, "WorkerProcess._task_vars", "the variables of the Ansible task, which our worker copies"
 )
-WORKER_DISPLAY = _make_replaced_name(
+WORKER_DISPLAY = _replaced_private_name(
     _WORKER_MODULE, "display", "writes messages directly, not to the queue that a fork uses"
 )
-WORKER_SIGNAL = _make_replaced_name(_WORKER_MODULE, "signal", "leaves the signal handlers of the run unchanged")
-WORKER_SYS = _make_replaced_name(_WORKER_MODULE, "sys", "leaves the standard output and error of the run unchanged")
-SET_QUEUE = _make_used_name(
-    "ansible.utils.display", "Display.set_queue", "does nothing in our display, because it has no queue"
+WORKER_SIGNAL = _replaced_private_name(_WORKER_MODULE, "signal", "leaves the signal handlers of the run unchanged")
+WORKER_SYS = _replaced_private_name(_WORKER_MODULE, "sys", "leaves the standard output and error of the run unchanged")
+SET_QUEUE = _used_private_name(
+    "ansible.utils.display",
+    "Display.set_queue",
+    "makes a fork send its messages to a queue; does nothing in the display that our worker uses",
 )
-TASK_COPY = _make_used_name(
-    "ansible.playbook.task", "Task.copy", "copies an Ansible task, so that it cannot change the play"
+TASK_COPY = _used_private_name(
+    "ansible.playbook.task",
+    "Task.copy",
+    "copies an Ansible task; the execution of the copy does not change the play's own task",
 )
-TASK_PARENT = _make_used_name("ansible.playbook.task", "Task._parent", "gives the copy its parent in the play")
+TASK_PARENT = _used_private_name("ansible.playbook.task", "Task._parent", "gives the copy its parent in the play")
 
 #: All private names that are defined above.
 PRIVATE_NAMES: tuple[PrivateName, ...] = (

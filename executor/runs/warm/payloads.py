@@ -4,6 +4,9 @@ A warm run is a fork of a server process that has already imported Ansible. A pa
 files that the module imports. By default, Ansible makes a module's payload in each run (0.2 s of CPU time) and keeps it
 in the run's temporary folder. Instead, the server makes the payloads at its start (0.7 s of CPU time), and each run
 links them into its temporary folder.
+
+The module `patches` lists the names of Ansible that are read or replaced here. `get_value` returns what a name refers
+to, for example the function `modify_module`. `set_value` replaces it in this process.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from functools import cache
 from pathlib import Path
 
 from executor.runs.warm import patches
-from executor.runs.warm.module_script import MODULE_PREFIX
+from executor.runs.warm.module_script import PROXMOX_MODULE_PREFIX
 
-#: The modules of community.proxmox that our action plugins call. The server imports them from the collection that runs
-#: use. A module that this collection lacks is skipped.
-MODULES = ("proxmox", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
+#: The modules of community.proxmox that our action plugins call. The server imports them from the collection that each
+#: run uses. A module that this collection lacks is skipped.
+CALLED_PROXMOX_MODULES = ("proxmox", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
 #: Files of a payload that Ansible generates. Their contents differ from the installed files of the same names.
 GENERATED_FILES = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
 #: Name of the folder in which Ansible keeps payloads. It is in Ansible's local temporary folder.
@@ -36,15 +39,18 @@ FileState = list[int]
 
 
 class Payloads:
-    """The payloads that a server has made. They consist of installed files only."""
+    """The payloads that a server has made. They contain only copies of installed files."""
 
     def __init__(self, local_tmp: Path) -> None:
-        """Make the payloads of the imported MODULES in Ansible's temporary folder `local_tmp`."""
+        """Make the payloads of CALLED_PROXMOX_MODULES in Ansible's temporary folder `local_tmp`.
+
+        A module that the server has not imported is skipped.
+        """
         self._payload_files: list[Path] = []
         self._payload_digests: dict[str, str] = {}  #: maps the full name of each module to the digest of its payload
-        self.installed_files: set[Path] = set()  #: the files of which the payloads consist
+        self.installed_files: set[Path] = set()  #: the files whose copies the payloads contain
         with _parsing_each_file_once():
-            for name in MODULES:
+            for name in CALLED_PROXMOX_MODULES:
                 with contextlib.suppress(Exception):  # a run that calls this module reports the error
                     self._make_payload(name, local_tmp)
 
@@ -55,12 +61,15 @@ class Payloads:
         for file in self._payload_files:
             os.link(file, folder / file.name)
 
-    def consists_of_installed_files(self, module: str, zip_data: bytes | str) -> bool:
-        """True if the payload `zip_data` consists of installed files, as every payload of the server does."""
+    def contains_only_installed_files(self, module: str, zip_data: bytes | str) -> bool:
+        """True if a payload contains only copies of installed files, as the server's payloads do.
+
+        `zip_data` is the payload in base64.
+        """
         return self._payload_digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
 
     def _make_payload(self, name: str, local_tmp: Path) -> None:
-        module = MODULE_PREFIX + name
+        module = PROXMOX_MODULE_PREFIX + name
         if module not in sys.modules:
             return
         patches.MODIFY_MODULE.get_value()(
@@ -71,6 +80,7 @@ class Payloads:
             task_vars={"ansible_python_interpreter": sys.executable},
             module_compression="ZIP_DEFLATED",
         )
+        # Ansible ends the file's name with `none` if the module runs without coverage and without a debugger.
         for file in (local_tmp / PAYLOAD_CACHE_FOLDER).glob(f"{module}-*-none"):
             zip_data = pickle.loads(file.read_bytes()).zip_data  # noqa: S301  this process has written the file
             if installed_files := find_installed_files(zip_data):
@@ -91,9 +101,9 @@ def _parsing_each_file_once() -> Iterator[None]:
 
 
 def find_installed_files(zip_data: bytes | str) -> list[Path] | None:
-    """Return the installed files of which a payload consists; None if a file in the payload is not installed.
+    """Return the installed files whose copies a payload contains; None if a file in the payload is not installed.
 
-    Empty files and GENERATED_FILES are skipped.
+    `zip_data` is the payload in base64. Empty files and GENERATED_FILES are skipped.
     """
     installed_files = []
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(zip_data))) as payload:
@@ -127,6 +137,6 @@ def _find_installed_file(name: str) -> Path | None:
 
 @cache
 def _import_folders() -> Iterable[Path]:
-    """Return the folders of the search paths that contain `ansible_collections` or the package `ansible`."""
+    """Return the folders of COLLECTIONS_PATHS and `sys.path` that contain collections or the package `ansible`."""
     folders = [Path(entry) for entry in (*patches.COLLECTIONS_PATHS.get_value(), *sys.path) if entry]
     return [folder for folder in folders if (folder / "ansible_collections").is_dir() or (folder / "ansible").is_dir()]

@@ -2,12 +2,14 @@
 
 Command: `python -P -m executor.runs.warm.playbook_server SOCKET SERVER_FOLDER`. Before the fork, the server only
 imports modules and parses files that are the same for all runs. It runs no playbook itself, so one run cannot affect
-the next run. The module `patches` lists the private names of Ansible that this server reads, calls or replaces.
+the next run. The module `forkserver` accepts requests on SOCKET and executes each run in a fork. The module `patches`
+lists the private names of Ansible that this server reads, calls or replaces.
 
 When Ansible is imported, it computes constants that contain the run's folders, makes random ids and temporary folders,
-and registers functions that Python calls at exit. Each run repeats or reverts these steps. The server is started with
-the environment of a run whose private folder is SERVER_FOLDER. The server refuses a run whose
-environment differs in more than the path of the private folder and PER_RUN_VARIABLES.
+and registers functions that Python calls at exit. Each run repeats or reverts these steps. Each run has a private
+folder, which contains its credentials and temporary files. The private folder of the server is SERVER_FOLDER. The
+environments of the server and of a run may differ only in the path of the private folder and in PER_RUN_VARIABLES. The
+server refuses any other run.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from typing import Any
 
 from executor.runs.warm import forkserver, module_run, parse_cache, patches, payloads, tasks
 from executor.runs.warm.compatibility import why_release_unsupported
-from executor.runs.warm.module_script import MODULE_PREFIX
+from executor.runs.warm.module_script import PROXMOX_MODULE_PREFIX
 from executor.runs.warm.protocol import Refusal, Request
 
 #: Environment variables that differ in each run, and so are not compared. They contain the run's ident, the folder of
@@ -80,7 +82,7 @@ class PlaybookRunner:
 
     def __init__(self, server_folder: str) -> None:
         self._server_folder = os.fsencode(server_folder)
-        self._byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
+        self._template_byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
         self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
         _import_modules_of_runs()
         self._ansible_config = patches.CONFIG.get_value()
@@ -100,8 +102,9 @@ class PlaybookRunner:
         ]
         with _installed_collection_finder():
             _import_from_collections()
+            #: zip files of the modules of community.proxmox, which Ansible would otherwise make in each run
             self._payloads = payloads.Payloads(Path(patches.LOCAL_TMP.get_value()))
-        watched_files += self._payloads.installed_files
+        watched_files += self._payloads.installed_files  # the Python files of which the payloads consist
         #: maps each watched file to its inode, size and modification time; a change makes the server refuse runs
         self._file_states_at_start = {str(file): payloads.read_file_state(file) for file in watched_files if file}
         our_files = [file for pattern in OUR_FILE_PATTERNS for file in sorted(Path.cwd().glob(pattern))]
@@ -129,14 +132,18 @@ class PlaybookRunner:
         _reset_after_fork()
         private_folder = os.path.dirname(request.env[CREDENTIALS_VARIABLE])
         self._recompute_values(os.fsdecode(private_folder))
+        # From now on, modules of community.proxmox run in this process, but only if their files are copies of installed
+        # files. The payloads are needed here only for this check.
         module_run.replace_exec_command(self._payloads)
         if not self._is_our_playbook(request):
             return _call_ansible_playbook()
+        # From now on, Ansible uses the payloads (in the run's temporary folder), the YAML files that the server has
+        # parsed, and the templates that earlier runs have compiled.
         self._payloads.link_into(Path(patches.LOCAL_TMP.get_value()))
-        templates = parse_cache.CompiledTemplates(self._byte_code_file)
+        templates = parse_cache.CompiledTemplates(self._template_byte_code_file)
         self._parsed_documents.install()
         templates.install()
-        parse_cache.install_folder_cache()
+        parse_cache.cache_plugin_folder_listings()
         tasks.replace_worker_class()  # from now on, Ansible executes each Ansible task in this process, without a fork
         exit_code = _call_ansible_playbook()
         templates.save()
@@ -145,9 +152,9 @@ class PlaybookRunner:
     def _is_our_playbook(self, request: Request) -> bool:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
-        Our playbooks use YAML files that the server has parsed, zip files of modules (payloads) that the server has
-        made, and templates that earlier runs have compiled. A provider's playbook uses none of these, because the
-        provider's folder may contain another version of a module or plugin with which they were made.
+        Only our playbooks use the YAML files that the server has parsed, the payloads (zip files of modules) that it
+        has made, and the templates that earlier runs have compiled. The provider's folder (SMITH_ACTIONS_PATH) may
+        contain another version of a module or plugin.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
@@ -155,10 +162,12 @@ class PlaybookRunner:
         """Return an environment that can be compared with the environment of another run.
 
         PER_RUN_VARIABLES are removed. The path of the run's private folder is replaced by the path of the server's
-        folder. Without a private folder, the result is empty, so it differs from the server's environment.
+        folder. If `private_folder` is empty, because the request lacks CREDENTIALS_VARIABLE, the result is empty. Then
+        the run is refused.
         """
         if not private_folder:
             return {}
+        # RESERVED_VARIABLE is not compared, because no run has it: it reserves memory of the server for its forks.
         ignored_names = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         return {
             name: value.replace(private_folder, self._server_folder)
@@ -186,7 +195,7 @@ class PlaybookRunner:
             loader.config = _replace_folder(loader.config, server_folder, private_folder)
         _prefer_provider_plugins(self._imported_plugins)
         patches.RANDOM_INT.set_value(f"{secrets.randbelow(2**32):08x}")  # the same formula as in `ansible.utils.vars`
-        patches.CUR_ID.set_value(0)
+        patches.CUR_ID.set_value(0)  # how many ids Ansible has made
 
 
 def _import_modules_of_runs() -> None:
@@ -223,9 +232,9 @@ def _import_from_collections() -> None:
     for folder in OUR_PLUGIN_FOLDERS:
         for file in sorted(Path.cwd().glob(f"plugins/{folder}/*.py")):
             importlib.import_module(f"{OUR_PLUGINS}.{folder}.{file.stem}")
-    for name in payloads.MODULES:
+    for name in payloads.CALLED_PROXMOX_MODULES:
         with contextlib.suppress(ImportError):
-            importlib.import_module(MODULE_PREFIX + name)
+            importlib.import_module(PROXMOX_MODULE_PREFIX + name)
 
 
 def _import_by_file(loader: Any, name: str) -> None:
@@ -286,14 +295,14 @@ def _prefer_provider_plugins(imported_plugins: dict[str, Any]) -> None:
 
 
 def main(socket_path: str, server_folder: str) -> None:
-    """Import Ansible, then accept clients until the agent ends."""
-    # Imports and parsing make hardly any garbage. Without a pause, the garbage collector would take a quarter of the
-    # CPU time of the start.
+    """Import Ansible, then accept requests until the agent ends."""
+    # Imports and parsing make hardly any garbage, but the garbage collector would take a quarter of the CPU time of the
+    # start. `forkserver.serve` enables it.
     gc.disable()
     sys.path.insert(0, sysconfig.get_path("scripts"))  # Python does the same when it runs the script ansible-playbook
     sys.argv = [str(Path(sysconfig.get_path("scripts"), "ansible-playbook"))]
     importlib.import_module("ansible.cli.playbook")
-    from ansible.release import __version__  # noqa: PLC0415  the agent must not import Ansible
+    from ansible.release import __version__  # noqa: PLC0415  Ansible is imported after gc.disable()
 
     if reason := why_release_unsupported(__version__):
         raise SystemExit(reason)

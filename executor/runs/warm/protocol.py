@@ -1,12 +1,13 @@
 """Implements the server's side of the protocol of warm runs, and the probe with which the agent tests a server.
 
-The messages of the protocol are the request, its acceptance or refusal, and the exit code.
+A warm run is a fork of a server process that has already imported Ansible. For each warm run, the agent starts the
+script `client.py`: the client, which requests the run from the server. For each client, the server forks a guard: the
+process that reads and checks the client's request, forks and supervises the run, and sends the exit code.
 
-A warm run is a fork of a server process that has already imported Ansible. For each client, the server forks a guard:
-the process that reads and checks the client's request, forks and supervises the run, and sends the exit code.
-
-A request contains the working directory, the command line, the environment and three open files of a run. `client.py`
-implements the client's side and imports nothing of this module, because the import would take longer than the script.
+The client sends the request: the working directory, command line, environment and three open files of a run. The guard
+answers ACCEPTED or REFUSED. After ACCEPTED, the client sends GO and the guard starts the run. At the end of the run,
+the guard sends ENDED and the exit code. `client.py` imports nothing of this module, because the import would take
+longer than the whole script.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def listen(path: str) -> socket.socket:
 def receive_request(connection: socket.socket) -> Request:
     """Read a request. Raises Refusal when the request is not valid, OSError when the connection fails.
 
-    For an invalid request, the text of the Refusal is empty, because the guard logs each Refusal that has a text, and
-    the empty requests of `is_answering` must not be logged.
+    The Refusal of an invalid request has no text. The guard logs only a Refusal that has a text. So it does not log the
+    empty requests of `is_answering`.
     """
     connection.settimeout(REQUEST_TIMEOUT_S)
     _require_same_user(connection)
@@ -128,8 +129,8 @@ def receive_request(connection: socket.socket) -> Request:
     )
 
 
-def accept_request(connection: socket.socket) -> bool:
-    """Send ACCEPTED to the client. Return True if the client answers GO. Then the run must start."""
+def accept_request_and_wait_for_start_message(connection: socket.socket) -> bool:
+    """Send ACCEPTED to the client. Return True if the client answers GO: the caller then starts the run."""
     connection.sendall(ACCEPTED)
     if connection.recv(1) != GO:
         return False

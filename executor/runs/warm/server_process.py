@@ -1,6 +1,8 @@
 """Starts and ends a playbook server, waits until it is ready, reads its log, and measures its memory.
 
-The playbook server is a process that has already imported Ansible. Each warm run is a fork of this process.
+The playbook server is a process that has already imported Ansible. Each warm run is a fork of this process. The module
+`forkserver` is the part of the server that forks. It writes READY to standard output when the server can accept runs.
+When it refuses a run, it writes the reason to the server's log.
 """
 
 from __future__ import annotations
@@ -35,15 +37,18 @@ class ServerProcess:
     def __init__(self, folder: Path, start_number: int, env: Mapping[str, str], cwd: Path) -> None:
         """Start a server with the working directory `cwd`. Raises OSError if it cannot be started.
 
-        `start_number` counts the servers of the agent. It is a part of the names of the server's socket and log, which
-        are in `folder`.
+        `start_number` is 1 for the agent's first server, 2 for its second. It is a part of the names of the server's
+        socket and log, which are in `folder`.
         """
-        self.run_count = 0  #: the number of runs for which the server was chosen
+        self.run_count = 0  #: the number of runs that were assigned to this server
         self.socket_path = folder / f"playbook-{start_number}.sock"
         self.socket_path.unlink(missing_ok=True)
         self._log_path = folder / f"playbook-{start_number}.log"
         self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
         self._memory_mib_at_start = 0.0
+        # The agent finds the processes of a run by variables in /proc/<pid>/environ. This file shows the memory that
+        # contained the variables when the server was started. A fork of the server overwrites the memory with variables
+        # of its run, and RESERVED_VARIABLE makes the memory large enough.
         reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
         with self._log_path.open("wb") as log_file:
             self.process = subprocess.Popen(
@@ -97,7 +102,7 @@ class ServerProcess:
         self.process.kill()
 
     def end(self) -> None:
-        """End the server, wait for it, and remove its socket and log. Current runs continue under their guards."""
+        """End the server, wait for it, and remove its socket and log. Current runs continue."""
         with contextlib.suppress(OSError):
             if self.process.stdin is not None:
                 self.process.stdin.close()

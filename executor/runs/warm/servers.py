@@ -1,9 +1,9 @@
 """Starts, checks and replaces the server of warm runs, and makes the command of each run.
 
 A warm run is a fork of a server process that has already imported Ansible: the playbook server. A cold run is a new
-ansible-playbook process. When the server does not work, a new server is started, and runs wait for it. The runs are not
-cold meanwhile, because a cold run needs as much CPU time as the start of a server. If the new server does not start,
-runs are cold and `warm_unavailable` is logged once for each reason. After RESTART_BACKOFF_S, a server is started again.
+ansible-playbook process. When the server does not work, a new server is started, and runs wait for it: a cold run would
+need as much CPU time as the start of a server. If the new server does not start, runs are cold and `warm_unavailable`
+is logged once for each reason. After RESTART_BACKOFF_S, a server is started again.
 """
 
 from __future__ import annotations
@@ -53,28 +53,29 @@ class WarmServerKeeper:
         self._probed_at = 0.0
         self._earliest_start_at = 0.0  #: no server is started before this time of the clock `time.monotonic()`
         self._start_thread: threading.Thread | None = None  #: the thread that starts a server, or has started one
-        self._logged_reasons: set[str] = set()  #: the reasons of cold runs that were already logged
-        self._is_closed = False
+        self._logged_reasons: set[str] = set()  #: the reasons that were already logged as `warm_unavailable`
+        self._is_disabled = False  #: True if no server may be started or used any more
 
     def start(self) -> None:
         """Start the server in the background."""
         if reason := why_warm_runs_unavailable():
-            self._log_unavailable(reason)
-            self._is_closed = True  # later runs then start no server
+            self._log_reason_once(reason)
+            self._is_disabled = True
             return
         with self._lock:
             self._start_server_in_thread()
 
-    def make_command(self, playbook_command: list[str], path_variable: str) -> list[str]:
+    def make_command(self, playbook_command: list[str], search_path: str) -> list[str]:
         """Return the command that executes `playbook_command` as a warm run.
 
         If no server works, return the command of a cold run under a guard: a process that supervises the run.
-        `path_variable` is the run's PATH.
+        `search_path` is the value of the run's variable PATH.
         """
-        program = shutil.which(playbook_command[0], path=path_variable)
+        program = shutil.which(playbook_command[0], path=search_path)
         server = self._choose_server() if program else None
         if server is None or program is None:
             return [*process_tree.guard_command_prefix(), *playbook_command]
+        # If the server refuses the run, the client becomes the guard of a cold run: it executes `process_tree.SCRIPT`.
         isolated_python = [sys.executable, "-I", "-S"]
         client = [*isolated_python, str(CLIENT_SCRIPT), str(server.socket_path), process_tree.SCRIPT]
         return [*client, program, *playbook_command[1:]]
@@ -87,7 +88,7 @@ class WarmServerKeeper:
     def close(self) -> None:
         """End the current server and a server that is just starting. Current runs continue."""
         with self._lock:
-            self._is_closed = True
+            self._is_disabled = True
             server, self._server = self._server, None
             if self._starting_server is not None:
                 self._starting_server.kill()
@@ -96,8 +97,8 @@ class WarmServerKeeper:
         if (start_thread := self._start_thread) is not None:
             start_thread.join(START_TIMEOUT_S)
 
-    def _log_unavailable(self, reason: str) -> None:
-        """Log why runs are cold, or why the server is replaced. Each reason is logged only once."""
+    def _log_reason_once(self, reason: str) -> None:
+        """Log `warm_unavailable` with the reason why runs are cold or the server is replaced, once for each reason."""
         if reason not in self._logged_reasons:
             self._logged_reasons.add(reason)
             log.warning("warm_unavailable", reason=reason)
@@ -115,7 +116,7 @@ class WarmServerKeeper:
     def _find_or_start_server(self) -> ServerProcess | None:
         """Return the current server if it works. Otherwise start a new server in the background and return None."""
         with self._lock:
-            server = None if self._is_closed else self._server
+            server = None if self._is_disabled else self._server
             reason = self._why_unusable(server) if server else ""
             if server is None or reason:
                 self._server = None
@@ -126,7 +127,7 @@ class WarmServerKeeper:
                     self._earliest_start_at = 0.0  # a replacement needs no backoff
                     self._start_server_in_thread()
         if reason and server is not None:
-            self._log_unavailable(reason)
+            self._log_reason_once(reason)
             server.end()
             return None
         return server
@@ -153,7 +154,7 @@ class WarmServerKeeper:
         """
         now = time.monotonic()
         is_starting = self._start_thread is not None and self._start_thread.is_alive()
-        if self._is_closed or is_starting or now < self._earliest_start_at:
+        if self._is_disabled or is_starting or now < self._earliest_start_at:
             return
         self._earliest_start_at = now + RESTART_BACKOFF_S
         self._start_count += 1
@@ -161,7 +162,7 @@ class WarmServerKeeper:
         try:
             thread.start()
         except RuntimeError as error:  # the limit of threads, or of memory, is reached: runs are cold
-            self._log_unavailable(str(error))
+            self._log_reason_once(str(error))
         else:
             self._start_thread = thread
 
@@ -171,20 +172,20 @@ class WarmServerKeeper:
             server = ServerProcess(self._folder, start_number, self._make_environment(), self._cwd)
             with self._lock:
                 self._starting_server = server
-                if self._is_closed:
+                if self._is_disabled:
                     server.kill()
             server.wait_until_ready()
         except Exception as error:  # every error is only logged, because runs are cold without a server
-            if not self._is_closed:
-                self._log_unavailable(str(error) or type(error).__name__)
+            if not self._is_disabled:
+                self._log_reason_once(str(error) or type(error).__name__)
             return
         finally:
             with self._lock:
                 self._starting_server = None
         with self._lock:
             self._probed_at = time.monotonic()
-            server_to_end = server if self._is_closed else self._server
-            if not self._is_closed:
+            server_to_end = server if self._is_disabled else self._server
+            if not self._is_disabled:
                 self._server = server
         if server_to_end is not None:
             server_to_end.end()

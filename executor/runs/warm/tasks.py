@@ -8,6 +8,8 @@ the fork has loaded are lost when it ends. For a play with several hosts, Ansibl
 In a fork, code may change the Ansible task, the host and the variables, and the play is not affected. Our worker does
 not fork, so it uses copies of these objects. The result of the Ansible task passes through the same queue as the result
 of a fork, and is pickled in the same way.
+
+The module `patches` lists private names of Ansible. `set_value` replaces the value of a name in this process.
 """
 
 from __future__ import annotations
@@ -61,10 +63,11 @@ def replace_worker_class() -> None:
             """Do nothing. The original method would close the standard output, to which this run still writes."""
 
         def _hard_exit(self, e: str) -> None:
-            """Show the error `e` and set the exit code, so that the play fails. Ansible's method would end the fork."""
+            """Show the error `e` and set the exit code, so that the play fails. The original would end this process."""
             patches.WORKER_DISPLAY.get_value().error(e)
             self.exitcode = 1
 
+    # The strategies take the worker class from their own module, not from the module that defines it.
     patches.STRATEGY_WORKER_CLASS.set_value(WorkerProcess)
     patches.POLL_INTERVAL.set_value(RESULT_POLL_INTERVAL_S)
 

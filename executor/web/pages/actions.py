@@ -2,6 +2,8 @@
 
 Each action needs a session, and a form token, which proves that a page of this session has sent the form. An action
 that changes something also needs a confirmation, and is recorded in the audit log.
+
+To drain an agent process is to pause only this process: it claims no more jobs until it is resumed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 
 from executor.database import agent_queries, operator_changes, queries
 from executor.database.engine import reading, transaction
-from executor.database.statements import is_integer_text
+from executor.database.statements import fits_integer_column
 from executor.database.tables.agents import Node
 from executor.drift.repair import apply_repair
 from executor.log import get_logger
@@ -29,7 +31,7 @@ log = get_logger(__name__)
 
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 500
-#: The path of the page that shows the agent processes.
+#: The path of the page that shows the agent processes. The pages call them executors.
 AGENTS_PAGE = "executors"
 
 
@@ -37,8 +39,10 @@ class ActionRefused(Exception):
     """The action is not possible now. The text of the exception is the reason, which the page shows."""
 
 
-#: A function that executes an action of an operator. Its arguments are the page context, the fields of the form, and
-#: the operator's name for the audit log. It returns the path of the page that the browser shows next.
+#: A function that executes an action of an operator. Its arguments are the page context (the objects that all pages
+#: share, such as the renderer), the fields of the form, and the operator's name for the audit log. It returns the path
+#: of the page that the browser shows next. `context.agent_view()` returns the parts of the agent that the pages read,
+#: such as the engine of its database.
 OperatorAction = Callable[[PageContext, Mapping[str, str], str], str]
 
 
@@ -72,7 +76,10 @@ def _retry_job(context: PageContext, form: Mapping[str, str], who: str) -> str:
     job_id = _find_job_id(context, form)
     with transaction(context.agent_view().engine) as session:
         if not operator_changes.retry_job(session, job_id, who=who):
-            raise ActionRefused("There is nothing to retry: no attempt and no report of this job is scheduled.")
+            raise ActionRefused(
+                "There is nothing to retry: the job is running, or FulcrumCore does not expect its result any more. If "
+                "the job has ended, request a new job in FulcrumCore."
+            )
     return f"jobs/{job_id}"
 
 
@@ -106,7 +113,7 @@ def _drain_agent_process(context: PageContext, form: Mapping[str, str], who: str
     if not reason:
         raise ActionRefused("A drain needs a reason, which all operators see until the agent process is resumed.")
     with transaction(context.agent_view().engine) as session:
-        if not operator_changes.drain_agent_process(
+        if not operator_changes.pause_agent_process(
             session, _find_agent_process(session, form), who=who, reason=reason
         ):
             raise ActionRefused("The agent process is drained already.")
@@ -121,17 +128,20 @@ def _resume_agent_process(context: PageContext, form: Mapping[str, str], who: st
 
 
 def _repair_difference(context: PageContext, form: Mapping[str, str], who: str) -> str:
-    """Apply the repair of a difference that the last drift check has found.
+    """Apply the repair of a finding. A repair changes a mapping, never a VM.
 
-    A repair is, for example, to adopt a VM: to take an existing VM as the VM of a service.
+    A finding is a difference between mappings, Proxmox and FulcrumCore, which the last drift check has found.
     """
     view = context.agent_view()
     key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
-    for finding in view.list_drift() or ():
-        if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair:
+    for finding in view.list_drift_findings() or ():  # None if there is no recent drift check
+        if (finding.kind.value, finding.service_id, str(finding.vmid or "")) == key and finding.repair is not None:
             if apply_repair(view.engine, view.settings.smith_cluster, finding, who=who, reason=form["reason"]):
                 return "vms"
-            raise ActionRefused("The mapping of the VM has changed, or a job of its service is open.")
+            raise ActionRefused(
+                "The mapping has changed since the drift check, or the service is busy (open job, unreported result or "
+                "running playbook). Try again after the next drift check."
+            )
     raise ActionRefused("The last drift check no longer found this difference.")
 
 
@@ -144,7 +154,7 @@ def _run_preflight_checks(context: PageContext, _form: Mapping[str, str], _who: 
 def _find_job_id(context: PageContext, form: Mapping[str, str]) -> int:
     """Return the number in the form's field `job`. Raises ActionRefused if there is no job with this number."""
     text = form.get("job", "")
-    job_id = int(text) if is_integer_text(text) else 0
+    job_id = int(text) if fits_integer_column(text) else 0  # no job has the number 0
     with reading(context.agent_view().engine) as session:
         if queries.get_job(session, job_id) is None:
             raise ActionRefused("There is no such job.")
@@ -152,7 +162,7 @@ def _find_job_id(context: PageContext, form: Mapping[str, str]) -> int:
 
 
 def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
-    """Return the row of the agent process in the form's field `node`.
+    """Return the row of the agent process (not a Proxmox node) whose id is in the form's field `node`.
 
     Raises ActionRefused if this process does not exist or has stopped.
     """

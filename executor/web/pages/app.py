@@ -43,9 +43,12 @@ FORMS: dict[str, FormHandler] = {
 }
 
 
-def make_operator_pages(server: ServerParts) -> Router:
-    """Return the ASGI application with all pages for operators."""
-    context = PageContext(server=server, renderer=Renderer())
+def make_operator_pages(parts: ServerParts) -> Router:
+    """Return the ASGI application with all pages for operators.
+
+    `parts` contains the objects that the pages share with the middleware `Guard`, which refuses callers without access.
+    """
+    context = PageContext(server=parts, renderer=Renderer())
     routes: list[BaseRoute] = [Route(path, _page_endpoint(context, make_page)) for path, make_page in PAGES.items()]
     routes += [
         Route(path, _form_endpoint(context, handle_form), methods=["POST"]) for path, handle_form in FORMS.items()
@@ -104,7 +107,9 @@ def _stream_endpoint(context: PageContext) -> Callable[[Request], Awaitable[ASGI
 
 def _unavailable_response(context: PageContext, request: Request, error: Exception) -> Response:
     title = "The agent is starting" if isinstance(error, AgentStarting) else "The database does not answer"
-    response = context.message_page(request, 503, title, str(error) if request.state.may_see_details else "")
+    # `Guard` has set `may_see_details`: True if the caller may read all pages.
+    text = str(error) if request.state.may_see_details else ""
+    response = context.message_page(request, 503, title, text)
     response.headers["Retry-After"] = "5"
     return response
 

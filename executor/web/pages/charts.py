@@ -18,7 +18,7 @@ WIDTH, HEIGHT, BAR_GAP = 480, 120, 3
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """The bar of one hour: its position, the heights of its two parts, and its text."""
+    """The bar of one hour: its position, the heights of its two parts, and its tooltip text."""
 
     x: float
     width: float
@@ -34,7 +34,7 @@ class Chart:
     """The values from which the HTML template draws a chart."""
 
     bars: Sequence[Bar]
-    max_job_count: int  #: the largest number of jobs in one hour, at least 1: the bar of this hour has the full height
+    max_job_count: int  #: the largest number of jobs in one hour; 1 if there are no jobs
     width: int = WIDTH
     height: int = HEIGHT
 

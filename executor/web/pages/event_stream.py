@@ -13,8 +13,7 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: A stream ends if its browser reads nothing for this time. Otherwise such streams could reach the maximum number of
-#: streams (executor/web/streams.py).
+#: A stream ends if its browser reads nothing for this time, because the number of streams is limited.
 SEND_TIMEOUT_S = 30.0
 #: The headers of the response. `x-accel-buffering` makes a proxy such as nginx pass on each event at once.
 HEADERS = [
@@ -29,7 +28,7 @@ RETRY_MS = 1000
 
 
 def encode_event(name: str, data: Any, *, event_id: str = "") -> bytes:
-    """Return the bytes of one event. The data is JSON, which has no line breaks."""
+    """Return the bytes of one event. The data is sent as JSON in one line."""
     id_line = f"id: {event_id}\n" if event_id else ""
     return f"{id_line}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 

@@ -19,7 +19,7 @@ TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the page of a job."""
+    """Return the page of a job. `context.agent_view()` gives access to the agent, here to its database."""
     details = read_job_details(context.agent_view().engine, request.path_params["job_id"])
     if details is None:
         return context.message_page(
@@ -28,7 +28,7 @@ def show(context: PageContext, request: Request) -> Response:
             "Not found",
             "There is no such job. If it has ended, it may have been deleted after SMITH_JOB_RETENTION_S.",
         )
-    fields = details.names | detail_fields(details.job)
+    fields = details.service_and_vm_fields | detail_fields(details.job)
     return context.renderer.render_page(
         request,
         "job.html",
@@ -44,8 +44,15 @@ def show(context: PageContext, request: Request) -> Response:
 def _can_retry(job: Job) -> bool:
     """Return whether the page offers a retry.
 
+    The retry of a pending job ends its backoff. In the state CLAIMED_ELSEWHERE, an agent process with another database
+    has claimed the job: the retry starts another attempt.
+
+    In the other three states, the retry reports the result now. FulcrumCore has not acknowledged the result (DUE), has
+    acknowledged it (REPORTED), or has refused it because FulcrumCore itself had ended the job (ENDED_BY_FULCRUM).
+
     When the operator requests the retry, `executor/database/reopening.retry_now` checks again whether the job can be
     retried. If not, `retry_now` changes nothing.
     """
-    has_result_to_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM)
-    return has_result_to_report or job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE
+    can_report = job.report_state in (ReportState.DUE, ReportState.REPORTED, ReportState.ENDED_BY_FULCRUM)
+    can_attempt = job.status == JobStatus.PENDING or job.report_state == ReportState.CLAIMED_ELSEWHERE
+    return can_report or can_attempt

@@ -1,4 +1,8 @@
-"""Reads the data of one job from the database, for the page of the job."""
+"""Reads the data of one job from the database, for the page of the job.
+
+The story of a run is a summary of its Ansible tasks, its Proxmox tasks, and its steps: the operations that its action
+plugins report, such as "cloning the template 9000".
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.database.times import utc_now
 from executor.views import timeline
-from executor.views.job_rows import identity_fields
+from executor.views.job_rows import service_and_vm_fields
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
     from sqlalchemy import Engine
@@ -22,10 +26,10 @@ class JobDetails:
     """The data from the database that the page of a job shows."""
 
     job: Job
-    runs: list[Run]  #: with the column `story`: a summary of the Ansible tasks, steps and Proxmox tasks of the run
-    events: list[JobEvent]
-    audit_entries: list[AuditEntry]  #: the changes that operators made to the job
-    names: dict[str, Any]  #: fields with the names of the VM and the service, see `identity_fields`
+    runs: list[Run]  #: with the column `story`
+    events: list[JobEvent]  #: the unusual events of the job, such as a requeue
+    audit_entries: list[AuditEntry]  #: the entries about the job in the audit log
+    service_and_vm_fields: dict[str, Any]  #: the fields `service_name`, `vm_name` and `vmid`
 
     @property
     def entries(self) -> list[timeline.TimelineEntry]:
@@ -44,7 +48,7 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
         job = queries.get_job(session, job_id)
         if job is None:
             return None
-        mapping_by_service = mapping_queries.current_mappings_of_services(
+        mapping_by_service = mapping_queries.current_mappings_by_service(
             session, [job.service_id] if job.service_id else []
         )
         return JobDetails(
@@ -52,5 +56,5 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
             runs=list(run_queries.runs_with_stories(session, [job.id])),
             events=list(run_queries.events_of_job(session, job.id)),
             audit_entries=list(audit_queries.list_entries(session, subject_id_prefix=job.fulcrum_id)),
-            names=identity_fields(job, mapping_by_service),
+            service_and_vm_fields=service_and_vm_fields(job, mapping_by_service),
         )

@@ -14,7 +14,7 @@ from executor.database import mapping_queries, queries
 from executor.database.engine import reading
 from executor.database.times import utc_now
 from executor.model import JobStatus
-from executor.views.job_rows import identity_fields, summary_fields
+from executor.views.job_rows import service_and_vm_fields, summary_fields
 from executor.views.text import elapsed_text
 from executor.web.pages.forms import replace_unprintable
 from executor.web.pages.parts import PageContext
@@ -36,19 +36,22 @@ class Filters:
 
     status: str = ""
     action: str = ""
-    search: str = ""  #: the number or id of a job, the id of a service, a VMID, or the name of a VM
-    selects_unreported_only: bool = False  #: True selects only jobs whose result is not reported
+    search: str = ""  #: a job's number or its id at FulcrumCore, a service's id, a VMID, or a VM's name
+    selects_unreported_only: bool = False  #: only ended jobs whose result FulcrumCore has not acknowledged
     before_job_id: int | None = None  #: only jobs with a lower number
 
     def url_query(self, *, before_job_id: int | None = None) -> str:
-        """Return the filters as the query of a URL. The argument `before_job_id` replaces the attribute."""
+        """Return the filters as the query of a URL. The argument replaces the filter `before_job_id`.
+
+        With None, the query selects the newest jobs.
+        """
         values = {"status": self.status, "action": self.action, "q": self.search}
         values |= {"unreported": "1" if self.selects_unreported_only else "", "before": str(before_job_id or "")}
         return urlencode({name: value for name, value in values.items() if value})
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the page with the list of jobs."""
+    """Return the page with the list of jobs. `context.agent_view()` gives access to the agent, here to its database."""
     filters = filters_from_query(request.query_params)
     with reading(context.agent_view().engine) as session:
         service_ids = _find_service_ids(session, filters.search) if filters.search else None
@@ -61,17 +64,19 @@ def show(context: PageContext, request: Request) -> Response:
                     statuses=[filters.status] if filters.status else (),
                     action=filters.action or None,
                     service_ids=service_ids,
-                    only_with_due_report=filters.selects_unreported_only,
+                    only_unreported=filters.selects_unreported_only,
                     before_id=filters.before_job_id,
                     limit=PAGE_SIZE + 1,
                 )
             )
-        mapping_by_service = mapping_queries.current_mappings_of_services(
+        mapping_by_service = mapping_queries.current_mappings_by_service(
             session, {job.service_id for job in jobs if job.service_id}
         )
     now, shown_jobs = utc_now(), jobs[:PAGE_SIZE]
     rows = [
-        summary_fields(job) | identity_fields(job, mapping_by_service) | {"age": elapsed_text(job.received_at, now)}
+        summary_fields(job)
+        | service_and_vm_fields(job, mapping_by_service)
+        | {"age": elapsed_text(job.received_at, now)}
         for job in shown_jobs
     ]
     older_query = filters.url_query(before_job_id=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""
@@ -103,5 +108,5 @@ def filters_from_query(values: Mapping[str, str]) -> Filters:
 
 def _find_service_ids(session: Session, search: str) -> Collection[str]:
     """Return the ids of the services whose id begins with `search`, or whose VM has this VMID or name."""
-    service_ids = {mapping.service_id for mapping in mapping_queries.find_mappings_by_reference(session, search)}
+    service_ids = {mapping.service_id for mapping in mapping_queries.find_mappings_by_vm_or_service(session, search)}
     return service_ids | set(queries.service_ids_with_prefix(session, search))

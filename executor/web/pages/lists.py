@@ -1,4 +1,4 @@
-"""The pages `executors` (agent processes, and critical jobs: the agents' periodic tasks), `settings` and `audit`."""
+"""The pages `executors` (the agent processes and the agents' periodic tasks), `settings` and `audit`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ MAX_FILTER_LENGTH = 100
 
 
 def show_executors(context: PageContext, request: Request) -> Response:
-    """Return the page with the agent processes and the critical jobs."""
+    """Return the page with the agent processes and the critical jobs, which are the agents' periodic tasks.
+
+    `context.agent_view()` gives access to the agent, such as its database and settings.
+    The scope of a pause says whether the pause applies to all agents, or to one agent process (a node).
+    """
     view, now = context.agent_view(), utc_now()
     with reading(view.engine) as session:
-        agents = agent_queries.recent_processes(session, MAX_AGENT_COUNT)
+        agents = agent_queries.most_recently_seen_processes(session, MAX_AGENT_COUNT)
         critical_jobs = agent_queries.list_critical_jobs(session)
+        # `pause` is the pause of all agents, `node_pauses` are the pauses of single agent processes.
         pause, node_pauses = agent_queries.find_pause(session), agent_queries.node_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
     return context.renderer.render_page(
@@ -42,13 +47,16 @@ def show_executors(context: PageContext, request: Request) -> Response:
         critical_jobs=[
             (job, _critical_job_state(job.failures, is_job_overdue=is_overdue(job, now))) for job in critical_jobs
         ],
-        own_boot_id=view.boot_id,
+        own_boot_id=view.boot_id,  # the id of the agent process that serves this page
         pause=pause,
     )
 
 
 def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
-    """Return the values that the page shows about an agent process."""
+    """Return the values that the page shows about an agent process.
+
+    The state of a running process is shown as `paused` if an operator has paused (drained) this process.
+    """
     is_stopped, state = agent.stopped_at is not None, agent_state(agent, now, lease_s)
     return {
         "agent": agent,
@@ -70,12 +78,16 @@ def show_settings(context: PageContext, request: Request) -> Response:
 
 
 def show_audit(context: PageContext, request: Request) -> Response:
-    """Return the page with the newest entries of the audit log."""
+    """Return the page with the newest entries of the audit log.
+
+    The subject of an entry is the id of the changed object, and the verb is the kind of change. The page can be
+    filtered by the beginning of the subject and by the verb.
+    """
     subject = replace_unprintable(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
     verb = replace_unprintable(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
     with reading(context.agent_view().engine) as session:
         entries = audit_queries.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRY_COUNT)
     rows = [(entry, change_text(entry)) for entry in entries]
     return context.renderer.render_page(
-        request, "audit.html", rows=rows, subject=subject, verb=verb, max_audit=MAX_AUDIT_ENTRY_COUNT
+        request, "audit.html", rows=rows, subject=subject, verb=verb, max_entry_count=MAX_AUDIT_ENTRY_COUNT
     )

@@ -17,11 +17,12 @@ from starlette.types import ASGIApp
 
 from executor.errors import DatabaseError
 from executor.web.pages.event_stream import KEEP_ALIVE, RETRY_MS, EventStream, encode_event
-from executor.web.pages.live_jobs import INTERVAL_S, JobReader, JobSnapshot
+from executor.web.pages.live_jobs import JOB_READ_INTERVAL_S, JobReader, JobSnapshot
 from executor.web.pages.output_reader import OutputReader
 from executor.web.pages.parts import PageContext
 
-#: A stream ends after this time. The browser then connects again, and the guard checks its session again.
+#: A stream ends after this time. The browser then connects again, so the server checks again that the user may read
+#: the job.
 MAX_STREAM_S = 300.0
 #: If nothing was sent to a viewer for this time, the viewer gets KEEP_ALIVE, a comment that browsers ignore.
 KEEP_ALIVE_S = 15.0
@@ -61,7 +62,7 @@ async def _yield_events(context: PageContext, reader: JobReader, position: str) 
             if snapshot is None or viewer.has_received_everything(snapshot):
                 yield encode_event("end", {})
                 return
-            if not viewer.may_have_more_output and await context.server.streams.wait_for_stop(INTERVAL_S):
+            if not viewer.may_have_more_output and await context.server.streams.wait_for_stop(JOB_READ_INTERVAL_S):
                 return  # the server is stopping
     except DatabaseError:
         return  # the browser connects again
@@ -74,7 +75,8 @@ class _Viewer:
         self._output_reader = output_reader
         self._timeline_html = ""
         self._current_state_text = ""
-        self._run_without_output = ""  #: the ident of a run whose output is not on this machine; '' if there is none
+        #: The ident of a run whose output is not on this machine; '' if no output is missing.
+        self._run_ident_with_missing_output = ""
         self._sent_at = time.monotonic()
         #: True if the last call of `new_events` returned output. More may follow, so the next call is made at once.
         self.may_have_more_output = False
@@ -82,16 +84,21 @@ class _Viewer:
     def new_events(self, snapshot: JobSnapshot) -> list[bytes]:
         """Return the events that the viewer has not received, and treat them as received from now on.
 
-        After KEEP_ALIVE_S without events, return KEEP_ALIVE.
+        After KEEP_ALIVE_S without events, return KEEP_ALIVE. The names of the events and their data are:
+
+        - `output`: a part of the output of a run
+        - `missing`: the ident of the run whose output is not on this machine
+        - `story`: the timeline
+        - `present`: the text that says what the job does now
         """
         parts = self._output_reader.read(snapshot.outputs)
         self.may_have_more_output = bool(parts)
         events = [
             encode_event("output", {"run": part.ident, "text": part.text}, event_id=part.position) for part in parts
         ]
-        if self._output_reader.run_without_output != self._run_without_output:
-            self._run_without_output = self._output_reader.run_without_output
-            events.append(encode_event("missing", {"run": self._run_without_output}))
+        if self._output_reader.run_ident_with_missing_output != self._run_ident_with_missing_output:
+            self._run_ident_with_missing_output = self._output_reader.run_ident_with_missing_output
+            events.append(encode_event("missing", {"run": self._run_ident_with_missing_output}))
         if snapshot.timeline_html != self._timeline_html:
             self._timeline_html = snapshot.timeline_html
             events.append(encode_event("story", {"html": snapshot.timeline_html}))
@@ -109,5 +116,5 @@ class _Viewer:
         return (
             snapshot.is_job_over
             and not self.may_have_more_output
-            and (self._output_reader.is_complete or bool(self._run_without_output))
+            and (self._output_reader.is_complete or bool(self._run_ident_with_missing_output))
         )

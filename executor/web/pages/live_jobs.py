@@ -18,7 +18,7 @@ from executor.web.pages.output_reader import RunOutput
 from executor.web.pages.rendering import Renderer
 
 #: Interval at which a job that has viewers is read.
-INTERVAL_S = 1.0
+JOB_READ_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,16 @@ class JobSnapshot:
     """The state of a job at one point in time, which the job's viewers see."""
 
     timeline_html: str  #: the timeline as HTML
-    current_state_text: str  #: what an open job does now; '' for an ended job
+    current_state_text: str  #: what an open job does now, without secrets; '' for an ended job
     is_job_over: bool
     outputs: tuple[RunOutput, ...]
 
 
 class JobReader:
-    """Reads one job for all of its viewers, at most once in INTERVAL_S."""
+    """Reads one job for all of its viewers, about once per JOB_READ_INTERVAL_S.
+
+    An AgentView gives access to the agent, here to its database engine and settings.
+    """
 
     def __init__(self, view: AgentView, renderer: Renderer, job_id: int) -> None:
         self._view = view
@@ -44,11 +47,11 @@ class JobReader:
         self.viewer_count = 0
 
     async def latest_snapshot(self) -> JobSnapshot | None:
-        """Return the state of the job, which is at most INTERVAL_S old; None if the job does not exist."""
+        """Return the state of the job, which is at most JOB_READ_INTERVAL_S old; None if the job does not exist."""
         async with self._lock:
-            # A viewer calls this method about every INTERVAL_S. The limit is a little lower than INTERVAL_S, so that a
-            # call that comes a little too early also reads the job.
-            if time.monotonic() - self._read_at >= INTERVAL_S * 0.9:
+            # A viewer calls this method about every JOB_READ_INTERVAL_S, sometimes a little earlier. Without the
+            # factor 0.9, a call that is a little early would return the old state.
+            if time.monotonic() - self._read_at >= JOB_READ_INTERVAL_S * 0.9:
                 self._snapshot = await run_in_threadpool(self._read_snapshot)
                 self._read_at = time.monotonic()
             return self._snapshot

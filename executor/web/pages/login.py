@@ -43,17 +43,18 @@ def show_login(context: PageContext, request: Request) -> Response:
 async def log_in(context: PageContext, request: Request) -> Response:
     """Check the token of the form, start a session, and redirect the browser to the requested page."""
     form = await read_form(request)
-    proxy_user = context.server.access.proxy_user(request.scope)
+    access = context.server.access  # knows the configured token (SMITH_HTTP_TOKEN) and the trusted reverse proxies
+    proxy_user = access.proxy_user(request.scope)
     name = proxy_user or "".join(char for char in form.get("name", "").strip() if char.isprintable())
     next_page = form.get("next", "")
     if not proxy_user:
-        if not context.server.access.is_correct_token(form.get("token", "").strip().encode()):
+        if not access.is_correct_token(form.get("token", "").strip().encode()):
             return _wrong_token_response(context, request, name=name, next_page=next_page)
         if not name:
             return _login_page(
                 context, request, _LoginForm(next_page=next_page, error="Enter your name: the audit log shows it."), 400
             )
-    context.agent_view()  # raises AgentStarting: without an agent, no session can be stored
+    context.agent_view()  # raises AgentStarting if the agent, whose database stores the session, has not started
     key = await run_in_threadpool(context.server.sessions.start, name)
     log.info("operator_logged_in", name=truncated_name(name), address=sender_address(request.scope))
     target = next_page if _SAFE_NEXT_PAGE.fullmatch(next_page) else "./"
@@ -76,17 +77,22 @@ async def log_out(context: PageContext, request: Request) -> Response:
     """End the session."""
     visitor = visitor_of(request)
     form = await read_form(request)
-    if visitor.may_act and not visitor.is_form_token(form.get("form_token", "")):
+    if visitor.session_key and not visitor.is_form_token(form.get("form_token", "")):
         return context.message_page(
             request, 403, "Not logged out", "The form does not belong to your session: reload the page."
         )
     await run_in_threadpool(context.server.sessions.end, visitor.session_key)
     response = RedirectResponse("login", status_code=303)
-    response.delete_cookie(COOKIE_NAME, path=None, httponly=True, samesite="strict")  # type: ignore[arg-type]  # as set_cookie
+    # Like `set_cookie`, `delete_cookie` accepts the path None, but its annotation does not allow it.
+    response.delete_cookie(COOKIE_NAME, path=None, httponly=True, samesite="strict")  # type: ignore[arg-type]
     return response
 
 
 def _wrong_token_response(context: PageContext, request: Request, *, name: str, next_page: str) -> Response:
+    """Count a wrong token, and return the login form with an error.
+
+    After too many wrong tokens, the error says how long to wait.
+    """
     wait_s = context.server.wrong_tokens.register_wrong_token(sender_address(request.scope))
     if not wait_s:
         return _login_page(
@@ -99,6 +105,7 @@ def _wrong_token_response(context: PageContext, request: Request, *, name: str, 
 
 
 def _login_page(context: PageContext, request: Request, form: _LoginForm, status: int = 200) -> Response:
+    """Return the page with the login form. The form asks for no token if a reverse proxy names the user."""
     access = context.server.access
     return context.renderer.render_page(
         request,
@@ -106,5 +113,5 @@ def _login_page(context: PageContext, request: Request, form: _LoginForm, status
         status_code=status,
         form=form,
         user=access.proxy_user(request.scope),
-        has_token=bool(access.token),
+        is_token_configured=bool(access.token),
     )

@@ -33,7 +33,7 @@ class OutputPart:
     """A part of a run's output, which is sent as one event, and the position after this part."""
 
     ident: str
-    text: str
+    text: str  #: without secrets
     offset: int
 
     @property
@@ -50,13 +50,13 @@ class OutputReader:
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
         self.is_complete = False  #: True if `read` has reached the end of all outputs, and all runs have ended
-        #: The ident of a run whose output `read` has not found on this machine; '' if there is none.
-        self.run_without_output = ""
+        #: The ident of a run whose output `read` has not found on this machine; '' if no output is missing.
+        self.run_ident_with_missing_output = ""
 
     def read(self, outputs: Sequence[RunOutput]) -> list[OutputPart]:
         """Return the next parts after the position. `outputs` has the outputs of all runs of the job, oldest first."""
         parts: list[OutputPart] = []
-        self.is_complete, self.run_without_output = not outputs, ""
+        self.is_complete, self.run_ident_with_missing_output = not outputs, ""
         while outputs and len(parts) < MAX_EVENT_COUNT:
             index = self._find_output_index(outputs)
             output = outputs[index]
@@ -81,24 +81,29 @@ class OutputReader:
     def _read_next_part(self, output: RunOutput) -> OutputPart | None:
         """Return the next complete lines of an output. If the run has ended, the last line may be incomplete."""
         if output.file is None:
-            self.run_without_output = output.ident
+            self.run_ident_with_missing_output = output.ident
             return None
         try:
             with output.file.open("rb") as stream:
                 stream.seek(self._offset)
                 data = stream.read(MAX_EVENT_BYTES)
         except OSError:
-            return None  # the agent is moving the artifacts; the next call reads the moved file
+            return None  # not written yet, or just moved to the folder of ended runs; the next call tries again
         length = _event_length(data, has_run_ended=output.has_run_ended)
         if not length:
             return None
         self._offset += length
+        # `sanitized` masks secrets, removes colours, and escapes control characters except line breaks and tabs.
         text = sanitized(data[:length].decode("utf-8", "replace"), keep_whitespace=True)
         return OutputPart(ident=output.ident, text=text, offset=self._offset)
 
 
 def _event_length(data: bytes, *, has_run_ended: bool) -> int:
-    """Return how many bytes of `data` one event sends: complete lines, or a part of a line that is too long."""
+    """Return how many bytes of `data` one event sends.
+
+    An event sends complete lines. It sends a part of a line only if the line is longer than MAX_EVENT_BYTES, or if the
+    run has ended and this is its last line.
+    """
     if has_run_ended and len(data) < MAX_EVENT_BYTES:
         return len(data)
     end = data.rfind(b"\n") + 1

@@ -34,17 +34,18 @@ class Problem:
 
     text: str
     remedy: str
-    page: str = ""  #: the path of the page; '' if no page shows more
+    page: str = ""  #: the path of the page, such as `executors` (the agent processes); '' if no page shows more
 
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the page with the overview."""
-    view, now = context.agent_view(), utc_now()
+    view, now = context.agent_view(), utc_now()  # the view has the agent's database, settings and drift findings
     with reading(view.engine) as session:
         status = read_status(session, view.settings.smith_lease_s, should_count_ended_jobs=False)
+        # The running jobs, the oldest waiting jobs and the last failures.
         activity = read_activity(session, view.settings, now)
         hour_counts = ended_jobs.ended_job_counts_by_hour(session, now, hours=CHART_HOURS)
-        job_times = ended_jobs.last_job_durations(
+        job_durations = ended_jobs.last_job_durations(
             session, since=now - timedelta(hours=CHART_HOURS), limit=MAX_MEASURED_JOB_COUNT
         )
     return context.renderer.render_page(
@@ -52,41 +53,46 @@ def show(context: PageContext, request: Request) -> Response:
         "overview.html",
         problems=list(_find_problems(context, view, status)),
         status=status,
-        document=status.document,
+        document=status.document,  # the values that `smith status --json` shows
         activity=activity,
         counts=hour_counts,
         chart=hours_chart(hour_counts),
-        times={"wait": _percentiles(job_times, "wait_s"), "run": _percentiles(job_times, "run_s")},
+        # A job waits from its receipt to the start of its last run. It runs from then to its end.
+        times={"wait": _percentiles(job_durations, "wait_s"), "run": _percentiles(job_durations, "run_s")},
         percentiles=PERCENTILES,
-        measured_job_count=len(job_times),
+        measured_job_count=len(job_durations),
     )
 
 
-def _percentiles(job_times: Sequence[JobDurations], attribute: str) -> list[float | None]:
-    values = [getattr(times, attribute) for times in job_times]
+def _percentiles(job_durations: Sequence[JobDurations], attribute: str) -> list[float | None]:
+    values = [getattr(durations, attribute) for durations in job_durations]
     return [percentile(values, percent) for percent in PERCENTILES]
 
 
 def _find_problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
     """Yield the current problems, the most urgent first."""
-    document = status.document  # the values that `smith status --json` shows
+    document = status.document
+    # The report has the checks of the page /readyz. The handle gives access to the agent.
     for check in readiness_report(context.server.handle).checks:
         if not check.ok:
             detail = f" ({check.detail})" if check.detail else ""
             remedy = "The page Doctor shows the cause and the remedy."
             yield Problem(text=f"{check.name}: {check.reason}{detail}", remedy=remedy, page="doctor")
     if document["paused"]:
+        # `pause_text` has the start of the pause, the operator who paused the agents, and the reason.
         text, remedy = f"The agents are paused {status.pause_text}", "Resume the agents when the maintenance is over."
         yield Problem(text=text, remedy=remedy, page="executors")
     yield from _problems_of_critical_jobs(document)
     yield from _problems_of_jobs(document)
-    if lost_vm_count := document["mappings"].get(MappingState.VM_LOST, 0):
+    if missing_vm_count := document["mappings"].get(MappingState.VM_LOST, 0):
         yield Problem(
-            text=f"{lost_vm_count} VMs are lost",
-            remedy="The list of VMs shows the lost VMs, and what differs.",
+            text=f"{missing_vm_count} VMs do not exist any more in Proxmox, and no job deleted them",
+            remedy=f"The list of VMs shows these VMs (state {MappingState.VM_LOST}), and what differs.",
             page="vms",
         )
-    if any(finding.needs_attention for finding in view.list_drift() or ()):
+    # A finding is one difference. `needs_operator` is False for a harmless difference that the agent itself repairs.
+    # The list is None if there is no recent drift check.
+    if any(finding.needs_operator for finding in view.list_drift_findings() or ()):
         yield Problem(
             text="Mappings, Proxmox and FulcrumCore differ", remedy="The list of VMs shows the differences.", page="vms"
         )
@@ -95,8 +101,8 @@ def _find_problems(context: PageContext, view: AgentView, status: Status) -> Ite
 def _problems_of_critical_jobs(document: dict[str, Any]) -> Iterator[Problem]:
     for name in document["critical_overdue"]:
         remedy = (
-            "The agent restarts this critical job. If it is overdue again, report the defect with an archive of "
-            "`smith support`."
+            "The agent restarts this critical job. If it is overdue again, report the defect with the archive that "
+            "`smith support` writes."
         )
         yield Problem(text=f"The critical job {name} is overdue", remedy=remedy)
     for job in document["critical_failing"]:
@@ -110,6 +116,7 @@ def _problems_of_jobs(document: dict[str, Any]) -> Iterator[Problem]:
     if document["jobs"][JobStatus.PENDING] and not document["agents_running"]:
         yield Problem(text="Jobs wait, and no agent is running", remedy="Start an agent.", page="executors")
     texts = {
+        # Jobs whose results FulcrumCore has not accepted. The agent sends the results again later.
         "reports_postponed": "FulcrumCore does not accept the results of jobs",
         "claimed_elsewhere": "Another installation with this agent's token has claimed the jobs",
     }

@@ -1,4 +1,4 @@
-"""Defines `PageContext`, through which each page for operators gets the parts of the server and the agent."""
+"""Defines `PageContext`, through which each page for operators reaches the server's objects and the agent."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ class AgentStarting(SmithError):
 
 @dataclass(frozen=True, kw_only=True)
 class PageContext:
-    """The parts of the server, the renderer of the pages, and the state that the pages share."""
+    """The objects of the server, the renderer of the pages, and the state that the pages share."""
 
     server: ServerParts
     renderer: Renderer
     preflight_checks: PreflightChecks = field(default_factory=PreflightChecks)
-    live_jobs: LiveJobs = field(default_factory=LiveJobs)
+    live_jobs: LiveJobs = field(default_factory=LiveJobs)  #: reads each job whose page is open in a browser
 
     def agent_view(self) -> AgentView:
-        """Return the parts of the agent that the pages read. Raises AgentStarting if there is no agent yet."""
+        """Return the object that gives access to the agent. Raises AgentStarting if there is no agent yet."""
+        # `view_and_prober` is a pair of the AgentView and the Prober, which checks Proxmox, database and disk space.
         if self.server.handle.view_and_prober is None:
-            raise AgentStarting(self.server.handle.wait_reason or "the agent is starting")
+            # `start_wait_reason` says why the agent waits at its start; '' if it does not wait.
+            raise AgentStarting(self.server.handle.start_wait_reason or "the agent is starting")
         return self.server.handle.view_and_prober[0]
 
     def message_page(self, request: Request, status: int, title: str, text: str) -> Response:
@@ -46,6 +48,9 @@ PageFunction = Callable[[PageContext, Request], Response]
 
 
 def visitor_of(request: Request) -> Visitor:
-    """Return the visitor, which the middleware `Guard` has put into the state of the request."""
+    """Return the caller of the page: name and session. The middleware `Guard` has added this object to the request.
+
+    `Guard` refuses callers without access.
+    """
     visitor: Visitor = request.state.visitor
     return visitor

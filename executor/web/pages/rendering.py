@@ -1,7 +1,7 @@
 """Renders the pages for operators with Jinja2.
 
-Every text is escaped for HTML, because names, messages and output come from customers and guests. In each text, secrets
-are masked, and control characters and invisible characters are shown as escapes.
+Every text is escaped for HTML, because names, messages and playbook output come from customers and guests. In each
+text, secrets are masked, and control characters and invisible characters are shown as escapes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse
 from executor.database.times import utc_now
 from executor.version import VERSION
 from executor.views.text import elapsed_text, iso_utc, sanitized
-from executor.web.paths import first_part, relative_overview_url
+from executor.web.paths import first_part, relative_root_url
 
 TEMPLATE_FOLDER = Path(__file__).parents[1] / "templates"
 #: The links in the menu of each page: the shown name for each path.
@@ -46,6 +46,7 @@ class Renderer:
             lstrip_blocks=True,
             auto_reload=False,
         )
+        # The keys are the names of the filters in the templates.
         self._environment.filters |= {"moment": time_html, "ago": elapsed_html, "lines": multiline_html}
         self._environment.globals |= {"menu": MENU, "version": VERSION}
 
@@ -54,8 +55,8 @@ class Renderer:
         path = request.url.path
         values = {
             "visitor": request.state.visitor,
-            "base": relative_overview_url(path),
-            "here": first_part(path),
+            "base": relative_root_url(path),  # the beginning of each link
+            "here": first_part(path),  # the page's path in MENU
         } | values
         return HTMLResponse(self._environment.get_template(template).render(values), status_code=status_code)
 
@@ -65,7 +66,10 @@ class Renderer:
 
 
 def _text_for_page(value: Any) -> Any:
-    """Return what a template shows for a value: '' for None, and the result of `sanitized` for a text."""
+    """Return what a template shows for a value: '' for None, and the result of `sanitized` for a text.
+
+    `sanitized` masks secrets, and shows control characters as escapes. Jinja2 then escapes the text for HTML.
+    """
     if value is None:
         return ""
     return sanitized(value) if isinstance(value, str) and not isinstance(value, Markup) else value

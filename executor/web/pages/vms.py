@@ -1,4 +1,7 @@
-"""The page with the list of VMs, and with the differences that the last drift check has found."""
+"""The page with the list of VMs, and with the differences that the last drift check has found.
+
+A drift check compares the mappings with Proxmox and FulcrumCore.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,9 @@ def show(context: PageContext, request: Request) -> Response:
     state = request.query_params.get("state", "")
     state = state if state in set(MappingState) else ""
     with reading(view.engine) as session:
+        # If `states` is empty, `list_mappings` omits the mappings of deleted VMs.
         vms = mapping_queries.list_mappings(session, states=[state] if state else (), limit=MAX_VM_COUNT)
-    findings = view.list_drift()
+    findings = view.list_drift_findings()  # one finding for each difference; None without a recent drift check
     finding_by_service = {finding.service_id: finding for finding in findings or ()}
     return context.renderer.render_page(
         request,
@@ -30,7 +34,8 @@ def show(context: PageContext, request: Request) -> Response:
         state=state,
         states=list(MappingState),
         drift=finding_by_service,
+        # `shown_values` are the values in `smith drift --json`.
         findings=[finding.shown_values for finding in findings or ()],
-        is_checked=findings is not None,
+        has_recent_drift_check=findings is not None,
         max_vms=MAX_VM_COUNT,
     )

@@ -26,14 +26,14 @@ from smith_lab.lab_test.lab_settings import LabSettings
 
 REQUEST_TIMEOUT_S = 60
 #: How long the caller waits for the end of a Proxmox task, such as the removal of a guest.
-TASK_TIMEOUT_S = 300
+PROXMOX_TASK_TIMEOUT_S = 300
 TASK_POLL_INTERVAL_S = 0.2
 GIB = 1024**3
 #: The keys of disks and drives in a VM's configuration.
 _DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
-#: The values of a drive without a disk.
+#: The values of a CD drive that contains no disk of the VM: an empty drive, and the drive of the host.
 _VALUES_WITHOUT_DISK = ("none", "cdrom")
-#: Matches the name of a lease: the name prefix of its lab, the random token of its run, and `lease`.
+#: Matches the name of a lease: the name prefix of its lab, six hexadecimal digits that identify its run, and `lease`.
 _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
 
@@ -41,7 +41,7 @@ class LabError(SmithError):
     """An operation in the lab failed: for example, Proxmox refused a request, or a Proxmox task failed."""
 
 
-class ChangedMeanwhile(LabError):
+class ConcurrentChange(LabError):
     """Another client has created, changed or removed the VM before this request."""
 
 
@@ -51,7 +51,11 @@ class NoAnswer(LabError):
 
 @dataclass(frozen=True, kw_only=True)
 class Guest:
-    """A guest with one of the lab's VMIDs, or a lease, which may have any VMID. The members are what Proxmox states."""
+    """A guest of the lab's cluster, as Proxmox describes it.
+
+    The guest has one of the lab's VMIDs (LAB_PROXMOX_VMID_MIN to LAB_PROXMOX_VMID_MAX), or is a lease of a run that
+    uses the same cluster with other settings.
+    """
 
     vmid: int
     node: str
@@ -63,7 +67,7 @@ class Guest:
     is_template: bool = False
     is_protected: bool = False
     #: True for a VM that has the name of a lease, but runs or has a disk, so it is not a lease.
-    has_false_lease_name: bool = False
+    is_named_as_lease_but_in_use: bool = False
     problem: str = ""  #: why the configuration cannot be read; if set, only VMID, node, kind and lock are known
 
 
@@ -71,14 +75,18 @@ class LabCluster:
     """Sends requests to the lab's Proxmox cluster."""
 
     def __init__(self, lab: LabSettings) -> None:
+        # `executor_settings()` returns the settings with which an executor would work in this lab.
         connection = ProxmoxConnection.from_settings(lab.executor_settings())
-        self.lab = lab
+        self.lab = lab  #: the settings of the lab
+        # Only for `now`, which needs a header of the answer. `reader` and `api` return only the body.
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
         login = f"{connection.user}!{connection.token_id}={connection.token_secret}"
         self.session.headers["Authorization"] = f"PVEAPIToken={login}"
+        # Reads lists and configurations. Its names say "VM" for every guest: `vms()` also returns containers.
         self.reader = ProxmoxReader(connection, timeout_s=REQUEST_TIMEOUT_S)
+        # Changes the cluster, and reads the status of guests and Proxmox tasks.
         self.api = ProxmoxAPI(
             connection.host,
             port=connection.port,
@@ -105,7 +113,7 @@ class LabCluster:
             raise NoAnswer("Proxmox's answer has no valid Date header") from exc
 
     def guests(self, vmids: range) -> list[Guest]:
-        """Read the list and the configurations of the guests with these VMIDs; return the guests, sorted by VMID."""
+        """Return the guests with these VMIDs, sorted by VMID. The configuration of each guest is read."""
         rows = sorted((row for row in self.reader.vms() if row.vmid in vmids), key=lambda row: row.vmid)
         return [guest for row in rows if (guest := self._read_guest(row)) is not None]
 
@@ -123,8 +131,10 @@ class LabCluster:
             raise LabError(f"the template {template_vmid} does not exist, or the token may not see it")
         return -(-row.max_disk_bytes // GIB)
 
-    def leases_and_guests(self, vmids: range) -> list[Guest]:
+    def guests_and_all_lease_vms(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, and all other VMs of the cluster that have the name of a lease.
+
+        The range that such a lease reserves may overlap `vmids`.
 
         In Proxmox's list of guests, a new VM has no statistics and no name yet. So the configuration of each guest
         without statistics is read, too.
@@ -151,10 +161,10 @@ class LabCluster:
             config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
             name = str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or "")
             has_lease_name = bool(_LEASE_NAME.fullmatch(name))
-            has_false_lease_name = has_lease_name and (_has_disk(config) or self._is_running(row))
+            is_named_as_lease_but_in_use = has_lease_name and (_has_disk(config) or self._is_running(row))
         except (JobError, LabError) as error:
-            if isinstance(error, ChangedMeanwhile) or getattr(error, "code", None) is ErrorCode.PVE_CONFLICT:
-                return None
+            if isinstance(error, ConcurrentChange) or getattr(error, "code", None) is ErrorCode.PVE_CONFLICT:
+                return None  # the guest was moved or removed
             return Guest(vmid=row.vmid, node=row.node, kind=row.kind, lock=row.lock, problem=str(error))
         return Guest(
             vmid=row.vmid,
@@ -166,40 +176,41 @@ class LabCluster:
             digest=str(config.get("digest") or ""),
             is_template=str(config.get("template")) == "1",
             is_protected=str(config.get("protection")) == "1",
-            has_false_lease_name=has_false_lease_name,
+            is_named_as_lease_but_in_use=is_named_as_lease_but_in_use,
         )
 
     def _is_running(self, row: VmRow) -> bool:
-        """Ask Proxmox whether a VM runs. The status in the list of guests may be outdated. Raises ChangedMeanwhile."""
+        """Ask Proxmox whether a VM runs. The status in the list of guests may be outdated. Raises ConcurrentChange."""
         try:
             status = _send(getattr(self.api.nodes(row.node), row.kind)(row.vmid).status.current.get)
         except LabError as error:
             if "does not exist" in str(error):
-                raise ChangedMeanwhile(str(error)) from error
+                raise ConcurrentChange(str(error)) from error
             raise
         return str(status.get("status")) != "stopped"
 
     # --- changes ---
 
     def create_stopped_vm(self, vmid: int, name: str, notes: str) -> None:
-        """Create a VM without disks, and do not start it. Raises ChangedMeanwhile if the VMID is in use."""
+        """Create a VM without disks, and do not start it. Raises ConcurrentChange if the VMID is in use."""
         node = self.api.nodes(self.lab.node)
         try:
             upid = _send(lambda: node.qemu.post(vmid=vmid, name=name, description=notes))
         except LabError as error:
             if "already exists" in str(error):
-                raise ChangedMeanwhile(str(error)) from error
+                raise ConcurrentChange(str(error)) from error
             raise
         self.wait_for_task(self.lab.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
-        """Replace the name and notes of a VM by one request. Raises ChangedMeanwhile if the VM differs from `guest`."""
+        """Replace the name and notes of a VM by one request. Raises ConcurrentChange if the VM differs from `guest`."""
         config = self.api.nodes(guest.node).qemu(guest.vmid).config
         try:
             _send(lambda: config.put(name=name, description=notes, digest=guest.digest))
         except LabError as error:
+            # If the digest differs, Proxmox answers "checksum missmatch" or, in other versions, "checksum mismatch".
             if "checksum mis" in str(error) or "does not exist" in str(error):
-                raise ChangedMeanwhile(str(error)) from error
+                raise ConcurrentChange(str(error)) from error
             raise
 
     def remove_without_stopping(self, guest: Guest) -> None:
@@ -224,16 +235,19 @@ class LabCluster:
         self.wait_for_task(self.lab.node, _send(storage.content(volume).delete))
 
     def wait_for_task(self, node: str, upid: Any) -> None:
-        """Wait until a Proxmox task has ended. Raises LabError if it failed. Return at once if `upid` is no UPID."""
+        """Wait until a Proxmox task has ended. Raises LabError if it failed.
+
+        `upid` is the answer to a request. If the answer is no UPID, the request started no Proxmox task to wait for.
+        """
         if not str(upid or "").startswith("UPID:"):
             return
-        deadline = time.monotonic() + TASK_TIMEOUT_S
+        deadline = time.monotonic() + PROXMOX_TASK_TIMEOUT_S
         while True:
             status = _send(self.api.nodes(node).tasks(upid).status.get)
             if status.get("status") != "running":
                 break
             if time.monotonic() > deadline:
-                raise LabError(f"the Proxmox task {upid} has not ended within {TASK_TIMEOUT_S} s")
+                raise LabError(f"the Proxmox task {upid} has not ended within {PROXMOX_TASK_TIMEOUT_S} s")
             time.sleep(TASK_POLL_INTERVAL_S)
         exit_status = str(status.get("exitstatus") or "")
         if exit_status != "OK" and not exit_status.startswith("WARNINGS"):

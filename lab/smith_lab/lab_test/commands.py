@@ -26,8 +26,8 @@ from executor.settings.settings import load_settings
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.lab_checks import check_lab, is_lab_usable
-from smith_lab.lab_test.lab_settings import LabSettings, is_lab_configured, refuse_production_range
-from smith_lab.lab_test.open_lab import LabRun, open_lab, reserved_run
+from smith_lab.lab_test.lab_settings import LabSettings, is_lab_configured, require_vmids_outside_production
+from smith_lab.lab_test.open_lab import LabRun, open_lab, reserve_range_for_run
 from smith_lab.lab_test.reserved_range import utc_text
 from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
 
@@ -40,9 +40,9 @@ COLUMNS = {"vmid": "VMID", "name": "NAME", "outcome": "OUTCOME", "reason": "REAS
 
 
 @examples(
-    "smith lab-test                               Agent Smith's own tests, in the lab of LAB_PROXMOX_* or a stand-in",
+    "smith lab-test                               Agent Smith's own tests",
     "smith lab-test tests/lab --junit report.xml --html report.html      your own tests, with reports",
-    "smith lab-test -k delete --keep              some tests; their guests stay until the reservation expires",
+    "smith lab-test -k delete --keep              some tests; their guests are not removed",
 )
 def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
     paths: Annotated[
@@ -57,7 +57,11 @@ def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
         str, typer.Option("-k", metavar="EXPRESSION", help="Run only the tests that match (as pytest's -k).")
     ] = "",
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the tests' guests until the run's reservation of VMIDs expires.")
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the tests' guests. `smith lab-sweep` can remove them when the run's reservation has expired.",
+        ),
     ] = False,
     time_limit_s: Annotated[
         int,
@@ -76,7 +80,10 @@ def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
         ),
     ] = DEFAULT_WAIT_S,
 ) -> None:
-    """Test playbooks in the lab that LAB_PROXMOX_* names, or in a stand-in if it is not set.
+    """Test playbooks in a lab (a Proxmox server for tests, or a stand-in).
+
+    The lab is the Proxmox server that the environment variables LAB_PROXMOX_* name. If these variables are not set, the
+    lab is a Proxmox stand-in on this machine.
 
     The command checks the lab, reserves VMIDs and a name prefix, runs pytest with them, and removes the guests and
     backups of the tests. Several runs can use one lab at once. The exit code is pytest's, or 4 if the lab cannot be
@@ -110,7 +117,7 @@ def _run_in_lab(request: LabTestRequest) -> int:
         redactor.add(lab.token_secret)
         if is_lab_configured(os.environ):
             show_text(f"lab: {lab.host}:{lab.port}")
-            refuse_production_range(lab, load_settings())
+            require_vmids_outside_production(lab, load_settings())
         else:
             show_text("lab: a stand-in for Proxmox")
         checks = check_lab(lab)
@@ -118,7 +125,7 @@ def _run_in_lab(request: LabTestRequest) -> int:
         if not is_lab_usable(checks):
             show_error("the lab cannot be used: see the failed checks above")
             return EXIT_NOT_RUN
-        with reserved_run(
+        with reserve_range_for_run(
             lab,
             time_limit_s=request.time_limit_s,
             must_keep_guests=request.must_keep_guests,
@@ -128,17 +135,17 @@ def _run_in_lab(request: LabTestRequest) -> int:
             vmids, prefix = run.reserved_range.vmids, run.reserved_range.prefix
             show_text(f"reserved: the VMIDs {vmids[0]} to {vmids[-1]} and names that begin with {prefix}")
             exit_code = run_tests(run, request)
-    return _show_leftovers(run, request, exit_code)
+    _show_leftovers(run, request)
+    return exit_code or (EXIT_FAILURE if run.failed_removals else 0)
 
 
-def _show_leftovers(run: LabRun, request: LabTestRequest, exit_code: int) -> int:
-    """Print which guests and backups stay in the lab; return the exit code: pytest's, or 1 if a removal has failed."""
+def _show_leftovers(run: LabRun, request: LabTestRequest) -> None:
+    """Print which guests and backups stay in the lab. The `finding` of a removal describes the guest or backup."""
     if request.must_keep_guests and is_lab_configured(os.environ):
         expiry_text, prefix = utc_text(run.reserved_range.lease.expires_at_s), run.reserved_range.prefix
         show_text(f"guests named {prefix}-… are kept until {expiry_text}; then `smith lab-sweep` can remove them")
     for removal in run.failed_removals:
         show_error(f"{removal.finding.vmid} {removal.finding.name} was not removed: {removal.problem}")
-    return exit_code or (EXIT_FAILURE if run.failed_removals else 0)
 
 
 @examples(
@@ -151,18 +158,21 @@ def lab_sweep(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the guests and backups that runs of `smith lab-test` left in the lab of LAB_PROXMOX_*.
+    """Remove the guests and backups that runs of `smith lab-test` left in the lab.
 
-    A guest or backup is removed only if it has a VMID, the name prefix and the marker of the lab, and if its
-    reservation has expired. The command fails if one of the lab's VMIDs is between PROXMOX_VMID_MIN and
-    PROXMOX_VMID_MAX. Exit code 1: a guest or backup could not be removed.
+    The lab is the Proxmox cluster that the variables LAB_PROXMOX_* name. A guest or backup is removed only if its VMID
+    is one of the lab's, its name and its marker are those of a run in this lab, and the run's reservation has expired.
+    The command fails if one of the lab's VMIDs is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX. Exit code 1: a guest
+    or backup could not be removed.
     """
     lab = LabSettings.from_environment(os.environ)
-    lab.require_range_for_a_run()
+    lab.require_enough_vmids_for_one_run()
     redactor.add(lab.token_secret)
-    refuse_production_range(lab, load_settings())
+    require_vmids_outside_production(lab, load_settings())
     cluster = LabCluster(lab)
+    # A finding is a guest or a backup, with the decision whether it may be removed, and the reason.
     findings = sweeper.list_findings(cluster)
+    # For each finding, the reason why its removal failed, or '' if it was removed. A finding without an item was kept.
     problem_by_finding = {}
     if apply:
         problem_by_finding = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}

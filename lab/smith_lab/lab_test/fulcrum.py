@@ -1,4 +1,7 @@
-"""Runs a FulcrumCore simulator, and an agent that uses the VMIDs that a run of lab tests has reserved."""
+"""Runs a FulcrumCore simulator, and an agent that uses the VMIDs that a run of lab tests has reserved.
+
+The lab is a Proxmox for tests. The agent is a process of the executor.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,29 @@ from smith_lab.system import LabSystem
 
 
 class LabFulcrum(LabSystem):
-    """A FulcrumCore simulator, and an agent that runs the simulator's jobs in the lab. Tests order services in it."""
+    """A FulcrumCore simulator, and an agent that runs the simulator's jobs in the lab.
+
+    The base class LabSystem starts and stops the agent, and has methods with which tests order and change services.
+    """
 
     # `running_fulcrum` sets these attributes.
     lab_run: LabRun
     template_disk_gib: int
 
     def order_service(self, name: str, **properties: Any) -> str:
-        """Order a VM of the lab's template; return the service's id. The prefix of the run is added before `name`."""
+        """Order a VM of the lab's template; return the service's id. The run's name prefix is put before `name`.
+
+        IMAGE is the name of the lab's template in the agent's settings.
+        """
         defaults: dict[str, Any] = {"image": IMAGE, "cores": 1, "memoryMb": 512, "diskGb": self.template_disk_gib}
         return super().order_service(f"{self.lab_run.reserved_range.prefix}-{name}", **defaults | properties)
 
 
 class _LabProxmox:
-    """Returns the executor's settings for the lab's Proxmox. LabSystem uses it in place of a ProxmoxStandIn."""
+    """Returns the executor's settings for the lab's Proxmox.
+
+    It replaces a ProxmoxStandIn. To start the executor, LabSystem needs only the method `env`.
+    """
 
     def __init__(self, lab_run: LabRun) -> None:
         self._lab_run = lab_run
@@ -47,42 +59,44 @@ def running_fulcrum(
 
     With `must_keep_guests`, these guests are not removed.
 
-    The agent uses the VMIDs of `guest_actions`.
+    A GuestActions object runs playbooks on guests of one run of lab tests. Here it provides the run, the VMIDs for the
+    agent, the lab's cluster, and the folder with the provider's own actions.
     """
     lab_run = guest_actions.lab_run
     with ExitStack() as stack:
+        # Each service id contains six hexadecimal digits that identify the run and its guests.
         simulator = stack.enter_context(running_simulator(new_service_id=lab_run.reserved_range.new_service_id))
         admin = stack.enter_context(AdminClient(simulator.url))
-        lab = LabFulcrum(
+        fulcrum = LabFulcrum(
             folder=folder,
-            core_url=simulator.url,
+            fulcrum_base_url=simulator.url,
             admin=admin,
-            ids=bootstrap(admin),
+            ids=bootstrap(admin),  # creates the agent, its API token and its types in the simulator; returns their ids
             proxmox=_LabProxmox(lab_run),  # type: ignore[arg-type]
             settings=_agent_settings(guest_actions),
             _simulator=simulator,
         )
-        lab.lab_run = lab_run
-        lab.template_disk_gib = guest_actions.cluster.template_disk_gib(lab_run.settings.template)
-        lab.start_executor()
+        fulcrum.lab_run = lab_run
+        fulcrum.template_disk_gib = guest_actions.cluster.template_disk_gib(lab_run.settings.template)
+        fulcrum.start_executor()
         try:
-            yield lab
+            yield fulcrum
         finally:
-            lab.stop_executor()
+            fulcrum.stop_executor()
             if not must_keep_guests:
                 _remove_guests(guest_actions, {str(service["id"]) for service in admin.list_services()})
 
 
 def _agent_settings(guest_actions: GuestActions) -> dict[str, str]:
     """Return the agent's settings for the lab, except the connection to Proxmox."""
-    lab = guest_actions.lab_run.settings
+    lab_settings = guest_actions.lab_run.settings
     settings = {
-        "PROXMOX_TEMPLATES": f"{IMAGE}={lab.template}",
-        "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab.os_template}" if lab.os_template else "",
-        "PROXMOX_STORAGE": lab.storage,
-        "PROXMOX_BRIDGE": lab.bridge,
-        "PROXMOX_NODES": ",".join(name for name in (lab.node, lab.second_node) if name),
-        "PROXMOX_BACKUP_STORAGE": lab.backup_storage,
+        "PROXMOX_TEMPLATES": f"{IMAGE}={lab_settings.template}",
+        "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab_settings.os_template}" if lab_settings.os_template else "",
+        "PROXMOX_STORAGE": lab_settings.storage,
+        "PROXMOX_BRIDGE": lab_settings.bridge,
+        "PROXMOX_NODES": ",".join(name for name in (lab_settings.node, lab_settings.second_node) if name),
+        "PROXMOX_BACKUP_STORAGE": lab_settings.backup_storage,
         "PROXMOX_VMID_MIN": str(guest_actions.vmids[0]),
         "PROXMOX_VMID_MAX": str(guest_actions.vmids[-1]),
         "SMITH_ACTIONS_PATH": str(guest_actions.actions_folder or ""),

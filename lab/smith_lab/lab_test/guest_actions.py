@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.cli import action_checks, ansible_playbook
-from executor.cli.play_vm import build_request, complete_vm_variable
+from executor.cli.play_vm import build_request, fill_in_vm_variable
 from executor.model import GuestKind, JobResult
 from executor.runs import actions
 from executor.runs.actions import Action, collection_folder
@@ -20,9 +20,9 @@ from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.lab_settings import IMAGE
 from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
-from smith_lab.lab_test.removal_rules import token_of_guest
+from smith_lab.lab_test.removal_rules import run_token_of_guest
 
-#: Members of `vm` that limit how long an action of a test may take. A test may pass other values.
+#: How long an action may take: members of `vm`, the variable that describes the guest. A test may pass other values.
 DEFAULT_TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
 CONTAINER_DISK_GIB = 4
 #: A label is a part of a guest's name, which is a DNS name of at most 63 characters.
@@ -35,7 +35,8 @@ IDENTITY_MEMBERS = ("service_id", "vmid", "name", "node", "kind", "cluster")
 class GuestActions:
     """Creates guests with the VMIDs of a run, runs actions and playbooks on them, and removes them.
 
-    An action is a playbook of Agent Smith or of the provider. The variable `vm` of an action describes the guest.
+    An action is a playbook of Agent Smith or of the provider. The variable `vm` of an action describes the guest. The
+    lease of a run reserves its VMIDs until the lease expires. The token of the lease identifies the run.
     """
 
     lab_run: LabRun
@@ -62,19 +63,20 @@ class GuestActions:
         return vmids[len(vmids) * index // count : len(vmids) * (index + 1) // count]
 
     @cached_property
-    def _vmids_by_last_use(self) -> deque[int]:
+    def _vmid_queue(self) -> deque[int]:
+        """The VMIDs of this worker's guests, in the order in which `_free_vmid` tries them."""
         return deque(self.vmids)
 
     def _free_vmid(self) -> int:
-        """Return the free VMID that was unused for the longest time. Raises LabError if no VMID is free."""
+        """Return a free VMID, and move it to the end of the queue. Raises LabError if no VMID is free."""
         for _each in self.vmids:
-            vmid = self._vmids_by_last_use[0]
-            self._vmids_by_last_use.rotate(-1)
+            vmid = self._vmid_queue[0]
+            self._vmid_queue.rotate(-1)
             if self.cluster.reader.is_vmid_free(vmid):
                 return vmid
         raise LabError(
             f"this run has {len(self.vmids)} VMIDs for guests, and all are in use: remove guests earlier, increase "
-            "LAB_PROXMOX_RANGE_SIZE, or keep the guests of fewer tests (--keep)"
+            "LAB_PROXMOX_RANGE_SIZE, or do not use --keep"
         )
 
     @cached_property
@@ -92,13 +94,14 @@ class GuestActions:
         vmid = self._free_vmid()
         name = f"{self.lab_run.reserved_range.prefix}-{label}-{service_id[:8]}"
         is_container = members.get("kind") == GuestKind.LXC
+        # In the settings, IMAGE is the name of the lab's VM template and of the lab's container template.
         source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
         disk_gib = CONTAINER_DISK_GIB if is_container else self._template_disk_gib
         size = {"cores": 1, "memory_mib": 512, "disk_gib": disk_gib}
         return {"service_id": service_id, "vmid": vmid, "name": name, **source, **size, **DEFAULT_TIMEOUTS, **members}
 
     def create(self, vm: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a guest with the action `create`; return the members of `vm` that later actions on the guest need.
+        """Create a guest with the action `create`; return the members of `vm` that later actions need.
 
         Raises AssertionError if the action fails.
         """
@@ -111,7 +114,8 @@ class GuestActions:
     def run_action(self, name: str, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
         """Run an action with `members` added to `vm`; return the result. With `check`, change nothing (a dry run).
 
-        If the provider and Agent Smith both have an action of this name, the provider's action is run.
+        If the provider and Agent Smith both have an action of this name, the provider's action is run. Raises JobError
+        if the provider's action is unsafe: for example, if other users can change its files.
         """
         builtin_folder = collection_folder() / "playbooks"
         folders = (self.actions_folder, builtin_folder) if self.actions_folder else (builtin_folder,)
@@ -120,22 +124,33 @@ class GuestActions:
     def run_playbook(self, playbook: Path, vm: Mapping[str, Any], *, check: bool = False, **members: Any) -> JobResult:
         """Run any playbook; return the result. The playbook gets the variable `vm` and the login for Proxmox.
 
-        A playbook that returns no result to the executor fails with RESULT_INVALID, as an action does.
+        The error code is RESULT_INVALID if the playbook returns no result to the executor.
         """
+        # `is_ours` is True only for the actions of Agent Smith.
         action = Action(name=playbook.stem, playbook=playbook.resolve(), schema=None, is_ours=False)
         return self._run_playbook_of_action(action, {**vm, **members}, check=check)
 
     def _run_playbook_of_action(self, action: Action, vm: dict[str, Any], *, check: bool) -> JobResult:
+        """Run the playbook of an action; return the result.
+
+        Raises LabError in the last CLEANUP_S seconds of the reservation, which are for the removal of the guests.
+        """
         if self.cluster.now() >= self.lab_run.reserved_range.lease.expires_at_s - CLEANUP_S:
-            raise LabError("the reservation of this run ends soon, so no further action is run")
+            raise LabError(
+                "the reservation of this run ends soon, so no further action is run: run fewer tests, or increase "
+                "--time-limit of `smith lab-test`"
+            )
+        # The Ansible argument specs of the members of `vm` that the playbook accepts.
         member_specs = action_checks.read_vm_member_specs(action.playbook)
-        complete_vm = complete_vm_variable(vm, action, self.settings, {}, member_specs)
+        # Members that `vm` lacks are added from the settings. `identity` would add the guest's service id, VMID and
+        # name, but `vm` contains them.
+        complete_vm = fill_in_vm_variable(vm, action, self.settings, identity={}, member_specs=member_specs)
         request = build_request(action, complete_vm, member_specs, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)
 
     def remove(self, vmids: set[int]) -> None:
-        """Remove the guests of the run with these VMIDs. It is no error if a guest no longer exists."""
+        """Remove the run's guests that have these VMIDs. It is no error if a guest no longer exists."""
         for guest in self.cluster.guests(self.lab_run.reserved_range.guest_vmids):
-            belongs_to_run = token_of_guest(guest, self.lab_run.settings) == self.lab_run.reserved_range.lease.token
+            belongs_to_run = run_token_of_guest(guest, self.lab_run.settings) == self.lab_run.reserved_range.lease.token
             if guest.vmid in vmids and belongs_to_run and not guest.is_template:
                 self.cluster.stop_and_remove(guest)

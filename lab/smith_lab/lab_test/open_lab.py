@@ -1,6 +1,8 @@
 """Prepares the lab for one run of tests: starts a stand-in if LAB_PROXMOX_* names no cluster, and reserves VMIDs.
 
-The lab is a Proxmox cluster for tests, or a stand-in for such a cluster.
+The lab is a Proxmox cluster for tests, or a stand-in for such a cluster. A lease is a text in the notes of a VM. It
+reserves VMIDs for a run, and contains its expiry and the token that identifies the run. A finding says whether a guest
+or a backup may be removed.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from dataclasses import dataclass, field
 from executor.errors import JobError
 from executor.settings.settings import Settings
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.lab_settings import PREFIX, LabSettings, is_lab_configured
-from smith_lab.lab_test.removal import Removal, lease_finding
+from smith_lab.lab_test.lab_settings import VARIABLE_PREFIX, LabSettings, is_lab_configured
+from smith_lab.lab_test.removal import Removal, lease_vm_finding
 from smith_lab.lab_test.reservation import extend_reservation, release_range, reserve_when_free
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 
 #: The environment variable by which `smith lab-test` passes the reserved range to pytest. Its value is the token of the
 #: run, the expiry of the reservation, the first and the last VMID.
-RESERVED_VARIABLE = f"{PREFIX}RESERVED"
+RESERVED_VARIABLE = f"{VARIABLE_PREFIX}RESERVED"
 #: If this environment variable is set, the guests are kept until the reservation expires.
-KEEP_VARIABLE = f"{PREFIX}KEEP"
+KEEP_VARIABLE = f"{VARIABLE_PREFIX}KEEP"
 #: Seconds at the end of a reservation in which no test runs. In this time, the run ends its processes and removes its
 #: guests.
 CLEANUP_S = 300
@@ -45,8 +47,8 @@ class LabRun:
         """
         lease, vmids = self.reserved_range.lease, self.reserved_range.vmids
         guest_range = {
-            f"{PREFIX}VMID_MIN": str(self.reserved_range.guest_vmids[0]),
-            f"{PREFIX}VMID_MAX": str(self.reserved_range.guest_vmids[-1]),
+            f"{VARIABLE_PREFIX}VMID_MIN": str(self.reserved_range.guest_vmids[0]),
+            f"{VARIABLE_PREFIX}VMID_MAX": str(self.reserved_range.guest_vmids[-1]),
         }
         reserved_text = f"{lease.token} {lease.expires_at_s} {vmids[0]} {vmids[-1]}"
         return {**self.settings.variables(), **guest_range, RESERVED_VARIABLE: reserved_text}
@@ -57,7 +59,7 @@ def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
     """Yield the settings of the lab that LAB_PROXMOX_* names, or of a stand-in, which runs for the `with` block."""
     if is_lab_configured(environ):
         lab = LabSettings.from_environment(environ)
-        lab.require_range_for_a_run()
+        lab.require_enough_vmids_for_one_run()
         yield lab
         return
     with running_stand_in() as stand_in:
@@ -65,7 +67,7 @@ def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
 
 
 @contextmanager
-def reserved_run(
+def reserve_range_for_run(
     lab: LabSettings,
     *,
     time_limit_s: float,
@@ -80,8 +82,8 @@ def reserved_run(
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved_range = reserve_when_free(cluster, duration_s, wait_s, on_wait)
-    # The removal of the guests of earlier runs may have taken long. If too little of the reservation remains, it is
-    # extended.
+    # `reserve_when_free` also removes the guests of expired runs from the range. If this has taken more than half of
+    # CLEANUP_S, the reservation is extended. `extend_reservation` returns None if this run has lost the reservation.
     if reserved_range.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2:
         reserved_range = extend_reservation(cluster, reserved_range, cluster.now() + duration_s) or reserved_range
     run = LabRun(settings=lab, reserved_range=reserved_range)
@@ -95,15 +97,15 @@ def reserved_run(
 def _release_range_with_retry(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
     """Remove the run's guests, and release the range. If a guest could not be removed, try once more.
 
-    A guest cannot be removed while another process still works on it. Ctrl-C and TERM are ignored meanwhile, because
-    guests that are not removed here stay until the reservation has expired.
+    A removal fails while a Proxmox task, such as a clone, still locks the guest. This function ignores Ctrl-C and
+    TERM, because guests that it does not remove stay until the reservation has expired.
     """
     with _signals_ignored():
         try:
             return release_range(cluster, reserved_range) and release_range(cluster, reserved_range)
         except (LabError, JobError) as error:
             problem = f"the guests of this run cannot be removed: {error}"
-            return [Removal(finding=lease_finding(reserved_range), problem=problem)]
+            return [Removal(finding=lease_vm_finding(reserved_range), problem=problem)]
 
 
 @contextmanager
@@ -130,7 +132,7 @@ def lab_run_of_parent_process(environ: Mapping[str, str]) -> LabRun | None:
             f"{RESERVED_VARIABLE} has a wrong value: unset it, because only `smith lab-test` may set it"
         ) from exc
     settings = LabSettings.from_environment(environ)
-    reserved_range = ReservedRange(vmids=vmids, lease=lease, base_prefix=settings.name_prefix)
+    reserved_range = ReservedRange(vmids=vmids, lease=lease, lab_name_prefix=settings.name_prefix)
     return LabRun(settings=settings, reserved_range=reserved_range)
 
 

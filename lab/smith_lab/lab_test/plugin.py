@@ -1,7 +1,8 @@
 """The pytest plugin of `smith lab-test`: fixtures for tests of playbooks in the lab. docs/lab_test.md describes them.
 
-The lab is a Proxmox cluster for tests; the variables LAB_PROXMOX_* name it. If the package of the lab is installed,
-pytest loads the plugin also for unrelated tests. So only fixtures import the lab's modules.
+The lab is a Proxmox cluster for tests; the variables LAB_PROXMOX_* name it. If the Python package `smith_lab`
+is installed, pytest loads this plugin for all tests, not only for lab tests. So only fixtures import other modules of
+`smith_lab`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Mask the secret of the lab's token in what a test has printed, and in the text of its failure."""
+    """Mask the secret of the lab's API token in what a test has printed, and in the text of its failure."""
     report = yield
     secret = os.environ.get(SECRET_VARIABLE, "")
     if not secret:
@@ -56,8 +57,8 @@ def lab_run() -> Iterator[LabRun]:
     the lab that LAB_PROXMOX_* names, or in a stand-in for Proxmox.
     """
     from executor.settings.settings import load_settings  # noqa: PLC0415
-    from smith_lab.lab_test.lab_settings import is_lab_configured, refuse_production_range  # noqa: PLC0415
-    from smith_lab.lab_test.open_lab import lab_run_of_parent_process, open_lab, reserved_run  # noqa: PLC0415
+    from smith_lab.lab_test.lab_settings import is_lab_configured, require_vmids_outside_production  # noqa: PLC0415
+    from smith_lab.lab_test.open_lab import lab_run_of_parent_process, open_lab, reserve_range_for_run  # noqa: PLC0415
 
     run = lab_run_of_parent_process(os.environ)
     if run is not None:
@@ -65,8 +66,8 @@ def lab_run() -> Iterator[LabRun]:
         return
     with open_lab(os.environ) as lab:
         if is_lab_configured(os.environ):
-            refuse_production_range(lab, load_settings())
-        with reserved_run(lab, time_limit_s=3600) as run:
+            require_vmids_outside_production(lab, load_settings())
+        with reserve_range_for_run(lab, time_limit_s=3600) as run:
             yield run
 
 
@@ -89,7 +90,8 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
     from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
     worker_index, worker_count = 0, 1
-    # If `smith lab-test` has reserved the range, all workers share it. Otherwise, each worker has its own `lab_run`.
+    # If `smith lab-test` has reserved the range, all workers of pytest-xdist share it. Otherwise, each worker has its
+    # own `lab_run`.
     if os.environ.get(RESERVED_VARIABLE):
         worker_index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         worker_count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -100,7 +102,9 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
 
 @pytest.fixture
 def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Return a function that creates a guest and returns its variable `vm`. The guests are removed after the test.
+    """Return a function that creates a guest. The guests are removed after the test.
+
+    The function returns the variable `vm`, which describes the guest to actions and playbooks.
 
     `make_lab_vm("db", cores=4)` creates a guest with 4 cores and with `db` in its name. With `kind="lxc"`, the guest is
     a container.
@@ -142,7 +146,7 @@ def run_playbook(lab_guests: GuestActions) -> Callable[..., JobResult]:
 
 @pytest.fixture(scope="session")
 def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
-    """The reader of the lab's Proxmox, such as `proxmox.vm_config(vm["node"], vm["vmid"])`. It changes nothing."""
+    """Return an object that reads the lab's Proxmox: for example, `proxmox.vm_config(vm["node"], vm["vmid"])`."""
     return lab_guests.cluster.reader
 
 

@@ -1,7 +1,10 @@
-"""Removes the guests and backups of one run of lab tests, and then its lease: the VM that reserves a range of VMIDs.
+"""Removes the guests and backups of one run of lab tests, and then the VM that reserves its range of VMIDs.
 
-A finding is a guest or a backup, with the decision whether it may be removed. removal_rules.py makes the findings for
-other runs, and this module makes the findings for the caller's run.
+This VM is the lease VM. The lease is a text in its notes, with the token that identifies the run. An archive is a
+backup.
+
+A finding is a guest or a backup, with the decision whether it may be removed. For other runs, removal_rules.py makes
+the findings. For the run that ends, this module makes the findings.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 from executor.errors import JobError
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.removal_rules import Finding, check_guests, lease_of_archive, lease_of_vm, token_of_guest
+from smith_lab.lab_test.removal_rules import Finding, check_guests, lease_of_archive, lease_of_vm, run_token_of_guest
 from smith_lab.lab_test.reserved_range import ReservedRange
 
 
@@ -27,29 +30,30 @@ def remove_leftovers(cluster: LabCluster, reserved_range: ReservedRange) -> list
     """Remove the guests of expired runs from a range that the caller has reserved."""
     guests = cluster.guests(reserved_range.vmids)
     findings = check_guests(guests, cluster.lab, cluster.now(), reserved_range.lease.token)
-    return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease]
+    return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease_vm]
 
 
-def remove_all_of_run(
-    cluster: LabCluster, reserved_range: ReservedRange, has_reservation: Callable[[], bool]
+def remove_guests_backups_and_lease_vm(
+    cluster: LabCluster, reserved_range: ReservedRange, keep_reservation: Callable[[], bool]
 ) -> list[Removal]:
-    """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
+    """Remove the guests and backups of the caller's run, and then its lease VM. Return the failed removals.
 
-    If a removal fails, the lease stays. After the lease has expired, `smith lab-sweep` removes the remaining guests and
-    backups, and the lease.
+    If a removal fails, the lease VM stays. After the lease has expired, `smith lab-sweep` removes the remaining guests
+    and backups, and the lease VM.
 
-    `has_reservation` is called before each removal, and returns whether the caller still has the reservation. If it
-    returns False, nothing more is removed, because another run may have reserved the range.
+    `keep_reservation` is called before each removal. It extends the reservation if necessary, and returns whether the
+    caller still has the reservation. If it returns False, nothing more is removed, because another run may have
+    reserved the range.
     """
     removals: list[Removal] = []
     for finding in _findings_of_run(cluster, reserved_range):
-        if not has_reservation():
+        if not keep_reservation():
             problem = "another process has taken the reservation over"
-            return [*failed_removals_in(removals), Removal(finding=lease_finding(reserved_range), problem=problem)]
+            return [*failed_removals_in(removals), Removal(finding=lease_vm_finding(reserved_range), problem=problem)]
         remove = remove_guest if finding.guest is not None else remove_archive
         removals.append(remove(cluster, finding))
     if not failed_removals_in(removals):
-        removals.append(remove_lease(cluster, reserved_range))
+        removals.append(remove_lease_vm(cluster, reserved_range))
     return failed_removals_in(removals)
 
 
@@ -62,12 +66,12 @@ def _findings_of_run(cluster: LabCluster, reserved_range: ReservedRange) -> list
     """Return the findings for the guests and backups of the caller's run."""
     token = reserved_range.lease.token
     guests = [
-        Finding(name=guest.name, vmid=guest.vmid, is_removable=True, reason="of this run", guest=guest)
+        Finding(name=guest.name, vmid=guest.vmid, is_removable=True, reason="it belongs to this run", guest=guest)
         for guest in cluster.guests(reserved_range.guest_vmids)
-        if token_of_guest(guest, cluster.lab) == token and not guest.is_template
+        if run_token_of_guest(guest, cluster.lab) == token and not guest.is_template
     ]
     archives = [
-        Finding(name=archive.volume, vmid=archive.vmid, is_removable=True, reason="of this run")
+        Finding(name=archive.volume, vmid=archive.vmid, is_removable=True, reason="it belongs to this run")
         for archive in cluster.archives()
         if archive.vmid in reserved_range.guest_vmids
         and (lease := lease_of_archive(archive, cluster.lab)) is not None
@@ -76,10 +80,10 @@ def _findings_of_run(cluster: LabCluster, reserved_range: ReservedRange) -> list
     return [*guests, *archives]
 
 
-def remove_lease(cluster: LabCluster, reserved_range: ReservedRange) -> Removal:
-    """Remove the VM that reserves the range, if its notes still contain the token of the caller's run.
+def remove_lease_vm(cluster: LabCluster, reserved_range: ReservedRange) -> Removal:
+    """Remove the lease VM of the range, if its notes still contain the token of the caller's run.
 
-    The VM is not stopped first. If it was started in the meantime, Proxmox refuses to remove it.
+    The VM is not stopped first. If it was started after its notes were read, Proxmox refuses to remove it.
     """
 
     def remove() -> None:
@@ -89,14 +93,18 @@ def remove_lease(cluster: LabCluster, reserved_range: ReservedRange) -> Removal:
         lease = lease_of_vm(guest, cluster.lab)
         if lease is not None and lease.token == reserved_range.lease.token:
             cluster.remove_without_stopping(guest)
-        elif guest.has_false_lease_name and guest.name == reserved_range.lease_name:
+        # The VM has the name of a lease VM, but it runs or has a disk.
+        elif guest.is_named_as_lease_but_in_use and guest.name == reserved_range.lease_name:
             raise LabError("it runs or has a disk, so it is in use")
 
-    return _try_removal(lease_finding(reserved_range), remove)
+    return _try_removal(lease_vm_finding(reserved_range), remove)
 
 
 def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
-    """Read the guest of a finding again, and remove the guest if its name, notes and kind have not changed."""
+    """Read the guest of a finding again, and remove the guest if its name, notes and kind have not changed.
+
+    The removal fails if the guest's configuration cannot be read. `guest.problem` says why.
+    """
 
     def remove() -> None:
         checked_guest, guest = finding.guest, cluster.guest(finding.vmid)
@@ -105,7 +113,7 @@ def remove_guest(cluster: LabCluster, finding: Finding) -> Removal:
         if guest.problem:
             raise LabError(f"its configuration cannot be read: {guest.problem}")
         if (guest.name, guest.notes, guest.kind) != (checked_guest.name, checked_guest.notes, checked_guest.kind):
-            raise LabError("it has changed since its removal was decided")
+            raise LabError("its name, notes or kind have changed since it was checked: run `smith lab-sweep` again")
         cluster.stop_and_remove(guest)
 
     return _try_removal(finding, remove)
@@ -124,12 +132,12 @@ def _try_removal(finding: Finding, remove: Callable[[], None]) -> Removal:
     return Removal(finding=finding)
 
 
-def lease_finding(reserved_range: ReservedRange) -> Finding:
-    """Return the finding for the VM that reserves the caller's range."""
+def lease_vm_finding(reserved_range: ReservedRange) -> Finding:
+    """Return the finding for the lease VM of the caller's range."""
     return Finding(
         name=reserved_range.lease_name,
         vmid=reserved_range.vmids[0],
         is_removable=True,
-        reason="of this run",
-        is_lease=True,
+        reason="it belongs to this run",
+        is_lease_vm=True,
     )

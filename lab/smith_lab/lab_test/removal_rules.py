@@ -2,8 +2,8 @@
 
 A guest may be removed only if its VMID belongs to the lab, and if its name and its marker identify a run whose lease
 has expired. The marker is a line in the guest's notes, with a service id that contains the token and the expiry of the
-run (reserved_range.py). A lease is a VM that reserves a range of VMIDs for a run. An object of the class Lease contains
-the data in the notes of this VM.
+run (reserved_range.py). A lease reserves a range of VMIDs for a run. It is a text in the notes of the VM with the first
+VMID of the range, the lease VM.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from executor.proxmox.rows import ArchiveRow
-from executor.shared.marker import markers_in, service_id_in
+from executor.shared.marker import marker_values_in, service_id_in
 from smith_lab.lab_test.cluster import Guest
 from smith_lab.lab_test.lab_settings import LabSettings
 from smith_lab.lab_test.reserved_range import Lease, lease_in_notes, lease_in_service_id, token_in_name, utc_text
 
-#: How many seconds the clocks of a cluster's nodes may differ. A lease counts as expired GRACE_S after its expiry.
+#: A lease counts as expired GRACE_S seconds after its expiry: the clocks of a cluster's nodes may differ by this time.
 GRACE_S = 120
 
 
@@ -30,18 +30,19 @@ class Finding:
     is_removable: bool
     reason: str
     guest: Guest | None = None  #: None for a backup
-    is_lease: bool = False  #: True for a VM that reserves a range
+    is_lease_vm: bool = False  #: True for a lease VM
 
 
 def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of_caller: str = "") -> list[Finding]:
     """Decide for each guest with one of the lab's VMIDs whether the guest may be removed.
 
     Nothing may be removed from a range that another run has reserved. `token_of_caller` is the token of the caller's
-    lease.
+    lease; '' if the caller has no lease.
     """
     lease_by_vmid = {guest.vmid: lease for guest in guests if (lease := lease_of_vm(guest, lab)) is not None}
-    # If another run has taken over the lease of a run, the old lease has expired. The expiry 0 is in the past.
-    expiry_by_token = {token: 0 for lease in lease_by_vmid.values() for token in lease.former_tokens}
+    # A lease contains the tokens of expired runs that have used the same range, but not when they expired. 0 stands
+    # for any time in the past.
+    expiry_by_token = {token: 0 for lease in lease_by_vmid.values() for token in lease.tokens_of_expired_runs}
     expiry_by_token |= {lease.token: lease.expires_at_s for lease in lease_by_vmid.values()}
     findings = []
     for guest in guests:
@@ -56,7 +57,7 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of
                 is_removable=is_removable,
                 reason=reason,
                 guest=guest,
-                is_lease=guest.vmid in lease_by_vmid,
+                is_lease_vm=guest.vmid in lease_by_vmid,
             )
         )
     return findings
@@ -74,9 +75,9 @@ def check_archives(
         lease = lease_of_archive(archive, lab)
         if lease is None or not lab.vmid_min <= archive.vmid <= lab.vmid_max:
             continue
-        is_reserved = lease.token in unexpired_tokens or not is_expired(lease, now)
-        reason = f"reserved until {utc_text(lease.expires_at_s)}" if is_reserved else "backup of an expired run"
-        findings.append(Finding(name=archive.volume, vmid=archive.vmid, is_removable=not is_reserved, reason=reason))
+        is_removable = lease.token not in unexpired_tokens and is_expired(lease, now)
+        reason = "backup of an expired run" if is_removable else f"reserved until {utc_text(lease.expires_at_s)}"
+        findings.append(Finding(name=archive.volume, vmid=archive.vmid, is_removable=is_removable, reason=reason))
     return findings
 
 
@@ -86,25 +87,26 @@ def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
     Return None if the name and the marker in the backup's notes do not identify the same run.
     """
     lease = lease_in_service_id(service_id_in(archive.notes))
+    # The first line of the notes of a backup is the name of the guest.
     name = archive.notes.lstrip().partition("\n")[0].strip()
     return lease if lease is not None and token_in_name(name, lab.name_prefix) == lease.token else None
 
 
 def lease_of_vm(guest: Guest, lab: LabSettings) -> Lease | None:
-    """Return the lease in the notes of a VM that reserves a range; None if the VM does not reserve a range.
+    """Return the lease in the notes of a lease VM; None if the guest is not a lease VM.
 
-    A VM that runs or has a disk reserves nothing: it is in use, so it is neither taken over nor removed.
+    A VM that has the name of a lease VM, but runs or has a disk (`is_named_as_lease_but_in_use`), is no lease VM.
     """
     lease = lease_in_notes(guest.notes)
     has_lease_name = lease is not None and guest.name == f"{lab.name_prefix}-{lease.token}-lease"
     has_first_vmid = any(guest.vmid == vmids[0] for vmids in lab.ranges())
-    return lease if has_lease_name and has_first_vmid and not guest.has_false_lease_name else None
+    return lease if has_lease_name and has_first_vmid and not guest.is_named_as_lease_but_in_use else None
 
 
 def ranges_of_other_runs(guests: Iterable[Guest], now: float, token_of_caller: str = "") -> list[range]:
     """Return the ranges of VMIDs that other runs have reserved.
 
-    The other runs may have another name prefix and another size of ranges than the caller, so neither is checked.
+    The name prefix and the size of the ranges are not checked, because other runs may have other settings.
     """
     leases = [(guest, lease) for guest in guests if (lease := lease_in_notes(guest.notes)) is not None]
     return [
@@ -121,26 +123,26 @@ def is_expired(lease: Lease, now: float) -> bool:
     return now >= lease.expires_at_s + GRACE_S
 
 
-def token_of_guest(guest: Guest, lab: LabSettings) -> str:
+def run_token_of_guest(guest: Guest, lab: LabSettings) -> str:
     """Return the token of the run that made a guest; '' if the name and the marker do not identify the same run.
 
     A clone has no marker until its configuration is changed. Until then, only its name identifies the run.
     """
-    token = "" if guest.has_false_lease_name else token_in_name(guest.name, lab.name_prefix)
-    if not markers_in(guest.notes):
+    token = "" if guest.is_named_as_lease_but_in_use else token_in_name(guest.name, lab.name_prefix)
+    if not marker_values_in(guest.notes):
         return token
     lease = lease_in_service_id(service_id_in(guest.notes))
     return token if lease is not None and lease.token == token else ""
 
 
 def _reason_to_keep(guest: Guest, lab: LabSettings) -> str:
-    """Return why a guest must be kept, whatever its marker says; '' if only the marker decides."""
+    """Return a reason to keep a guest that does not depend on its marker; '' if there is no such reason."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
         return "its VMID or name does not belong to the lab"
-    if guest.has_false_lease_name:
-        return "it has the name of a reservation, but runs or has a disk"
+    if guest.is_named_as_lease_but_in_use:
+        return "it has the name of a VM that reserves VMIDs, but runs or has a disk"
     return "it is a template" if guest.is_template else ""
 
 
@@ -150,22 +152,22 @@ def _check_guest(guest: Guest, lab: LabSettings, expiry_by_token: Mapping[str, i
         return False, reason
     expires_at_s = _expiry_of(guest, lab, expiry_by_token)
     if expires_at_s is None:
-        return False, "it does not have the lab's marker"
+        return False, "its notes do not contain the marker of the run that its name identifies"
     if now < expires_at_s + GRACE_S:
         return False, f"reserved until {utc_text(expires_at_s)}"
     if guest.lock:
-        return False, f"its run has expired, but Proxmox has locked it ({guest.lock})"
-    return True, "its run has expired"
+        return False, f"the reservation of its run has expired, but Proxmox has locked it ({guest.lock})"
+    return True, "the reservation of its run has expired"
 
 
 def _expiry_of(guest: Guest, lab: LabSettings, expiry_by_token: Mapping[str, int]) -> int | None:
-    """Return when the run of a guest expires: the later of the times in the run's lease and in the guest's marker.
+    """Return when the reservation for a guest expires: the later of the times in the run's lease and in the marker.
 
-    Return None if both times are unknown. Then lab tests have not made the guest.
+    Return None if no lease has the token of the run, and the guest has no marker of the run.
     """
     if lease := lease_of_vm(guest, lab):
         return lease.expires_at_s
-    token = token_of_guest(guest, lab)
+    token = run_token_of_guest(guest, lab)
     marker_lease = lease_in_service_id(service_id_in(guest.notes))
     expiries = [expiry_by_token[token]] if token in expiry_by_token else []
     if token and marker_lease is not None:

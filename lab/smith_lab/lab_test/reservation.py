@@ -3,8 +3,8 @@
 A range is reserved by a stopped VM with the range's first VMID. If two processes create this VM, Proxmox refuses the
 second request. To take over an expired reservation, a process changes the VM by a request with the digest of the VM's
 configuration. If two processes send this request, Proxmox refuses the second, because the digest has changed. The owner
-extends its reservation in the same way. The notes of the VM contain the lease: the token of the run (six hexadecimal
-digits that identify the run), and the time at which the reservation expires.
+extends its reservation in the same way. The notes of this VM (the lease VM) contain the lease: the token of the run
+(six hexadecimal digits that identify the run), and the time at which the reservation expires.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from smith_lab.lab_test.cluster import TASK_TIMEOUT_S, ChangedMeanwhile, Guest, LabCluster, LabError, NoAnswer
+from smith_lab.lab_test.cluster import (
+    PROXMOX_TASK_TIMEOUT_S,
+    ConcurrentChange,
+    Guest,
+    LabCluster,
+    LabError,
+    NoAnswer,
+)
 from smith_lab.lab_test.lab_settings import MIN_RANGE_SIZE
-from smith_lab.lab_test.removal import Removal, remove_all_of_run, remove_lease, remove_leftovers
+from smith_lab.lab_test.removal import Removal, remove_guests_backups_and_lease_vm, remove_lease_vm, remove_leftovers
 from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, ranges_of_other_runs
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
 #: Maximum seconds of one removal, which stops and destroys a guest. If the reservation would expire during a removal,
 #: it is extended before the removal.
-MAX_REMOVAL_S = 2 * TASK_TIMEOUT_S + 60
+MAX_REMOVAL_S = 2 * PROXMOX_TASK_TIMEOUT_S + 60
 #: How long a process waits before it tries again to reserve a range. A random time up to the same value is added.
 WAIT_INTERVAL_S = 10.0
 
@@ -64,21 +71,23 @@ def reserve_any_range(cluster: LabCluster, expires_at_s: float) -> ReservedRange
     the same range. If Proxmox refuses a request for a range, the next range is tried.
     """
     lab, refusal_text = cluster.lab, ""
-    guests = cluster.leases_and_guests(range(lab.vmid_min, lab.vmid_max + 1))
+    # The guests with the lab's VMIDs, and all lease VMs of this cluster. The lease VM of a run with other settings may
+    # have another VMID.
+    guests = cluster.guests_and_all_lease_vms(range(lab.vmid_min, lab.vmid_max + 1))
     now = cluster.now()
     for vmids in _free_ranges(cluster, guests, now):
         try:
-            lease = reserve_range(cluster, vmids, guests, expires_at_s)
-        except NoAnswer:
+            lease = acquire_lease(cluster, vmids, guests, expires_at_s)
+        except NoAnswer:  # Proxmox did not answer the request
             raise
         except LabError as error:
             refusal_text = f" (Proxmox: {error})"
             continue
         if lease is None:
             continue
-        reserved_range = ReservedRange(vmids=vmids, lease=lease, base_prefix=lab.name_prefix)
+        reserved_range = ReservedRange(vmids=vmids, lease=lease, lab_name_prefix=lab.name_prefix)
         if _overlaps_other_run(cluster, reserved_range):
-            remove_lease(cluster, reserved_range)
+            remove_lease_vm(cluster, reserved_range)
             continue
         remove_leftovers(cluster, reserved_range)
         return reserved_range
@@ -115,7 +124,7 @@ def _overlaps_other_run(cluster: LabCluster, reserved_range: ReservedRange) -> b
     guest in the lab is read, because Proxmox's list of guests is not sufficient: for some seconds, the list can show a
     new lease VM with the name of an earlier guest that had this VMID.
     """
-    guests = cluster.leases_and_guests(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
+    guests = cluster.guests_and_all_lease_vms(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
     others = ranges_of_other_runs(guests, cluster.now(), token_of_caller=reserved_range.lease.token)
     return any(_do_overlap(reserved_range.vmids, other) for other in others)
 
@@ -124,40 +133,43 @@ def _do_overlap(one: range, other: range) -> bool:
     return one.start < other.stop and other.start < one.stop
 
 
-def reserve_range(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expires_at_s: float) -> Lease | None:
+def acquire_lease(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expires_at_s: float) -> Lease | None:
     """Reserve one range until `expires_at_s`; return the lease.
 
-    The caller has read `guests`, which contain the guests of the range. Return None if the guest with the first VMID
-    (`holder`) has no lease, or has a lease that has not expired. Return None also if another process was faster.
+    `guests` are the guests that the caller has read, at least those in the range. If no guest has the first VMID, a
+    lease VM with this VMID is created. If the guest with the first VMID has an expired lease, the lease is replaced.
+    Otherwise, None is returned. If another process creates or changes the VM first, None is returned, too.
     """
-    holder = next((guest for guest in guests if guest.vmid == vmids[0]), None)
-    if holder is None:
+    first_guest = next((guest for guest in guests if guest.vmid == vmids[0]), None)
+    if first_guest is None:
         lease = new_lease(expires_at_s, vmids[-1])
         name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
         return _write_lease(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
-    old_lease = lease_of_vm(holder, cluster.lab)
+    old_lease = lease_of_vm(first_guest, cluster.lab)
     if old_lease is None or not is_expired(old_lease, cluster.now()):
         return None
-    lease = new_lease(expires_at_s, vmids[-1], _former_tokens(cluster, vmids, guests, old_lease))
-    return replace_lease(cluster, holder, lease)
+    lease = new_lease(expires_at_s, vmids[-1], _tokens_of_expired_runs(cluster, vmids, guests, old_lease))
+    return replace_lease(cluster, first_guest, lease)
 
 
-def replace_lease(cluster: LabCluster, holder: Guest, lease: Lease) -> Lease | None:
-    """Replace the lease in the VM `holder` by `lease`. Return None if another process changed the VM first."""
+def replace_lease(cluster: LabCluster, lease_vm: Guest, lease: Lease) -> Lease | None:
+    """Replace the lease in the notes of `lease_vm` by `lease`. Return None if another process changed the VM first."""
     name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
     return _write_lease(
-        cluster, holder.vmid, lease, lambda: cluster.replace_name_and_notes(holder, name, lease.notes())
+        cluster, lease_vm.vmid, lease, lambda: cluster.replace_name_and_notes(lease_vm, name, lease.notes())
     )
 
 
-def _former_tokens(cluster: LabCluster, vmids: range, guests: Sequence[Guest], old_lease: Lease) -> tuple[str, ...]:
-    """Return the tokens of the run of `old_lease` and of earlier runs that may still have guests in the range.
+def _tokens_of_expired_runs(
+    cluster: LabCluster, vmids: range, guests: Sequence[Guest], old_lease: Lease
+) -> tuple[str, ...]:
+    """Return the token of `old_lease`, and the tokens of earlier runs that may still have guests in the range.
 
-    A clone has no name at first. So a guest without a name may belong to any of these runs.
+    A clone has no name at first. So a guest without a name may belong to any earlier run.
     """
     names = [guest.name for guest in guests if guest.vmid in vmids[1:]]
     tokens_in_names = {token_in_name(name, cluster.lab.name_prefix) for name in names}
-    earlier_tokens = [token for token in old_lease.former_tokens if token in tokens_in_names or "" in names]
+    earlier_tokens = [token for token in old_lease.tokens_of_expired_runs if token in tokens_in_names or "" in names]
     return (*earlier_tokens, old_lease.token)
 
 
@@ -168,50 +180,54 @@ def _write_lease(cluster: LabCluster, vmid: int, lease: Lease, request: Callable
     """
     try:
         request()
-    except ChangedMeanwhile:
+    except ConcurrentChange:
         return None
     except NoAnswer:
-        if not has_lease(cluster, vmid, lease):
+        if not does_vm_contain_lease(cluster, vmid, lease):
             raise
     return lease
 
 
-def has_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
+def does_vm_contain_lease(cluster: LabCluster, vmid: int, lease: Lease) -> bool:
     """Return whether the VM still has a lease with the token of `lease`. Raises LabError if the VM cannot be read."""
-    return _holder_and_lease_of_caller(cluster, vmid, lease) is not None
+    return _lease_vm_and_lease(cluster, vmid, lease) is not None
 
 
-def _holder_and_lease_of_caller(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
-    """Return the VM and its current lease; None if the VM has no lease with the token of `lease`."""
-    holder = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
-    if holder is None:
+def _lease_vm_and_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[Guest, Lease] | None:
+    """Return the lease VM and its current lease; None if the VM has no lease with the token of `lease`."""
+    lease_vm = cluster.guest(vmid) or cluster.guest(vmid)  # twice: the VM may move to another node during a read
+    if lease_vm is None:
         return None
-    if holder.problem:
-        raise LabError(f"the configuration of VM {vmid} cannot be read: {holder.problem}")
-    current_lease = lease_of_vm(holder, cluster.lab)
+    if lease_vm.problem:
+        raise LabError(f"the configuration of VM {vmid} cannot be read: {lease_vm.problem}")
+    current_lease = lease_of_vm(lease_vm, cluster.lab)
     if current_lease is None or current_lease.token != lease.token:
         return None
-    return holder, current_lease
+    return lease_vm, current_lease
 
 
 def extend_reservation(cluster: LabCluster, reserved_range: ReservedRange, expires_at_s: float) -> ReservedRange | None:
-    """Extend the caller's reservation until `expires_at_s`; return it, or None if the caller no longer has it."""
-    holder_and_lease = _holder_and_lease_of_caller(cluster, reserved_range.vmids[0], reserved_range.lease)
-    if holder_and_lease is None:
+    """Extend the caller's reservation until `expires_at_s`, and return the range with the new lease.
+
+    Return None if the caller no longer has the reservation.
+    """
+    lease_vm_and_lease = _lease_vm_and_lease(cluster, reserved_range.vmids[0], reserved_range.lease)
+    if lease_vm_and_lease is None:
         return None
-    holder, lease = holder_and_lease
-    extended_lease = replace_lease(cluster, holder, replace(lease, expires_at_s=int(expires_at_s)))
+    lease_vm, lease = lease_vm_and_lease
+    extended_lease = replace_lease(cluster, lease_vm, replace(lease, expires_at_s=int(expires_at_s)))
     return replace(reserved_range, lease=extended_lease) if extended_lease is not None else None
 
 
 def release_range(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
-    """Remove the guests and backups of the caller's run, and then its lease. Return the failed removals.
+    """Remove the guests and backups of the caller's run, and then its lease VM. Return the failed removals.
 
     If the reservation would expire during a removal, it is extended first.
     """
     current_range = reserved_range
 
-    def has_reservation() -> bool:
+    def keep_reservation() -> bool:
+        """Extend the reservation if it would expire during a removal; return whether the caller still has it."""
         nonlocal current_range
         now = cluster.now()
         if current_range.lease.expires_at_s - now >= MAX_REMOVAL_S:
@@ -220,4 +236,4 @@ def release_range(cluster: LabCluster, reserved_range: ReservedRange) -> list[Re
         current_range = extended_range or current_range
         return extended_range is not None
 
-    return remove_all_of_run(cluster, reserved_range, has_reservation)
+    return remove_guests_backups_and_lease_vm(cluster, reserved_range, keep_reservation)

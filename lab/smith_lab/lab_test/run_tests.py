@@ -1,4 +1,7 @@
-"""Runs pytest with VMIDs that are reserved in the lab, and interrupts pytest before the reservation ends."""
+"""Runs pytest with VMIDs that are reserved in the lab, and interrupts pytest before the reservation ends.
+
+A run of lab tests reserves VMIDs by a lease: a text in the notes of the VM with the first of these VMIDs.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor.errors import JobError
-from executor.processes.process_tree import die_with_parent_command_prefix
+from executor.processes.process_tree import prefix_to_kill_command_with_parent
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.open_lab import CLEANUP_S, KEEP_VARIABLE, LabRun
-from smith_lab.lab_test.reservation import has_lease
+from smith_lab.lab_test.reservation import does_vm_contain_lease
 from smith_lab.lab_test.suite import suite_arguments
 
-#: The plugin with the fixtures. Its entry point has the same name, so pytest does not load it a second time.
+#: The plugin with the fixtures, for pytest's option `-p`. The entry point of the plugin must have the same name.
+#: Otherwise pytest loads the plugin twice.
 PLUGIN = "smith_lab.lab_test.plugin"
 #: How long pytest may take to write its reports after it was interrupted.
 INTERRUPT_TIMEOUT_S = 60
@@ -31,7 +35,7 @@ CHECK_INTERVAL_S = 10.0
 class LabTestRequest:
     """The arguments of `smith lab-test`: which tests it runs, and how."""
 
-    paths: Sequence[Path] = ()  #: without paths, the suite of Agent Smith runs
+    paths: Sequence[Path] = ()  #: without paths, the lab tests of Agent Smith run
     junit: Path | None = None
     html: Path | None = None
     keyword: str = ""  #: pytest's -k
@@ -83,7 +87,9 @@ class EndCondition:
         try:
             if self.cluster.now() >= lease.expires_at_s - CLEANUP_S:
                 return "the reservation of the VMIDs ends soon"
-            return "" if has_lease(self.cluster, vmid, lease) else f"VM {vmid} no longer reserves VMIDs for this run"
+            if does_vm_contain_lease(self.cluster, vmid, lease):
+                return ""
+            return f"VM {vmid} no longer reserves VMIDs for this run"
         except (LabError, JobError):  # Proxmox does not answer at the moment
             return ""
 
@@ -94,8 +100,9 @@ def run_tests(lab_run: LabRun, request: LabTestRequest) -> int:
     pytest is interrupted after Ctrl-C or TERM, at the time limit, before the reservation ends, and if this run has lost
     the reservation. In the last case, another run may use the same VMIDs.
     """
+    # If this process dies, the kernel kills pytest.
     process = subprocess.Popen(
-        [*die_with_parent_command_prefix(os.getpid()), *pytest_command(request)],
+        [*prefix_to_kill_command_with_parent(os.getpid()), *pytest_command(request)],
         env={**os.environ, **lab_run.variables(), **_pytest_variables(request)},
         stdin=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C then reaches only this process, and this process interrupts pytest once
@@ -109,8 +116,8 @@ def run_tests(lab_run: LabRun, request: LabTestRequest) -> int:
 
 
 def _pytest_variables(request: LabTestRequest) -> dict[str, str]:
-    # The tests may be in the folder of a provider's actions. The executor checks the mode of every file there, so
-    # Python must not write bytecode files into it.
+    # The tests may be in the folder of a provider's actions. The executor refuses an action if other users can write a
+    # file in this folder, so Python must not create bytecode files there.
     return {"PYTHONDONTWRITEBYTECODE": "1", **({KEEP_VARIABLE: "1"} if request.must_keep_guests else {})}
 
 

@@ -1,7 +1,8 @@
 """The sweeper (`smith lab-sweep`): removes the guests and backups that expired runs of lab tests left in the lab.
 
 A run leaves guests if it was started with --keep, cannot remove them or is killed. A range of VMIDs is reserved by its
-lease: a stopped VM with the first VMID of the range. The sweeper also removes expired leases.
+lease VM: a stopped VM with the first VMID of the range. The lease is a text in the notes of this VM. It contains the
+expiry, and the token that identifies the run. The sweeper also removes lease VMs with an expired lease.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.removal import Removal, remove_archive, remove_guest, remove_lease
+from smith_lab.lab_test.removal import Removal, remove_archive, remove_guest, remove_lease_vm
 from smith_lab.lab_test.removal_rules import Finding, check_archives, check_guests
-from smith_lab.lab_test.reservation import reserve_range
+from smith_lab.lab_test.reservation import acquire_lease
 from smith_lab.lab_test.reserved_range import ReservedRange
 
 #: Seconds for which the sweeper reserves a range of VMIDs while it removes the guests in the range.
@@ -47,21 +48,21 @@ def sweep(cluster: LabCluster, findings: Sequence[Finding], reservation_s: float
 def _sweep_range(
     cluster: LabCluster, vmids: range, findings: Sequence[Finding], reservation_s: float
 ) -> Iterator[Removal]:
-    """Remove the removable guests of one range, and then the lease of the range.
+    """Remove the removable guests of one range, and then the lease VM of the range.
 
-    If the guest with the first VMID is not a lease, no run can reserve the range. Then the guests of the range are
+    If the guest with the first VMID is not a lease VM, no run can reserve the range. Then the guests of the range are
     removed without a reservation.
     """
     findings_in_range = [finding for finding in findings if finding.guest and finding.vmid in vmids]
     removable_findings = [finding for finding in findings_in_range if finding.is_removable]
-    removable_without_lease = [finding for finding in removable_findings if not finding.is_lease]
-    can_be_reserved = not any(finding.vmid == vmids[0] and not finding.is_lease for finding in findings_in_range)
+    findings_of_guests = [finding for finding in removable_findings if not finding.is_lease_vm]
+    can_be_reserved = not any(finding.vmid == vmids[0] and not finding.is_lease_vm for finding in findings_in_range)
     if not can_be_reserved:
-        yield from (remove_guest(cluster, finding) for finding in removable_without_lease)
+        yield from (remove_guest(cluster, finding) for finding in findings_of_guests)
         return
     problem = "another process has reserved its range"
     try:
-        lease = reserve_range(
+        lease = acquire_lease(
             cluster, vmids, [each.guest for each in findings_in_range if each.guest], cluster.now() + reservation_s
         )
     except LabError as error:
@@ -69,13 +70,13 @@ def _sweep_range(
     if lease is None:
         yield from (Removal(finding=each, problem=problem) for each in removable_findings)
         return
-    removals = [remove_guest(cluster, finding) for finding in removable_without_lease]
+    removals = [remove_guest(cluster, finding) for finding in findings_of_guests]
     yield from removals
-    kept_findings = [finding for finding in findings_in_range if not finding.is_lease and not finding.is_removable]
+    kept_findings = [finding for finding in findings_in_range if not finding.is_lease_vm and not finding.is_removable]
     are_all_removed = not any(removal.problem for removal in removals)
-    # If a guest is locked, the lease is kept. A locked guest may be a clone that has no marker yet. Then only the token
-    # in the notes of the lease shows that a run has made the clone.
+    # If a guest is locked, the lease VM is kept. A locked guest may be a clone that has no marker yet. Then only
+    # the token in the lease shows that a run has made the clone.
     if are_all_removed and not any(finding.guest and finding.guest.lock for finding in kept_findings):
-        reserved_range = ReservedRange(vmids=vmids, lease=lease, base_prefix=cluster.lab.name_prefix)
-        lease_removal = remove_lease(cluster, reserved_range)
-        yield from (replace(lease_removal, finding=finding) for finding in removable_findings if finding.is_lease)
+        reserved_range = ReservedRange(vmids=vmids, lease=lease, lab_name_prefix=cluster.lab.name_prefix)
+        lease_vm_removal = remove_lease_vm(cluster, reserved_range)
+        yield from (replace(lease_vm_removal, finding=finding) for finding in removable_findings if finding.is_lease_vm)

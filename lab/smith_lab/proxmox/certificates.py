@@ -1,4 +1,4 @@
-"""Creates a certificate authority (CA) for one stand-in, and a server certificate that the CA signs."""
+"""Creates a certificate authority (CA) for one Proxmox stand-in, and a server certificate that the CA signs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CertificateAuthority:
         self.folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _common_name("Proxmox stand-in CA")
-        # Python 3.13 refuses a CA certificate that has no key usage and no key identifiers.
+        # Python 3.13 requires key usage and key identifiers in a CA certificate.
         builder = (
             _new_builder(self._name, self._name, self._key.public_key(), self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -45,7 +45,7 @@ class CertificateAuthority:
 
     def issue(
         self,
-        name: str,
+        common_name: str,
         hosts: Sequence[str],
         *,
         from_day: float = -1,
@@ -60,7 +60,7 @@ class CertificateAuthority:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = (
             _new_builder(
-                _common_name(name),
+                _common_name(common_name),
                 self._name,
                 key.public_key(),
                 self._key.public_key(),

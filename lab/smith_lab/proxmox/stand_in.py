@@ -36,10 +36,11 @@ TOKEN_ID = "job"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
-#: The default time between two broadcasts of statistics, which update the list of guests. In Proxmox it is 10 s.
+#: The default time between two broadcasts, by which each node sends the statistics of its guests to the cluster. The
+#: list of guests shows these statistics. In Proxmox this time is 10 s.
 STATISTICS_INTERVAL_S = 0.5
-#: The default delay of an answer to a refused login. In Proxmox it is 3 s.
-LOGIN_DELAY_S = 0.5
+#: The default delay of an answer 401. In Proxmox it is 3 s.
+DELAY_OF_401_S = 0.5
 #: How many characters of the end of the server's log an error text contains.
 LOG_TAIL_CHARACTERS = 2000
 
@@ -49,13 +50,13 @@ class StandInError(SmithError):
 
 
 class ProxmoxStandIn:
-    """One stand-in. `start` starts its server process, and `stop` ends the server. It also ends when our process ends.
+    """One stand-in. `start` starts its server. The server ends on `stop`, or when the process that started it ends.
 
     `time_scale` is the number of real seconds for each second of simulated Proxmox time. With 0, Proxmox tasks end at
-    once. `statistics_interval_s` is the number of real seconds between two broadcasts of statistics: after this time at
-    most, the list of guests has a guest's name and status. In Proxmox it is 10 s. `login_delay_s` is the delay of the
-    answer to a refused login. If a port is 0, `start` chooses a free port. Without `has_user`, only root@pam exists,
-    and there is no pool.
+    once. `statistics_interval_s` is the number of real seconds between two broadcasts of statistics. Until the next
+    broadcast, the list of guests shows a new guest without its name and status. `delay_of_401_s` is the delay of an
+    answer 401. If a port is 0, `start` chooses a free port. If `has_user` is false, the cluster starts without the user
+    `smith@pve`, its token and the pool `smith`.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class ProxmoxStandIn:
         *,
         time_scale: float = 0.0,
         statistics_interval_s: float = STATISTICS_INTERVAL_S,
-        login_delay_s: float = LOGIN_DELAY_S,
+        delay_of_401_s: float = DELAY_OF_401_S,
         host: str = HOST,
         port: int = 0,
         control_port: int = 0,
@@ -73,7 +74,7 @@ class ProxmoxStandIn:
         self.folder = folder
         self.time_scale = time_scale
         self.statistics_interval_s = statistics_interval_s
-        self.login_delay_s = login_delay_s
+        self.delay_of_401_s = delay_of_401_s
         self.host = host
         self.port = port
         self.control_port = control_port
@@ -146,7 +147,7 @@ class ProxmoxStandIn:
 
     def guests(self) -> list[dict[str, Any]]:
         """Return every VM and container: vmid, name, node, status, template, lock, pool, config, pending, snapshots."""
-        return list(self._read_collection("guests"))
+        return list(self._read_from_control_port("guests"))
 
     def guest(self, vmid: int) -> dict[str, Any] | None:
         """Return the VM or container with this VMID; None if there is none."""
@@ -154,11 +155,11 @@ class ProxmoxStandIn:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Return every Proxmox task since the start, oldest first."""
-        return list(self._read_collection("tasks"))
+        return list(self._read_from_control_port("tasks"))
 
     def storages(self) -> dict[str, dict[str, Any]]:
-        """Return every storage with its free bytes, its volumes and the notes of its volumes."""
-        return dict(self._read_collection("storages"))
+        """Return, for every storage, its free bytes, the names of its volumes, and the notes of its backups."""
+        return dict(self._read_from_control_port("storages"))
 
     def request_log(self) -> list[dict[str, Any]]:
         """Return every API request since the start, or since `reset_request_log`.
@@ -166,11 +167,11 @@ class ProxmoxStandIn:
         The members of a request are `method`, `path`, `params` (with stars in place of secrets), `time` (arrival, in
         seconds since 1970) and `client` (the address from which the request was sent).
         """
-        return list(self._read_collection("requests"))
+        return list(self._read_from_control_port("requests"))
 
     def changing_requests(self) -> list[dict[str, Any]]:
         """Return the logged requests with a method other than GET."""
-        return list(self._read_collection("changing_requests"))
+        return list(self._read_from_control_port("changing_requests"))
 
     def reset_request_log(self) -> None:
         """Empty the request log."""
@@ -193,7 +194,7 @@ class ProxmoxStandIn:
 
     def is_holding(self) -> bool:
         """Return whether the stand-in now delays an answer because of `control("hold")` or `control("hold_change")`."""
-        return bool(self._read_collection("holding"))
+        return bool(self._read_from_control_port("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
@@ -214,7 +215,10 @@ class ProxmoxStandIn:
         which no client trusts, signs the certificate.
         """
         if self._authority is None:
-            raise StandInError("the certificate can be replaced only by the object whose `start` was called")
+            raise StandInError(
+                "cannot replace the certificate: this object did not start the stand-in; "
+                "call use_certificate of the ProxmoxStandIn object whose start method was called"
+            )
         authority = self._authority
         if is_ca_new:
             folder = self.folder / "other-ca"
@@ -230,19 +234,19 @@ class ProxmoxStandIn:
 
         A verb is the name of a change of the cluster, such as `lock` or `add_template`. The methods `do_<verb>` in
         fakepve_server/verbs_cluster.py, verbs_guests.py and control.py implement and explain the verbs. After each
-        verb, the list of guests shows the current statistics of all guests. With `is_new`, the list shows no statistics
-        of the guest that the verb names.
+        verb, the nodes send their statistics, so the list of guests shows the change at once. If `values` contains
+        `is_new=True` and a `vmid`, the nodes send no statistics of this guest, as if it had been created just now.
         """
         answer = requests.post(f"{self.control_url}/{verb}", json=values, timeout=CONTROL_TIMEOUT_S)
         body = answer.json()
         if answer.status_code != 200:
             raise StandInError(f"{verb}: {body.get('error')}")
-        return body["done"]
+        return body["done"]  # the result of the verb
 
     # --- the server process and its control port ---
 
-    def _read_collection(self, collection: str) -> Any:
-        answer = requests.get(f"{self.control_url}/{collection}", timeout=CONTROL_TIMEOUT_S)
+    def _read_from_control_port(self, name: str) -> Any:
+        answer = requests.get(f"{self.control_url}/{name}", timeout=CONTROL_TIMEOUT_S)
         answer.raise_for_status()
         return answer.json()
 
@@ -262,8 +266,10 @@ class ProxmoxStandIn:
             "token_secret": self.token_secret,
             "time_scale": self.time_scale,
             "statistics_interval_s": self.statistics_interval_s,
-            "login_delay_s": self.login_delay_s,
+            "delay_of_401_s": self.delay_of_401_s,
             "ready_file": str(self._ready_file),
+            # A file, or empty for none. When the server stops, it adds a line to the file: the number of successful
+            # POST, PUT and DELETE requests for each simulated version of Proxmox VE.
             "changes_file": os.environ.get("LAB_CHANGES_FILE", ""),
         }
         self._ready_file.unlink(missing_ok=True)
@@ -284,7 +290,9 @@ class ProxmoxStandIn:
             if self._process is None or self._process.poll() is not None:
                 raise StandInError(f"the Proxmox stand-in did not start:\n{self._log_tail()}")
             if time.monotonic() > deadline:
-                raise StandInError(f"the Proxmox stand-in did not answer within {START_TIMEOUT_S:.0f} s")
+                raise StandInError(
+                    f"the Proxmox stand-in did not answer within {START_TIMEOUT_S:.0f} s:\n{self._log_tail()}"
+                )
             time.sleep(0.05)
         ports = json.loads(self._ready_file.read_text())
         self.port, self.control_port = ports["port"], ports["control_port"]

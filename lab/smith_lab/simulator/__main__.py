@@ -8,30 +8,33 @@ The API is at <origin>/api/v1, as in FulcrumCore. The agent's setting FULCRUM_AP
 memory. It simulates neither OAuth nor the port of FulcrumCore's health checks.
 
 The server also has lab endpoints, with which tests and the demo control it. They use JSON, need no token and
-answer only clients on loopback. A fault rule makes chosen API calls fail, delays them or repeats them. The history
-records every API call. Fault rules and history ignore calls of lab endpoints. The lab endpoints are:
+answer only clients on loopback. A fault rule makes chosen API calls fail, delays them or processes them twice. The
+history records every API call. Fault rules and history ignore calls of lab endpoints. The lab endpoints are:
 
     GET    /lab/clock                {"now", "text", "frozen"}: the server's time, also sent in the Date header
     POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}: change the time
                                      or freeze the clock; each member is optional
-    POST   /lab/sweep                do FulcrumCore's maintenance work once: fail overdue jobs, delete old jobs, and, if
-                                     enabled, disconnect agents that sent no heartbeat; answers how many rows each part
-                                     changed: {"timedOut", "deleted", "disconnected"}
+    POST   /lab/sweep                do FulcrumCore's maintenance work once: fail jobs that did not end within the job
+                                     timeout, delete old jobs, and, if enabled, disconnect agents that sent no
+                                     heartbeat; answers how many rows each part changed: {"timedOut", "deleted",
+                                     "disconnected"}
     GET    /lab/faults               the fault rules
     POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               delete all rules
     GET    /lab/history[?since=SEQ]  every API call, oldest first: seq, time, method, path, query, body, token_name,
-                                     role, agent_id, status, error, fault, duration_s; the query parameters `since`
-                                     (only calls whose seq is greater), `method` and `path_end` (end of the path)
-                                     filter the calls
+                                     role, agent_id, status, error (the answer's body, if the status is 400 or more),
+                                     fault (kind of the fault rule that affected the call, or null), duration_s; the
+                                     query parameters `since` (only calls whose seq is greater), `method` and
+                                     `path_end` (end of the path) filter the calls
     DELETE /lab/history              empty the history
     POST   /lab/reset                restore the initial state of tables, fault rules, history, switches, server
                                      options and clock
     GET    /lab/switches             the switches, which make the server behave wrongly (store.Switches explains them)
-    POST   /lab/switches             {"two_claims_win", "vault_off", …}: set switches; each is a bool
+    POST   /lab/switches             {"two_claims_win", "vault_off", …}: set switches; each is a bool; two_claims_win: a
+                                     second claim of a job succeeds; vault_off: secrets cannot be read
     POST   /lab/options              {"job_timeout_s", …}: change server options (store.ServerOptions explains them)
     POST   /lab/tokens/revoke        {"name", "id", "value", "role", "agent_id"}: revoke every token that has all
-                                     these values; the body must contain at least one of these members
+                                     values in the body, which must contain at least one of these members
     POST   /lab/jobs/{id}/expire     make the job fail by timeout now, even if it is younger than the job timeout
     POST   /lab/jobs/{id}/override   {"set": {member: JSON}, "remove": [member]}: change the job's JSON in answers, but
                                      not the stored job
@@ -55,7 +58,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from smith_lab.simulator.history import LabState
+from smith_lab.simulator.history import FaultsAndHistory
 from smith_lab.simulator.server import SimulatorServer
 from smith_lab.simulator.store import ServerOptions, Store
 
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the server until SIGTERM or SIGINT; return the exit code."""
     arguments = _parser().parse_args(argv)
     server = SimulatorServer(
-        Store(options=_server_options(arguments)), LabState(), host=arguments.host, port=arguments.port
+        Store(options=_server_options(arguments)), FaultsAndHistory(), host=arguments.host, port=arguments.port
     )
     stop_requested = threading.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -90,14 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=300.0,
         metavar="S",
-        help="seconds from the creation of a job until it fails if it has not ended (%(default)s)",
+        help="a job fails if it has not ended this many seconds after its creation (%(default)s)",
     )
     parser.add_argument(
         "--maintenance-interval",
         type=float,
         default=0.0,
         metavar="S",
-        help="seconds between two sweeps, which do the maintenance work; 0: only POST /lab/sweep sweeps (%(default)s)",
+        help="interval of the maintenance work, in seconds; 0: it is done only on POST /lab/sweep (%(default)s)",
     )
     return parser
 

@@ -34,11 +34,14 @@ from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import Endpoint, authenticate, error_response, starlette_handler
 
 API_PREFIX = "/api/v1"
-#: The characters, besides letters and digits, that Go does not escape in a path.
+#: The characters that Go does not escape in a path, besides letters and digits. FulcrumCore is a Go program.
 UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
 #: The path parameters that may be empty in a call, each with the `/` after it.
 _PARAMETERS_THAT_MAY_BE_EMPTY = ("{id}/", "{token}/")
 
+#: Each module handles the calls for one kind of object of the API. For example, `install` handles install commands, and
+#: `options` handles the service options that providers offer. `pools` and `pool_values` handle FulcrumCore's pools and
+#: the values in a pool. If a request does not set a property of a service, FulcrumCore can take its value from a pool.
 _ENDPOINT_MODULES = (
     jobs,
     services,
@@ -98,7 +101,8 @@ class Api:
 def _routed_path(raw_path: bytes) -> str:
     """Return the path that FulcrumCore's router compares with its routes.
 
-    The router decodes a path only if each escape in it is necessary: it decodes `two%20words`, but not `%70ending`.
+    The router decodes a path only if each escape in it is necessary: it decodes `two%20words`, but not `%70ending`,
+    because `p` needs no escape.
     """
     path = raw_path.decode("latin-1").partition("?")[0]
     decoded_path = unquote(path)
@@ -109,7 +113,7 @@ def _routes(store: Store, endpoints: Iterable[Endpoint]) -> list[Route]:
     """Return the routes of the endpoints. A collection such as `/agents` also has the route `/agents/`.
 
     If an id is not the last part of a path, FulcrumCore's router also accepts an empty id, such as in `/jobs//claim`.
-    Then the call has no id, and FulcrumCore answers most of these calls with 500, as after a Go panic.
+    FulcrumCore's code panics in most calls without an id, so the answer is 500.
     """
     routes = []
     for endpoint in endpoints:

@@ -60,7 +60,7 @@ def time_to_text(time_s: float) -> str:
 
 
 def time_from_text(text: str) -> float:
-    """Parse an RFC 3339 time. Raises ValueError for any other form, as Go's decoder does."""
+    """Parse an RFC 3339 time. Raises ValueError for any other form, which FulcrumCore refuses."""
     if not _RFC3339.fullmatch(text):
         raise ValueError(f"not an RFC 3339 time: {text!r}")
     # RFC 3339 also allows `t` and `z` in lower case.

@@ -1,6 +1,6 @@
 """Starts a simulator in a thread or as a process, and calls its lab endpoints for tests and the demo.
 
-`simulator.__main__` documents the lab endpoints.
+The lab endpoints are the paths below /lab, which control the simulator. `simulator.__main__` documents them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from smith_lab.simulator.history import LabState
+from smith_lab.simulator.history import FaultsAndHistory
 from smith_lab.simulator.server import DEFAULT_HOST, SimulatorServer
 from smith_lab.simulator.store import ServerOptions, Store
 
@@ -65,14 +65,17 @@ class SimulatorControl:
     def sweep(self) -> dict[str, int]:
         """Do FulcrumCore's maintenance work once, and return how many rows each part of the work changed.
 
-        The parts are: fail jobs that exceeded the job timeout, delete jobs that exceeded the job retention and, if
-        enabled, disconnect agents that sent no heartbeat.
+        The parts are: fail jobs that exceeded the job timeout, delete jobs that ended longer ago than the server option
+        `job_retention_s` and, if enabled, disconnect agents that sent no heartbeat.
         """
         return dict(self.call_lab("POST", "sweep"))
 
-    def add_fault(self, kind: str, **members: Any) -> None:
-        """Add a fault rule. `members` are the rule's other members. The module `fault_rules` explains them."""
-        self.call_lab("POST", "faults", {"kind": kind, **members})
+    def add_fault(self, kind: str, **parameters: Any) -> None:
+        """Add a fault rule, which makes chosen API calls fail, delays them or processes them twice.
+
+        The module `fault_rules` explains the kinds and the parameters of a rule.
+        """
+        self.call_lab("POST", "faults", {"kind": kind, **parameters})
 
     def clear_faults(self) -> None:
         self.call_lab("DELETE", "faults")
@@ -92,32 +95,35 @@ class SimulatorControl:
         self.call_lab("DELETE", "history")
 
     def reset(self) -> None:
-        """Restore the initial state of the simulator, as POST /lab/reset describes."""
+        """Restore the initial state of tables, fault rules, history, switches, server options and clock."""
         self.call_lab("POST", "reset")
 
     def set_switches(self, **switches: bool) -> None:
-        """Turn wrong behaviours on or off: two_claims_win, database_down, … (store.Switches explains them)."""
+        """Turn wrong behaviours of the simulator on or off. store.Switches explains all switches.
+
+        For example, the switch `two_claims_win` makes a second claim of a job succeed.
+        """
         self.call_lab("POST", "switches", switches)
 
     def set_options(self, **options: Any) -> None:
         """Change server options: job_timeout_s, agent_timeout_s, … (store.ServerOptions explains them)."""
         self.call_lab("POST", "options", options)
 
-    def revoke_tokens(self, **members: str) -> None:
-        """Revoke every token that has all these values. `members` may contain name, id, value, role and agent_id."""
-        self.call_lab("POST", "tokens/revoke", members)
+    def revoke_tokens(self, **values: str) -> None:
+        """Revoke every token that has all these values. `values` may contain name, id, value, role and agent_id."""
+        self.call_lab("POST", "tokens/revoke", values)
 
     def expire_job(self, job_id: str) -> None:
         """Make the job fail by timeout now, even if it is younger than the job timeout."""
         self.call_lab("POST", f"jobs/{job_id}/expire")
 
-    def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **members: Any) -> None:
-        """Replace (`members`) or remove (`remove`) members of the job's JSON in answers.
+    def override_job(self, job_id: str, *, remove: tuple[str, ...] = (), **new_values: Any) -> None:
+        """Change the job's JSON in the simulator's answers: set `new_values`, and remove the members named in `remove`.
 
         The stored job does not change. So an agent that cannot parse the changed JSON can still claim the job and
         report it as failed.
         """
-        self.call_lab("POST", f"jobs/{job_id}/override", {"set": members, "remove": list(remove)})
+        self.call_lab("POST", f"jobs/{job_id}/override", {"set": new_values, "remove": list(remove)})
 
     def delete_job(self, job_id: str) -> None:
         """Delete the job, as FulcrumCore deletes old jobs."""
@@ -177,7 +183,7 @@ def running_simulator(
     `new_service_id` returns the id of each new service. Without it, the ids are random.
     """
     store = Store(options=ServerOptions(**options), new_service_id=new_service_id)
-    server = SimulatorServer(store, LabState(), host=host, port=port)
+    server = SimulatorServer(store, FaultsAndHistory(), host=host, port=port)
     server.start()
     try:
         yield SimulatorThread(server)

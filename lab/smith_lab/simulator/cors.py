@@ -14,7 +14,7 @@ MAX_AGE_S = 300
 
 
 class Cors:
-    """ASGI middleware that handles CORS for every call outside /lab."""
+    """ASGI middleware that handles CORS for every call, except calls below /lab, which control the simulator."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,6 +1,7 @@
 """Decodes the JSON bodies of requests as Go does, because FulcrumCore is a Go program.
 
-Go reads only the first JSON value of a body, ignores unknown members and refuses values of a wrong type.
+Go reads only the first JSON value of a body, ignores unknown members and refuses values of a wrong type. The type
+`Json` is a JSON object, as a dict.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from decimal import Decimal
 from typing import Any
 
 from smith_lab.simulator import clock
-from smith_lab.simulator.json_depth import limit_depth
+from smith_lab.simulator.json_depth import replace_deep_values
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.rows import Json
 
-#: Maps the name of each member that an endpoint accepts in a body to the member's type, which is a key of `_READERS`.
+#: The members of a body that an endpoint accepts. Maps each member's name to its type, which is a key of `_READERS`.
 Fields = Mapping[str, str]
 
 
 def decode(raw_body: bytes, fields: Fields) -> Json:
-    """Return the members of a body whose names are in `fields`. Omit members with the value `null`.
+    """Decode the JSON object in a body. Return only the members that `fields` names. Omit members that are `null`.
 
-    The body `null` counts as an empty object. Raises an ErrorAnswer with status 400 for an empty body, for a body that
-    is neither an object nor `null`, and for a member of a wrong type.
+    The body `null` counts as an empty object. Raises ErrorAnswer (the answer has status 400) for an empty body, for a
+    body that is neither an object nor `null`, and for a member of a wrong type.
     """
     value = _read_first_value(raw_body)
     if value is None:
@@ -65,12 +66,13 @@ def contains_nul(value: Any) -> bool:
 
 
 def _read_first_value(raw_body: bytes) -> Any:
-    """Return the first JSON value of a body. Raises a 400 if the body does not start with a JSON value."""
+    """Return the first JSON value of a body. Raises ErrorAnswer (400) if it does not start with one."""
     text = raw_body.decode("utf-8", errors="replace").lstrip(" \t\r\n")
     if not text:
         raise bad_request("invalid JSON: EOF")
     try:
-        return _JSON_DECODER.raw_decode(limit_depth(text))[0]
+        # Python's decoder fails at deep nesting, so `null` replaces each object and list that is nested too deep.
+        return _JSON_DECODER.raw_decode(replace_deep_values(text))[0]
     except (ValueError, RecursionError, OverflowError) as exc:
         raise bad_request(f"invalid JSON: {exc}") from exc
 

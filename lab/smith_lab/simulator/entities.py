@@ -1,7 +1,11 @@
-"""Renders rows as the JSON of FulcrumCore's internal objects (entities). An event contains the changes of this JSON.
+"""Renders rows as the JSON of FulcrumCore's internal objects (entities).
+
+An event of FulcrumCore's event log contains the difference between an entity's JSON before and after a change.
 
 This JSON differs from the JSON of the API: it has no `createdAt` and no `updatedAt`, and contains ids instead of
-embedded objects. An agent also has `lastStatusUpdate`. An agent type has no `serviceTypeIds`.
+embedded objects. An agent has the additional member `lastStatusUpdate`. An agent type has no `serviceTypeIds`.
+A service pool contains values for the properties of services. A service pool set contains service pools of one
+provider.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from smith_lab.simulator.rows import (
 )
 
 
-def entity_json(row: Row) -> Json:
+def json_for_events(row: Row) -> Json:
     """Return the JSON of a row's entity, with only the members that have a value."""
     members = _MEMBERS[type(row)](row)
     return {"id": row.id, **{name: value for name, value in members.items() if value is not None}}
@@ -73,7 +77,7 @@ def _service(row: Service) -> Json:
 
 
 def _pool(row: ServicePool | ConfigPool) -> Json:
-    pool_set = {"servicePoolSetId": row.service_pool_set_id} if isinstance(row, ServicePool) else {}
+    """Render a pool of values for properties of services (ServicePool) or for configurations of agents (ConfigPool)."""
     return {
         "name": row.name,
         "type": row.type,
@@ -81,11 +85,12 @@ def _pool(row: ServicePool | ConfigPool) -> Json:
         "generatorType": row.generator_type,
         "generatorConfig": row.generator_config,
         "participantId": row.participant_id,
-        **pool_set,
+        "servicePoolSetId": row.service_pool_set_id if isinstance(row, ServicePool) else None,
     }
 
 
 def _option(row: Option) -> Json:
+    """Render a service option: a value that a provider offers for properties of services, such as an image."""
     return {
         "providerId": row.provider_id,
         "serviceOptionTypeId": row.service_option_type_id,

@@ -17,8 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smith_lab.simulator.fault_rules import KINDS_THAT_CALL_API, KINDS_WITH_API_ANSWER, FaultRule
-from smith_lab.simulator.history import HistoryEntry, LabState
-from smith_lab.simulator.json_depth import limit_depth
+from smith_lab.simulator.history import FaultsAndHistory, HistoryEntry
+from smith_lab.simulator.json_depth import replace_deep_values
 from smith_lab.simulator.problems import ErrorAnswer
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import error_response, to_json
@@ -62,7 +62,7 @@ class _Exchange:
 
     @property
     def reaches_api(self) -> bool:
-        """Whether the API processes the call. If false, the rule alone determines what the client receives."""
+        """Whether the API processes the call."""
         # If the member `effect` of a rule is true, the API processes the call before the rule's answer is sent.
         return self.rule is None or self.rule.effect or self.rule.kind in KINDS_THAT_CALL_API
 
@@ -70,18 +70,18 @@ class _Exchange:
 class FaultLayer:
     """ASGI middleware: records API calls and applies fault rules. Calls to /lab are neither recorded nor affected."""
 
-    def __init__(self, app: ASGIApp, *, store: Store, lab_state: LabState) -> None:
-        self._app, self._store, self._lab_state = app, store, lab_state
+    def __init__(self, app: ASGIApp, *, store: Store, faults_and_history: FaultsAndHistory) -> None:
+        self._app, self._store, self._faults_and_history = app, store, faults_and_history
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/lab"):
             await self._app(scope, receive, send)
             return
         raw_body = await _read_body(receive)
-        entry = self._lab_state.record_arrival(scope)
+        entry = self._faults_and_history.record_arrival(scope)
         entry.body = _parse_body(raw_body)
         self._record_caller(scope, entry)
-        rule = self._lab_state.use_matching_rule(scope["method"], scope["path"])
+        rule = self._faults_and_history.choose_rule(scope["method"], scope["path"])
         entry.fault = rule.kind if rule else None
         start_time = time.monotonic()
         try:
@@ -92,8 +92,8 @@ class FaultLayer:
     def _record_caller(self, scope: Scope, entry: HistoryEntry) -> None:
         """Record the name, role and agent of the token that the caller sent, even if the token has expired.
 
-        Record nothing for a revoked token, because it is not in the store. Of several tokens with one value, record the
-        oldest.
+        Record nothing for a revoked token, because it is not in the store. Several tokens may have the value
+        `change-me`, because each start of the server adds such a token. The oldest of them is recorded.
         """
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))
@@ -123,7 +123,7 @@ class FaultLayer:
     async def _wait_for_delay(self, rule: FaultRule) -> None:
         """Wait for the rule's delay, or until the rule is deleted, so that a test can end a long delay early."""
         deadline = time.monotonic() + rule.delay_s
-        while rule in self._lab_state.rules and time.monotonic() < deadline:
+        while rule in self._faults_and_history.rules and time.monotonic() < deadline:
             await asyncio.sleep(min(DELAY_CHECK_INTERVAL_S, rule.delay_s))
 
     async def _send_answer(self, exchange: _Exchange, answer: _Answer) -> None:
@@ -163,16 +163,20 @@ def _make_receive(raw_body: bytes) -> Receive:
 
 
 def _parse_body(raw_body: bytes) -> Any:
-    """Return the value of a JSON body, the text of any other body, or None for an empty body."""
+    """Return the value of a JSON body, the text of any other body, or None for an empty body.
+
+    In a JSON body, `replace_deep_values` replaces too deeply nested objects and lists by `null`, so that Python can
+    decode the body.
+    """
     try:
-        return json.loads(limit_depth(raw_body.decode())) if raw_body else None
+        return json.loads(replace_deep_values(raw_body.decode())) if raw_body else None
     except ValueError:
         return raw_body.decode(errors="replace")
 
 
 async def _close_connection(exchange: _Exchange) -> None:
     """Close the connection and wait until it is closed. The client still receives the bytes that were already sent."""
-    exchange.scope["state"]["transport"].close()  # server.py adds the transport to the state
+    exchange.scope["state"]["transport"].close()  # the connection; server.py adds it to the state
     while (await exchange.receive())["type"] != "http.disconnect":
         pass
 

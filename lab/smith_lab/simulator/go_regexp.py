@@ -14,8 +14,8 @@ _NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|\(|P=|#)|\\[1-9]|\\Z|[*+?}]\+")
 @lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Compile a pattern with the meaning that RE2 gives it. Raises re.error for syntax that RE2 lacks."""
-    # RE2 accepts two kinds of text that can look like refused syntax: a character class, and an escaped backslash
-    # before other characters (`\\Z` is a backslash and a Z). So they are removed before the check.
+    # Character classes and escaped backslashes are removed before the check, because they can look like syntax that RE2
+    # lacks: `[(?=]` is a class, and `\\Z` is a backslash and a Z.
     checked_text = _remove_classes(pattern).replace("\\\\", "  ")
     if _NOT_IN_RE2.search(checked_text):
         raise re.error("not RE2 syntax", pattern)

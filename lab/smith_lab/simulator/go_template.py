@@ -1,6 +1,7 @@
-"""Renders templates of Go's package text/template. Supports only the part of its language that agent types use.
+"""Renders templates of Go's package text/template. Supports only a part of its language.
 
-This part contains fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a
+In FulcrumCore, an agent type contains such templates, and the configuration of an agent is their data.
+Supported are fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a
 missing key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a
 missing key.
 
@@ -8,9 +9,9 @@ An action is `{{ … }}`. It contains a pipeline: commands that are separated by
 operands, or a single operand. An operand is a constant, a field, a variable or a pipeline in parentheses.
 
 Many functions have these parameters: `dot` is the value of `.`, as in Go's documentation. `tokens` are the strings
-into which go_template_parser splits an action. `nodes` are the parts of a template: a node is a text, an output (an
-action that prints a value or declares variables) or a block. `variables` are the template's variables that the action
-can use.
+into which go_template_parser splits an action. `nodes` are the parts of a template: a node is a text, a pipeline
+action (an action without a keyword: it prints a value or declares variables) or a block (`with`, `range` or `if`).
+`variables` are the template's variables that the action can use.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from smith_lab.simulator.go_template_parser import Block, Node, Output, TemplateError, Text, parse
+from smith_lab.simulator.go_template_parser import Block, Node, PipelineAction, TemplateError, Text, parse
 
 #: Maps the name of a template's variable to its value. The variable `$` is the data that was passed to `render`.
 Variables = dict[str, Any]
 #: The smallest positive float with an integer value that Go prints with an exponent.
-MIN_EXPONENT_FLOAT = 1e21
+MIN_FLOAT_WITH_EXPONENT = 1e21
 
 
 def render(template: str, data: dict[str, Any]) -> str:
@@ -40,8 +41,8 @@ def _render_nodes(nodes: list[Node], dot: Any, variables: Variables) -> str:
 def _render_node(node: Node, dot: Any, variables: Variables) -> str:
     if isinstance(node, Text):
         return node.text
-    if isinstance(node, Output):
-        return _render_output(node.tokens, dot, variables)
+    if isinstance(node, PipelineAction):
+        return _render_pipeline_action(node.tokens, dot, variables)
     keyword = node.kind.removeprefix("else-")  # the parser adds `else-` to the keyword of an `{{else if}}`
     if keyword == "range":
         return _render_range(node, dot, variables)
@@ -53,7 +54,7 @@ def _render_node(node: Node, dot: Any, variables: Variables) -> str:
     return _render_nodes(node.body, inner_dot, variables | {name: value for name in names})
 
 
-def _render_output(tokens: list[str], dot: Any, variables: Variables) -> str:
+def _render_pipeline_action(tokens: list[str], dot: Any, variables: Variables) -> str:
     """Return the text of an action. An action that declares variables adds them to `variables` and has no text."""
     names, tokens = _split_declaration(tokens)
     value = _evaluate_pipeline(tokens, dot, variables)
@@ -179,7 +180,7 @@ def _evaluate_field(text: str, dot: Any, variables: Variables) -> Any:
         if head not in variables:
             raise TemplateError(f"undefined variable {head!r}")
         value = variables[head]
-    for name in filter(None, path):  # the text `.` has empty names, which are skipped
+    for name in filter(None, path):  # skips the empty names into which `.` is split
         if not isinstance(value, dict):
             raise TemplateError(f"can't evaluate field {name}")
         if name not in value:
@@ -199,7 +200,7 @@ def to_go_text(value: Any) -> str:
         return "<no value>"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value == int(value) and abs(value) < MIN_EXPONENT_FLOAT:
+    if isinstance(value, float) and value == int(value) and abs(value) < MIN_FLOAT_WITH_EXPONENT:
         return str(int(value))
     if isinstance(value, list):
         return "[" + " ".join(to_go_text(item) for item in value) + "]"

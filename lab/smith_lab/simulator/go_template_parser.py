@@ -1,6 +1,7 @@
-"""Parses a template of Go's text/template into a tree of texts, outputs and blocks. `go_template` renders the tree.
+"""Parses a template of Go's text/template into a tree of texts, pipeline actions and blocks.
 
 An action of a template is `{{ … }}`. It contains a keyword such as `if`, a pipeline (an expression), or both.
+`go_template` renders the tree.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Text:
 
 
 @dataclass
-class Output:
-    """An action that prints the value of a pipeline or declares variables."""
+class PipelineAction:
+    """An action without a keyword: it prints the value of a pipeline or declares variables."""
 
     tokens: list[str]
 
@@ -48,7 +49,7 @@ class Block:
     else_body: list[Node] = field(default_factory=list)
 
 
-Node = Text | Output | Block
+Node = Text | PipelineAction | Block
 
 
 def parse(template: str) -> list[Node]:
@@ -56,23 +57,24 @@ def parse(template: str) -> list[Node]:
     root = Block("root", [])
     # The open blocks, outermost first. The bool after a block is true if the else part of the block has begun.
     stack: list[tuple[Block, bool]] = [(root, False)]
-    for item in _split_template(template):
+    for text_or_tokens in _split_template(template):
         block, is_in_else = stack[-1]
         target_nodes = block.else_body if is_in_else else block.body
-        if isinstance(item, Text):
-            target_nodes.append(item)
+        if isinstance(text_or_tokens, Text):
+            target_nodes.append(text_or_tokens)
             continue
-        keyword = item[0] if item else ""
+        tokens = text_or_tokens
+        keyword = tokens[0] if tokens else ""
         if keyword in ("with", "range", "if"):
-            new_block = Block(keyword, item[1:])
+            new_block = Block(keyword, tokens[1:])
             target_nodes.append(new_block)
             stack.append((new_block, False))
         elif keyword == "else":
-            _open_else(stack, item[1:])
+            _open_else(stack, tokens[1:])
         elif keyword == "end":
             _close_block(stack)
-        elif item:
-            target_nodes.append(Output(item))
+        elif tokens:
+            target_nodes.append(PipelineAction(tokens))
     if len(stack) != 1:
         raise TemplateError("unexpected EOF")
     return root.body
@@ -130,7 +132,10 @@ def _open_else(stack: list[tuple[Block, bool]], tokens: list[str]) -> None:
 
 
 def _close_block(stack: list[tuple[Block, bool]]) -> None:
-    """Close the innermost `with`, `range` or `if` block, and before it the blocks that `{{else …}}` opened in it."""
+    """Close the blocks that one `{{end}}` closes.
+
+    These are the innermost block without `else-` in its kind, and the `else-` blocks inside that block.
+    """
     while stack[-1][0].kind.startswith("else-"):
         stack.pop()
     if stack[-1][0].kind == "root":

@@ -36,20 +36,19 @@ class HistoryEntry:
 
 
 @dataclass
-class LabState:
-    """The fault rules and the history of API calls. The class Store contains the data that FulcrumCore also has."""
+class FaultsAndHistory:
+    """The fault rules and the history of API calls."""
 
     rules: list[FaultRule] = field(default_factory=list)
     history: deque[HistoryEntry] = field(default_factory=lambda: deque(maxlen=MAX_ENTRIES))
     call_count: int = 0  #: number of API calls since the server's start; DELETE /lab/history does not reset it
 
-    def use_matching_rule(self, method: str, path: str) -> FaultRule | None:
+    def choose_rule(self, method: str, path: str) -> FaultRule | None:
         """Return the first rule that affects this API call, or None.
 
-        The caller (class FaultLayer) must call this method only once for each API call, because the method reduces
-        `skip` or `times` of the rules that match the API call.
+        This method counts the call in the rules that it checks. So call it only once for each API call.
         """
-        return next((rule for rule in self.rules if rule.try_use(method, path)), None)
+        return next((rule for rule in self.rules if rule.count_call(method, path)), None)
 
     def record_arrival(self, scope: Scope) -> HistoryEntry:
         """Add an arriving call to the history and return its entry."""
@@ -66,9 +65,9 @@ class LabState:
         return entry
 
     def entries(self, since: int = 0, method: str = "", path_end: str = "") -> list[dict[str, Any]]:
-        """Return the calls with a sequence number greater than `since`, this method and this end of the path.
+        """Return the calls whose `seq` is greater than `since`, and whose path ends with `path_end`.
 
-        The oldest call comes first. An empty `method` or `path_end` matches every call.
+        Return only calls with the HTTP method `method`, unless it is empty. The oldest call comes first.
         """
         return [
             dict(vars(entry))  # a shallow copy is sufficient, because the body does not change

@@ -11,23 +11,23 @@ import re
 #: The greatest depth of JSON that Go reads.
 MAX_GO_DEPTH = 10_000
 #: The greatest depth that the simulator keeps. A deeper value is replaced by `null`, because the functions that process
-#: a decoded body are recursive and would fail. An agent sends no deeper value, and accepts no value deeper than 64.
+#: a decoded body are recursive and would fail.
 MAX_KEPT_DEPTH = 150
 #: Matches one string, with or without its closing quote, or one bracket outside of strings.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{\]}]', re.DOTALL)
 
 
-def limit_depth(text: str) -> str:
-    """Return a JSON text in which `null` replaces each object and list that is deeper than MAX_KEPT_DEPTH.
+def replace_deep_values(text: str) -> str:
+    """Return the JSON text with `null` in place of each object or list that is nested in MAX_KEPT_DEPTH others.
 
-    Only the first JSON value of the text is changed. Raises ValueError if it is deeper than MAX_GO_DEPTH. The syntax of
-    replaced values is not checked.
+    Only the first JSON value of the text is changed. Raises ValueError if it is nested deeper than MAX_GO_DEPTH. The
+    syntax of replaced values is not checked.
     """
     if text.count("[") + text.count("{") <= MAX_KEPT_DEPTH:
         return text
     kept_parts: list[str] = []
     depth = 0
-    uncopied_start = 0
+    uncopied_start = 0  # start of the text after the latest replaced value
     for match in _STRING_OR_BRACKET.finditer(text):
         string_or_bracket = match[0]
         if string_or_bracket in ("[", "{"):

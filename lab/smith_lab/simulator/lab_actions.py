@@ -1,7 +1,8 @@
 """Implements the lab endpoints, with which tests and the demo control the simulator.
 
 Each endpoint has a lab action: a function that gets a call and the JSON in the call's body, and returns the JSON of the
-answer. It runs under the store's lock. The docstring of `smith_lab.simulator.__main__` lists the endpoints.
+answer. The store contains the simulator's rows. The caller of a lab action holds the store's lock. The docstring of
+`smith_lab.simulator.__main__` lists the endpoints.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from smith_lab.simulator import maintenance, views
 from smith_lab.simulator.clock import time_from_text, time_to_text
 from smith_lab.simulator.fault_rules import FaultRule
-from smith_lab.simulator.history import LabState
+from smith_lab.simulator.history import FaultsAndHistory
 from smith_lab.simulator.rows import Job, Token
 from smith_lab.simulator.store import Store
 
@@ -25,8 +26,8 @@ class LabCall:
     """One request to a lab endpoint, with the objects that a lab action reads and changes."""
 
     store: Store
-    lab_state: LabState
-    #: The server options (class ServerOptions: the simulator's settings) at the start, which `reset` restores.
+    faults_and_history: FaultsAndHistory
+    #: The server options (settings of the simulator) at the start of the server. `reset` restores them.
     initial_server_options: dict[str, Any]
     request: Request
 
@@ -65,7 +66,7 @@ def set_clock(call: LabCall, body: Any) -> Any:
     return read_clock(call, body)
 
 
-def sweep(call: LabCall, body: Any) -> Any:
+def do_maintenance(call: LabCall, body: Any) -> Any:
     """Do FulcrumCore's maintenance work once, and return how many rows each part of the work changed."""
     return maintenance.sweep(call.store)
 
@@ -74,34 +75,36 @@ def sweep(call: LabCall, body: Any) -> Any:
 
 
 def read_fault_rules(call: LabCall, body: Any) -> Any:
-    return [asdict(rule) for rule in call.lab_state.rules]
+    return [asdict(rule) for rule in call.faults_and_history.rules]
 
 
 def add_fault_rules(call: LabCall, body: Any) -> Any:
     items = body if isinstance(body, list) else [body]
-    call.lab_state.rules.extend([FaultRule(**item) for item in items])
+    call.faults_and_history.rules.extend([FaultRule(**item) for item in items])
     return read_fault_rules(call, body)
 
 
 def delete_fault_rules(call: LabCall, body: Any) -> Any:
-    call.lab_state.rules.clear()
+    call.faults_and_history.rules.clear()
     return []
 
 
 def read_history(call: LabCall, body: Any) -> Any:
     query = call.request.query_params
-    return call.lab_state.entries(int(query.get("since", "0")), query.get("method", ""), query.get("path_end", ""))
+    return call.faults_and_history.entries(
+        int(query.get("since", "0")), query.get("method", ""), query.get("path_end", "")
+    )
 
 
 def delete_history(call: LabCall, body: Any) -> Any:
-    call.lab_state.history.clear()
+    call.faults_and_history.history.clear()
     return []
 
 
 def reset(call: LabCall, body: Any) -> Any:
     """Restore the initial state of tables, fault rules, history, switches, server options and clock."""
-    call.lab_state.rules.clear()
-    call.lab_state.history.clear()
+    call.faults_and_history.rules.clear()
+    call.faults_and_history.history.clear()
     for switch in fields(call.store.switches):
         setattr(call.store.switches, switch.name, switch.default)
     _set_members(call.store.options, call.initial_server_options)
@@ -114,6 +117,7 @@ def reset(call: LabCall, body: Any) -> Any:
 
 
 def read_switches(call: LabCall, body: Any) -> Any:
+    """Return the switches. A switch that is on makes the server behave wrongly or fail."""
     return asdict(call.store.switches)
 
 
@@ -163,7 +167,10 @@ def expire_job(call: LabCall, body: Any) -> Any:
 
 
 def override_job(call: LabCall, body: Any) -> Any:
-    """Replace (`set`) and remove (`remove`) members of the job's JSON in answers. The stored job does not change."""
+    """Replace (`set`) and remove (`remove`) members of the job's JSON in the API's answers.
+
+    The status and the other values of the stored job do not change.
+    """
     job = _find_job(call)
     job.override = dict(body.get("set", {}))
     job.hidden_members = list(body.get("remove", []))
@@ -176,10 +183,12 @@ def delete_job(call: LabCall, body: Any) -> Any:
 
 
 def read_vault(call: LabCall, body: Any) -> Any:
+    """Return the ids of all secrets."""
     return sorted(call.store.vault.secrets)
 
 
 def add_secret(call: LabCall, body: Any) -> Any:
+    """Store a secret; return its reference: `vault://` and the secret's id."""
     return {"reference": call.store.vault.save(body["value"])}
 
 
@@ -189,15 +198,17 @@ def delete_secrets(call: LabCall, body: Any) -> Any:
 
 
 def delete_secret(call: LabCall, body: Any) -> Any:
+    """Delete one secret. `reference` in the path is the secret's id, without `vault://`."""
     if call.store.vault.secrets.pop(call.request.path_params["reference"], None) is None:
-        raise LabCallRefused("no secret has this reference", 404)
+        raise LabCallRefused("no secret has this id", 404)
     return {}
 
 
-# --- raw items of the pending lists, and the state --------------------------------------------------------------------
+# --- raw pending items, and the state ---------------------------------------------------------------------------------
 
 
 def read_raw_pending_items(call: LabCall, body: Any) -> Any:
+    """Return the raw pending items: JSON that tests added to the list of pending jobs of every agent."""
     return call.store.raw_pending_items
 
 
@@ -216,7 +227,7 @@ def delete_raw_pending_items(call: LabCall, body: Any) -> Any:
 
 
 def read_state(call: LabCall, body: Any) -> Any:
-    """Return the rows of most tables, tokens without their values, and the references of the secrets in the vault."""
+    """Return the rows of most tables, and the ids of the secrets in the vault. The values of tokens are omitted."""
     store = call.store
     tables: dict[str, dict[str, Any]] = {
         "participants": store.participants,

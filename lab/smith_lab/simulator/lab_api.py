@@ -16,22 +16,24 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from smith_lab.simulator import lab_actions as actions
-from smith_lab.simulator.history import LabState
+from smith_lab.simulator.history import FaultsAndHistory
 from smith_lab.simulator.lab_actions import LabAction, LabCall, LabCallRefused
 from smith_lab.simulator.store import Store
 
 _LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
     ("GET", "/lab/clock", actions.read_clock),
     ("POST", "/lab/clock", actions.set_clock),
-    ("POST", "/lab/sweep", actions.sweep),
+    ("POST", "/lab/sweep", actions.do_maintenance),
     ("GET", "/lab/faults", actions.read_fault_rules),
     ("POST", "/lab/faults", actions.add_fault_rules),
     ("DELETE", "/lab/faults", actions.delete_fault_rules),
     ("GET", "/lab/history", actions.read_history),
     ("DELETE", "/lab/history", actions.delete_history),
     ("POST", "/lab/reset", actions.reset),
+    # A switch that is on makes the server behave wrongly or fail.
     ("GET", "/lab/switches", actions.read_switches),
     ("POST", "/lab/switches", actions.set_switches),
+    # A server option is a setting of the simulator.
     ("POST", "/lab/options", actions.set_server_options),
     ("POST", "/lab/tokens/revoke", actions.revoke_tokens),
     ("POST", "/lab/jobs/{id}/expire", actions.expire_job),
@@ -41,6 +43,7 @@ _LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
     ("POST", "/lab/vault", actions.add_secret),
     ("DELETE", "/lab/vault", actions.delete_secrets),
     ("DELETE", "/lab/vault/{reference}", actions.delete_secret),
+    # A raw pending item is JSON that a test adds to the list of pending jobs of every agent.
     ("GET", "/lab/pending", actions.read_raw_pending_items),
     ("POST", "/lab/pending", actions.add_raw_pending_items),
     ("DELETE", "/lab/pending", actions.delete_raw_pending_items),
@@ -48,7 +51,7 @@ _LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
 ]
 
 
-def lab_routes(store: Store, lab_state: LabState) -> list[Route]:
+def lab_routes(store: Store, faults_and_history: FaultsAndHistory) -> list[Route]:
     """Return a route for each lab endpoint."""
     initial_server_options = asdict(store.options)
 
@@ -57,7 +60,9 @@ def lab_routes(store: Store, lab_state: LabState) -> list[Route]:
             if not _is_loopback(request):
                 return JSONResponse({"error": "the lab endpoints answer only clients on loopback"}, 403)
             raw_body = await request.body()
-            return _run_lab_action(action, LabCall(store, lab_state, initial_server_options, request), raw_body)
+            return _run_lab_action(
+                action, LabCall(store, faults_and_history, initial_server_options, request), raw_body
+            )
 
         return Route(path, respond, methods=[method])
 

@@ -1,6 +1,7 @@
 """Checks lifecycle schemas, checks whether a state allows an action, and determines the state after an action.
 
 A lifecycle schema belongs to a service type. It contains the states of a service and the actions that change the state.
+The simulator checks and stores `runningStates`, and does not use them otherwise.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """The action has no transition that matches the service's state and the outcome (success, or an error message)."""
+    """The action has no transition from the service's state for the action's outcome (success or this error)."""
 
 
 class UnknownAction(Exception):
-    """The lifecycle has no action of this name, for example because the service type was changed."""
+    """The lifecycle schema has no action of this name, for example because the service type was changed."""
 
 
 def check(schema: Any) -> None:
@@ -39,6 +40,10 @@ def check(schema: Any) -> None:
 
 
 def _check_transitions(action: Json, states: list[str]) -> None:
+    """Check the transitions of an action.
+
+    A transition with `onError` is for a failed action. If it has `onErrorRegexp`, the error message must match it.
+    """
     transitions = _read_list(action, "transitions")
     _refuse_if(not transitions, f"lifecycle action {action['name']!r} must have at least one transition")
     for item in transitions:
@@ -96,7 +101,7 @@ def next_state(schema: Json, state: str, action: str, error: str | None = None) 
 
 
 def _find_transitions(schema: Json, action: str) -> list[Json] | None:
-    """Return the transitions of an action, or None if the lifecycle has no such action."""
+    """Return the transitions of an action, or None if the schema does not contain the action."""
     for candidate in schema.get("actions") or []:
         if candidate["name"] == action:
             return list(candidate["transitions"])

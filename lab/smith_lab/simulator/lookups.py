@@ -1,5 +1,6 @@
 """Looks up the options and services to which the properties of a service refer.
 
+A service option is a value that a provider offers, such as an image.
 The validators `serviceOption` and `serviceReference` in a service type's property schema need these look-ups.
 """
 

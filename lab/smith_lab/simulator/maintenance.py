@@ -1,6 +1,6 @@
 """Does the maintenance work that FulcrumCore does periodically.
 
-The work has three parts: fail overdue jobs, delete old jobs, and disconnect agents that sent no heartbeat.
+The work has three parts: fail overdue jobs, delete old jobs, and set agents that sent no heartbeat to Disconnected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def fail_jobs_by_timeout(store: Store, jobs: list[Job]) -> None:
 
 
 def sweep(store: Store) -> Json:
-    """Do the enabled parts of the maintenance work once; return how many rows each part changed."""
+    """Do the maintenance work once; return how many rows each part changed.
+
+    Skip the parts that the server options `job_maintenance` and `agent_maintenance` turn off.
+    """
     now, options = store.clock.now(), store.options
     result = {"timedOut": 0, "deleted": 0, "disconnected": 0}
     if options.job_maintenance:
@@ -41,7 +44,8 @@ def sweep(store: Store) -> Json:
 
 
 def _disconnect_silent_agents(store: Store, now: float) -> int:
-    """Disconnect the agents that sent no heartbeat for `agent_timeout_s`; return their number."""
+    """Set agents that sent no heartbeat for `agent_timeout_s` to Disconnected; return their number."""
+    # `last_status_at` is the time of the agent's last heartbeat, or of its creation.
     silent_agents = [
         agent
         for agent in store.agents.values()

@@ -1,6 +1,6 @@
 """Answers requests that list rows: filters and sorts the rows, and returns one page of them.
 
-As in FulcrumCore, a query with an unknown filter or an unknown sort field is answered 500.
+As in FulcrumCore, the server answers 500 to a query with an unknown filter or an unknown sort field.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Listing:
         return _page_reply(self._sort_rows(call, self._filter_rows(call, rows)), page_number, page_size, render_row)
 
     def reply_distinct_values(self, call: Call, rows: Iterable[Any], read_value: Callable[[Any], str]) -> Reply:
-        """Return the requested page of the distinct values that `read_value` returns for the rows that match the query.
+        """Read one value from each row that matches the query; return the requested page of the distinct values.
 
         The values are sorted. The query parameter `sort` is ignored.
         """
@@ -70,7 +70,7 @@ class Listing:
         text = next((value for name, value in call.query if name == "sort"), "")
         if not text:
             return rows
-        # An unescaped `+` is decoded to a space. A space is not removed, so the sort field is then unknown.
+        # Only `%2B` arrives here as `+`. A plain `+` in the query becomes a space, and ` name` is an unknown field.
         field_name = text[1:] if text[0] in "+-" else text
         if field_name not in self.sort_keys:
             raise internal_error(f"cannot sort by field {field_name}")
@@ -101,7 +101,7 @@ def _page_reply(rows: Sequence[Any], page_number: int, page_size: int, render_ro
 
 
 def _read_positive_number(call: Call, name: str, *, default: int, maximum: int | None) -> int:
-    """Return a query parameter as a number, or `default` without the parameter. Raises a 400 for an invalid value."""
+    """Return a query parameter as a number, or `default` if it is absent or empty. Raises a 400 if it is invalid."""
     text = next((value for key, value in call.query if key == name), "")
     if not text:
         return default
@@ -114,12 +114,12 @@ def _read_positive_number(call: Call, name: str, *, default: int, maximum: int |
 
 
 def equals(member: str) -> Filter:
-    """Return a filter for rows whose member equals one of the values in the query."""
+    """Return a filter for rows whose attribute `member` equals one of the values in the query."""
     return lambda values: lambda row: getattr(row, member) in values
 
 
 def contains(member: str) -> Filter:
-    """Return a filter for rows whose member contains one of the values in the query, ignoring case.
+    """Return a filter for rows whose attribute `member` contains one of the values in the query, ignoring case.
 
     Spaces at the start and the end of a value are ignored. If all values are empty, every row matches.
     """
@@ -132,12 +132,12 @@ def contains(member: str) -> Filter:
 
 
 def equals_uuid(member: str) -> Filter:
-    """Return a filter for rows whose member equals one of the values in the query, which must be UUIDs."""
+    """Return a filter for rows whose attribute `member` equals one of the values in the query, which must be UUIDs."""
     return _equals_parsed(member, decoding.read_uuid)
 
 
 def equals_bool(member: str) -> Filter:
-    """Return a filter for rows whose member equals one of the values in the query, which must be `true` or `false`."""
+    """Return a filter for rows whose attribute `member` equals one of the query's values, each `true` or `false`."""
 
     def parse(value: str) -> bool:
         if value not in ("true", "false"):
@@ -148,7 +148,7 @@ def equals_bool(member: str) -> Filter:
 
 
 def equals_enum(member: str, allowed_values: Sequence[str]) -> Filter:
-    """Return a filter for rows whose member equals one of the values in the query.
+    """Return a filter for rows whose attribute `member` equals one of the values in the query.
 
     Each value in the query must be in `allowed_values`.
     """
@@ -162,7 +162,7 @@ def equals_enum(member: str, allowed_values: Sequence[str]) -> Filter:
 
 
 def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
-    """Return a filter for rows whose member equals one of the query's values after `parse` converted them."""
+    """Return a filter for rows whose attribute `member` equals one of the query's values, converted by `parse`."""
 
     def make_predicate(values: list[str]) -> Callable[[Any], bool]:
         parsed_values = [parse(value) for value in values]
@@ -172,5 +172,5 @@ def _equals_parsed(member: str, parse: Callable[[str], Any]) -> Filter:
 
 
 def sort_by(member: str) -> Callable[[Any], Any]:
-    """Return a function that returns the value of this member of a row. Rows are sorted by this value."""
+    """Return a function that returns the value of a row's attribute `member`. Rows are sorted by this value."""
     return lambda row: getattr(row, member)

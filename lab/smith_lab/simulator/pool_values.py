@@ -1,4 +1,7 @@
-"""Allocates values of pools to properties of services and agents, and releases these values."""
+"""Allocates values of pools to properties of services and agents, and releases these values.
+
+A property without a value can get one from a pool: a list of values, or the addresses of a subnet.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def allocate_value(
 ) -> Any:
     """Allocate a value of the pool to a property; return the value. Raises AllocationFailed.
 
-    `table` maps ids to the values of all pools.
+    `table` contains the values of all pools. It maps the id of a PoolValue to this PoolValue.
     """
     values = [row for row in table.values() if row.pool_id == pool.id]
     if pool.generator_type == "subnet":
@@ -37,8 +40,8 @@ def allocate_value(
 def _new_address_row(pool: Pool, values: Iterable[PoolValue], now: float) -> PoolValue:
     """Return a new row for the first address of the pool's subnet that is not in `values`.
 
-    A released address keeps its row, so it is never allocated again. As in FulcrumCore, `excludeFirst` and
-    `excludeLast` have no effect.
+    A released address keeps its row, so it is never allocated again. As in FulcrumCore, the members `excludeFirst`
+    and `excludeLast` of the pool's `generator_config` have no effect.
     """
     config: Json = pool.generator_config or {}
     used_addresses = {row.value for row in values}
@@ -56,7 +59,7 @@ def _new_address_row(pool: Pool, values: Iterable[PoolValue], now: float) -> Poo
         name=address,
         value=address,
         pool_id=pool.id,
-        participant_id=None,
+        participant_id=None,  # the pool's owner; None in each generated value
     )
 
 

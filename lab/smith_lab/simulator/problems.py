@@ -20,9 +20,8 @@ class ErrorAnswer(Exception):
 class PropertyErrors(Exception):
     """The properties in a request are invalid.
 
-    Each item of `errors` is a pair: the name of a top-level property and a message. The name is empty if the message
-    is about several properties. In an error that `validators.property_error` made, the name is empty until
-    `properties.process` adds it.
+    Each item of `errors` is a pair: the name of a property and a message. The name is empty if the message is about
+    several properties. A function that checks one property leaves it empty, and `properties.process` adds it.
     """
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:

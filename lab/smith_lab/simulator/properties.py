@@ -2,9 +2,9 @@
 
 If the request sets a property, these steps run in this order:
   1. An immutable property must not change.
-  2. The property's authorizers must allow the caller and the service's state.
+  2. The `authorizers` in the property's definition must allow the caller and the service's state.
   3. The value must have the declared type and satisfy the validators.
-  4. Nested values are processed.
+  4. The same rules apply to the members of an object. Only the steps 3 and 4 apply to the items of an array.
   5. A secret is stored in the vault. A vault reference is stored in place of the secret.
 If the request sets a secret property to a vault reference, the reference is stored without these steps.
 
@@ -27,7 +27,7 @@ from smith_lab.simulator.validators import (
     VALIDATORS,
     Lookups,
     check_type,
-    cross_property_problem,
+    combination_problem,
     is_number,
     property_error,
 )
@@ -36,13 +36,13 @@ from smith_lab.simulator.vault import VAULT_PREFIX, Vault, VaultDisabled
 
 @dataclass(frozen=True)
 class ChangeContext:
-    """Says who changes the properties, and in which state of the service. Gives access to vault, look-ups and pools."""
+    """The caller who changes properties, the state of the service, and the objects that `process` uses."""
 
     vault: Vault
     actor: str  #: who sets the properties: `user` (an admin or a participant) or `agent`
-    is_update: bool  #: whether the service or configuration already exists; false: the request creates it
-    service_status: str = ""  #: the service's state before the request
-    lookups: Lookups | None = None  #: look-ups in the store; None if no validator of the schema needs them
+    is_update: bool  #: whether the service, or the agent's configuration, exists already; false: the request creates it
+    service_status: str = ""  #: the service's lifecycle state before the request
+    lookups: Lookups | None = None  #: checks references to options and services; None if no validator needs it
     #: A function that gets a pool's type and a property's name. It allocates a value of the pool to the property, and
     #: returns the value. It may raise PropertyErrors. None: there are no pools.
     allocate_value: Callable[[str, str], Any] | None = None
@@ -71,7 +71,8 @@ def process(
             result[name] = value
         elif definition.get("required") and stored_properties.get(name) is None:
             errors.append((name, "required property is missing"))
-    problem = cross_property_problem(schema.get("validators") or [], result)
+    # The validators of the schema compare several properties. The validators of a property check one value.
+    problem = combination_problem(schema.get("validators") or [], result)
     if problem:
         errors.append(("", problem))
     if errors:
@@ -82,6 +83,7 @@ def process(
 def _process_property(
     context: ChangeContext, name: str, definition: Json, stored_value: Any, requested_value: Any
 ) -> Any:
+    """Return the value to store, or None if the property has no value. Raises PropertyErrors."""
     if definition.get("secret") and isinstance(requested_value, str) and requested_value.startswith(VAULT_PREFIX):
         return requested_value
     if requested_value is not None:
@@ -90,11 +92,11 @@ def _process_property(
             raise property_error(f"{name}: property is immutable and cannot be changed")
         _refuse_unless_authorized(context, name, definition)
         _validate(context, name, definition, requested_value)
-        return _convert_value(context, name, definition, stored_value, requested_value)
+        return _process_value(context, name, definition, stored_value, requested_value)
     if stored_value is None and definition.get("default") is not None:
         default = copy.deepcopy(definition["default"])
         _validate(context, name, definition, default)
-        return _convert_value(context, name, definition, stored_value, default)
+        return _process_value(context, name, definition, stored_value, default)
     if stored_value is None and definition.get("generator"):
         if context.allocate_value is None:
             raise property_error(f"{name}: there are no pools")
@@ -140,8 +142,8 @@ def _validate(context: ChangeContext, name: str, definition: Json, value: Any) -
             raise property_error(f"{name}: {problem}")
 
 
-def _convert_value(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
-    """Process the nested values, and store a secret in the vault. Return the value or the secret's vault reference."""
+def _process_value(context: ChangeContext, name: str, definition: Json, stored_value: Any, value: Any) -> Any:
+    """Process the nested values. If the property is secret, store it in the vault and return its vault reference."""
     value = _process_nested(context, name, definition, stored_value, value)
     if not definition.get("secret"):
         return value
@@ -202,7 +204,7 @@ def vault_references_of_type(schema: Json, values: Any, secret_type: str) -> Ite
 def _references_in_property(definition: Json, value: Any, secret_type: str) -> Iterator[str]:
     if (definition.get("secret") or {}).get("type") == secret_type:
         yield from vault_references(value)
-    # The definition of an object has the member `properties`, as a schema does.
+    # An object's definition is passed as a schema, because it has the member `properties`, as a schema does.
     yield from vault_references_of_type(definition, value, secret_type)
     if isinstance(value, list) and definition.get("items"):
         for item in value:

@@ -11,8 +11,7 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 def parse(raw_query: bytes) -> list[tuple[str, str]]:
     """Return the names and values of the parameters.
 
-    As in Go, a parameter that contains `;` or a malformed escape is omitted. So a filter in such a parameter has no
-    effect.
+    As in Go, a parameter that contains `;` or a malformed escape is omitted.
     """
     pairs = [pair for pair in raw_query.decode("latin-1").split("&") if pair]
     return [

@@ -12,11 +12,11 @@ from smith_lab.simulator.rows import Json
 from smith_lab.simulator.web import Call
 
 
-def find_row(table: dict[str, Any], call: Call) -> Any:
+def find_row_or_404(table: dict[str, Any], call: Call) -> Any:
     """Return the row with the id in the call's path. Raises a 404 for an unknown id.
 
-    Only the handlers of endpoints without `find_owners` need this function. An endpoint with `find_owners` answers 403
-    to an unknown id before its handler runs.
+    An endpoint may have `find_owners`, a function that returns who may access the row. Such an endpoint does not need
+    this check: it answers 403 to an unknown id before its handler runs.
     """
     row = table.get(call.id)
     if row is None:
@@ -32,7 +32,7 @@ def refuse_duplicate(table: dict[str, Any], row: Any, member: str = "name") -> N
 
 
 def refuse_if_in_use(is_in_use: bool) -> None:
-    """Raise a 500 if `is_in_use` is true: other rows refer to the row that the caller wants to delete."""
+    """Raise a 500 if other rows refer to the row that the caller wants to delete (`is_in_use`)."""
     if is_in_use:
         raise internal_error("update or delete on table violates foreign key constraint (SQLSTATE 23503)")
 

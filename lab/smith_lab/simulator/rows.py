@@ -1,4 +1,7 @@
-"""Defines the row class of each table. Times are seconds since 1970, by the simulator's clock."""
+"""Defines the row class of each table of the FulcrumCore simulator.
+
+Times are seconds since 1970, by the simulator's clock, which tests can set.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +53,17 @@ class ServiceType(Row):
 
 @dataclass(kw_only=True)
 class AgentType(Row):
-    """A kind of agent. It determines the service types, the configuration and the installation of its agents."""
+    """A kind of agent. It determines the service types, the configuration and the installation of its agents.
+
+    An install command is a shell command that an operator runs on a host. It downloads the agent's configuration file.
+    """
 
     name: str
     service_type_ids: list[str]
     configuration_schema: Json
-    config_template: str = ""  #: Go template of the configuration file that an install command fetches
+    config_template: str = ""  #: Go template of the configuration file
     cmd_template: str = ""  #: Go template of the install command
-    config_content_type: str = "text/plain"
+    config_content_type: str = "text/plain"  #: media type of the configuration file
 
 
 @dataclass(kw_only=True)
@@ -70,7 +76,7 @@ class Agent(Row):
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None  #: id of the pools (see Pool) from which services get values
+    service_pool_set_id: str | None = None  #: id of the ServicePoolSet from whose pools the agent's services get values
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
@@ -95,7 +101,7 @@ class Service(Row):
     status: str
     properties: Json | None
     agent_instance_id: str | None = None  #: the id that the agent reported for the VM or container
-    agent_instance_data: Json | None = None
+    agent_instance_data: Json | None = None  #: data that the agent reported about it, such as IP addresses
 
 
 @dataclass(kw_only=True)
@@ -108,7 +114,7 @@ class Job(Row):
     service_id: str
     group_id: str  #: the service's group; it is not in the JSON of a job
     action: str
-    params: Json | None  #: all new properties of the service, in a `create` or `update` job; None in other jobs
+    params: Json | None  #: in a `create` or `update` job: the properties that the service has after it; else None
     status: str = "Pending"
     priority: int = 1
     claimed_at: float | None = None
@@ -125,7 +131,7 @@ class MetricType(Row):
     """A kind of metric, such as CPU use."""
 
     name: str
-    entity_type: str
+    entity_type: str  #: what the metric measures: `Agent`, `Service` or `Resource`
 
 
 @dataclass(kw_only=True)
@@ -147,7 +153,7 @@ class OptionType(Row):
     """A kind of option, such as an image or a network."""
 
     name: str
-    type: str  #: the name of this option type in a property schema (validator `serviceOption`)
+    type: str  #: the name by which a `serviceOption` validator in a property schema refers to this type
     description: str
 
 
@@ -173,14 +179,14 @@ class ServicePoolSet(Row):
 
 @dataclass(kw_only=True)
 class Pool(Row):
-    """The base class of pools. A property gets a value from a pool if its schema has a `generator` with this pool."""
+    """The base class of pools. A pool is a set of values. A property's `generator` in a schema refers to a pool."""
 
     name: str
-    type: str  #: the name of this pool in a `generator` of a schema
+    type: str  #: the text by which a `generator` of a schema refers to this pool (`poolType`)
     property_type: str  #: the type of the values, such as `string`
-    generator_type: str  #: how the pool gets its values: `list`, or (only for services) `subnet`
-    generator_config: Json | None
-    participant_id: str | None  #: the provider that owns the pool; None in a pool for the agents of all providers
+    generator_type: str  #: source of the values: `list` (API calls add them) or, only in a ServicePool, `subnet`
+    generator_config: Json | None  #: in a `subnet` pool, the member `cidr` is the subnet
+    participant_id: str | None  #: the pool's owner; None (only in a ConfigPool): agents of all providers use it
 
 
 @dataclass(kw_only=True)
@@ -202,9 +208,9 @@ class PoolValue(Row):
     name: str
     value: Any
     pool_id: str
-    participant_id: str | None
+    participant_id: str | None  #: the pool's `participant_id`; None in a value that a `subnet` pool generated
     allocated_to_id: str | None = None  #: id of the service or agent to which the value is allocated
-    property_name: str | None = None
+    property_name: str | None = None  #: the property that got the value
     allocated_at: float | None = None
 
 
@@ -225,10 +231,10 @@ class Event(Row):
     """One entry of the event log."""
 
     sequence_number: int
-    initiator_type: str
-    initiator_id: str
+    initiator_type: str  #: always `user`, even if the caller was an agent
+    initiator_id: str  #: id of the caller's token
     type: str
-    payload: Json | None  #: the changes of the row; this member is called `properties` in the API
+    payload: Json | None  #: the changes of the object that changed; the API calls this member `properties`
     provider_id: str | None = None
     agent_id: str | None = None
     consumer_id: str | None = None
@@ -240,5 +246,5 @@ class InstallToken(Row):
 
     agent_id: str
     value: str
-    expires_at: float  #: `expiresAt` in the API; in a Token it is `expireAt`
+    expires_at: float  #: in the API: `expiresAt` (for a Token: `expireAt`)
     bearer_token_id: str  #: id of the token that the install command sends as its bearer token

@@ -13,11 +13,11 @@ from smith_lab.simulator.rows import Json
 from smith_lab.simulator.validators import check_type, is_number
 
 PROPERTY_TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "json", "uuid"})
-#: The types of the validators that need no look-up in the store.
+#: The types of the validators that need no look-up in the simulator's tables.
 VALIDATORS_WITHOUT_LOOKUP = frozenset(
     {"minLength", "maxLength", "min", "max", "minItems", "maxItems", "pattern", "enum"}
 )
-#: The least number of properties that a validator of the whole schema must name.
+#: The least number of properties that a validator must name if it compares several properties.
 MIN_COMPARED_PROPERTIES = 2
 
 
@@ -31,16 +31,16 @@ class AllowedConstraints:
 
     validators: frozenset[str]  #: types of validators of one property
     authorizers: frozenset[str]  #: types of authorizers
-    schema_validators: frozenset[str]  #: types of validators of the whole schema, which compare several properties
+    cross_property_validators: frozenset[str]  #: types of validators that compare several properties
 
 
-ALLOWED_IN_SERVICE_TYPES = AllowedConstraints(
+CONSTRAINTS_ALLOWED_IN_SERVICE_TYPES = AllowedConstraints(
     validators=VALIDATORS_WITHOUT_LOOKUP | {"serviceOption", "serviceReference"},
     authorizers=frozenset({"actor", "state"}),
-    schema_validators=frozenset({"exactlyOne", "uniqueValues"}),
+    cross_property_validators=frozenset({"exactlyOne", "uniqueValues"}),
 )
-ALLOWED_IN_AGENT_TYPES = AllowedConstraints(
-    validators=VALIDATORS_WITHOUT_LOOKUP, authorizers=frozenset(), schema_validators=frozenset({"exactlyOne"})
+CONSTRAINTS_ALLOWED_IN_AGENT_TYPES = AllowedConstraints(
+    validators=VALIDATORS_WITHOUT_LOOKUP, authorizers=frozenset(), cross_property_validators=frozenset({"exactlyOne"})
 )
 
 
@@ -51,16 +51,20 @@ def check(schema: Any, allowed_constraints: AllowedConstraints) -> None:
     _refuse_if(not properties, "schema must have at least one property")
     for name, definition in properties.items():
         _refuse_if(not name, "property name cannot be empty")
-        _check_definition(name, definition, allowed_constraints)
+        _check_property(name, definition, allowed_constraints)
     for validator in _read_constraints(schema, "validators"):
         _refuse_if(
-            validator["type"] not in allowed_constraints.schema_validators,
+            validator["type"] not in allowed_constraints.cross_property_validators,
             f"unknown schema validator: {validator['type']}",
         )
-        _check_schema_validator(validator)
+        _check_cross_property_validator(validator)
 
 
-def _check_definition(path: str, definition: Any, allowed_constraints: AllowedConstraints) -> None:
+def _check_property(path: str, definition: Any, allowed_constraints: AllowedConstraints) -> None:
+    """Check the definition of a property, and of the properties in it.
+
+    `path` names the property in messages: `network.ip` is a nested property; `tags[]` is an item of the array `tags`.
+    """
     definition = _require_object(definition, path)
     property_type = definition.get("type")
     _refuse_if(property_type not in PROPERTY_TYPES, f"{path}: invalid type {property_type!r}")
@@ -72,9 +76,9 @@ def _check_definition(path: str, definition: Any, allowed_constraints: AllowedCo
     _check_generator(path, definition)
     for name, nested_definition in _require_object(definition.get("properties") or {}, path).items():
         _refuse_if(not name, f"{path}: nested property name cannot be empty")
-        _check_definition(f"{path}.{name}", nested_definition, allowed_constraints)
+        _check_property(f"{path}.{name}", nested_definition, allowed_constraints)
     if definition.get("items") is not None:
-        _check_definition(f"{path}[]", definition["items"], allowed_constraints)
+        _check_property(f"{path}[]", definition["items"], allowed_constraints)
     for validator in _read_constraints(definition, "validators"):
         _refuse_if(
             validator["type"] not in allowed_constraints.validators, f"{path}: unknown validator {validator['type']!r}"
@@ -89,6 +93,11 @@ def _check_definition(path: str, definition: Any, allowed_constraints: AllowedCo
 
 
 def _check_secret(path: str, definition: Json) -> None:
+    """Check the member `secret` of a property. The `type` in `secret` is `persistent` or `ephemeral`.
+
+    FulcrumCore stores the values of secret properties in its vault. It deletes ephemeral values when a job of the
+    service ends.
+    """
     items = definition.get("items")
     has_secret_items = isinstance(items, dict) and items.get("secret") is not None
     _refuse_if(has_secret_items, f"{path}: array items cannot be secret")
@@ -113,7 +122,10 @@ def _check_default(path: str, definition: Json) -> None:
 
 
 def _check_generator(path: str, definition: Json) -> None:
-    """Check the generator of a property. A generator takes the property's value from a pool if a request sets none."""
+    """Check the generator of a property. A generator takes the property's value from a pool if a request sets none.
+
+    `poolType` is the type of the pool (`Pool.type` in rows.py).
+    """
     generator = definition.get("generator")
     if generator is None:
         return
@@ -151,16 +163,27 @@ def _check_enum_config(path: str, config: Json) -> None:
 
 
 def _check_service_option_config(path: str, config: Json) -> None:
+    """Check the config of a `serviceOption`. This validator accepts only values that the provider offers as options.
+
+    `value` in the config is the type of these options (`OptionType.type` in rows.py).
+    """
     value = config.get("value")
     _refuse_if(not isinstance(value, str) or not value, f"{path}: serviceOption validator requires 'value' config")
 
 
 def _check_service_reference_config(path: str, config: Json) -> None:
+    """Check the config of a `serviceReference`: the property must contain the id of another service.
+
+    `types` contains the names of the service types that the other service may have. `origin` is `consumer` if both
+    services must have the same consumer, or `group` if they must be in the same group.
+    """
     types = config.get("types")
     is_valid = types is None or _is_list_of_strings(types)
     _refuse_if(not is_valid, f"{path}: serviceReference 'types' must be a list of strings")
     origin = config.get("origin")
-    _refuse_if(origin not in (None, "consumer", "group"), f"{path}: serviceReference 'origin' is unknown")
+    _refuse_if(
+        origin not in (None, "consumer", "group"), f"{path}: serviceReference 'origin' must be 'consumer' or 'group'"
+    )
 
 
 #: Maps the type of a validator to the function that checks the validator's `config`.
@@ -181,7 +204,7 @@ def _check_authorizer(path: str, authorizer: Json) -> None:
         _refuse_if(not set(values) <= {"user", "agent", "system"}, f"{path}: unknown actor")
 
 
-def _check_schema_validator(validator: Json) -> None:
+def _check_cross_property_validator(validator: Json) -> None:
     names = validator["config"].get("properties")
     is_valid = _is_list_of_strings(names) and len(names) >= MIN_COMPARED_PROPERTIES
     _refuse_if(not is_valid, f"{validator['type']} validator requires at least 2 properties")

@@ -1,4 +1,8 @@
-"""Runs the simulator's HTTP server: uvicorn in a thread. The simulator's state outlasts a pause of the server."""
+"""Runs the FulcrumCore simulator's HTTP server: uvicorn in a thread.
+
+Tests add fault rules, which make chosen API calls fail or delay them. The fault layer is the middleware that applies
+these rules. It also adds each API call to the history, from which tests read what the server received.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from smith_lab.simulator import maintenance
 from smith_lab.simulator.api import API_PREFIX, Api, answer_routing_error
 from smith_lab.simulator.cors import Cors
 from smith_lab.simulator.fault_layer import FaultLayer
-from smith_lab.simulator.history import LabState
+from smith_lab.simulator.history import FaultsAndHistory
 from smith_lab.simulator.lab_api import lab_routes
 from smith_lab.simulator.store import Store
 
@@ -39,11 +43,11 @@ class _ProtocolWithTransport(H11Protocol):
         self.app_state = {**self.app_state, "transport": transport}
 
 
-def make_app(store: Store, lab_state: LabState) -> Starlette:
+def make_app(store: Store, faults_and_history: FaultsAndHistory) -> Starlette:
     """Return the ASGI application: the API, the lab endpoints (they control the simulator), and the fault layer."""
     app = Starlette(
-        routes=[*lab_routes(store, lab_state), Mount(API_PREFIX, app=Api(store))],
-        middleware=[Middleware(FaultLayer, store=store, lab_state=lab_state), Middleware(Cors)],
+        routes=[*lab_routes(store, faults_and_history), Mount(API_PREFIX, app=Api(store))],
+        middleware=[Middleware(FaultLayer, store=store, faults_and_history=faults_and_history), Middleware(Cors)],
         exception_handlers={404: answer_routing_error, 405: answer_routing_error},
     )
     app.router.redirect_slashes = False
@@ -53,16 +57,18 @@ def make_app(store: Store, lab_state: LabState) -> Starlette:
 class SimulatorServer:
     """One simulator on one port. `pause` closes the socket and every connection. `resume` opens the same port again."""
 
-    def __init__(self, store: Store, lab_state: LabState, *, host: str = DEFAULT_HOST, port: int = 0) -> None:
+    def __init__(
+        self, store: Store, faults_and_history: FaultsAndHistory, *, host: str = DEFAULT_HOST, port: int = 0
+    ) -> None:
         self.store = store
-        self.lab_state = lab_state
+        self.faults_and_history = faults_and_history
         self.host = host
         self.port = port
-        self._app = make_app(store, lab_state)
+        self._app = make_app(store, faults_and_history)
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        self._sweep_stop_requested = threading.Event()
-        self._sweep_thread: threading.Thread | None = None
+        self._maintenance_stop_requested = threading.Event()
+        self._maintenance_thread: threading.Thread | None = None
 
     @property
     def url(self) -> str:
@@ -78,14 +84,14 @@ class SimulatorServer:
         """Start to accept calls. If the port is 0, the operating system chooses a port, which `resume` uses again."""
         listener = _open_listener(self.host, self.port)
         self.port = listener.getsockname()[1]
-        self.store.origin = self.url
+        self.store.origin = self.url  # the store needs it for URLs in answers
         self._server = uvicorn.Server(_server_config(self._app))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, name="fulcrum-simulator", daemon=True
         )
         self._thread.start()
         self._wait_until_started()
-        self._start_sweep_thread()
+        self._start_maintenance_thread()
 
     def _wait_until_started(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -94,42 +100,43 @@ class SimulatorServer:
                 raise RuntimeError("the simulator did not start")
             time.sleep(0.005)
 
-    def _start_sweep_thread(self) -> None:
+    def _start_maintenance_thread(self) -> None:
+        """Start the thread that does FulcrumCore's periodic maintenance. If the interval is 0, start no thread."""
         interval_s = self.store.options.maintenance_interval_s
         if interval_s <= 0:
             return
-        self._sweep_stop_requested.clear()
-        self._sweep_thread = threading.Thread(
-            target=self._sweep_repeatedly, args=(interval_s,), name="sweeper", daemon=True
+        self._maintenance_stop_requested.clear()
+        self._maintenance_thread = threading.Thread(
+            target=self._repeat_maintenance, args=(interval_s,), name="maintenance", daemon=True
         )
-        self._sweep_thread.start()
+        self._maintenance_thread.start()
 
-    def _sweep_repeatedly(self, interval_s: float) -> None:
-        """Sweep once per interval until the server stops. A sweep does FulcrumCore's maintenance work once."""
-        while not self._sweep_stop_requested.wait(interval_s):
+    def _repeat_maintenance(self, interval_s: float) -> None:
+        """Once per interval, fail overdue jobs, delete old jobs and disconnect silent agents, until the server stops.
+
+        The members `job_maintenance` and `agent_maintenance` of the store's options can turn parts of this work off.
+        """
+        while not self._maintenance_stop_requested.wait(interval_s):
             with self.store.lock:
                 maintenance.sweep(self.store)
 
     def stop(self) -> None:
         """Close the socket and every connection. A second call does nothing."""
-        self._sweep_stop_requested.set()
-        if self._sweep_thread is not None:
-            self._sweep_thread.join()
-            self._sweep_thread = None
+        self._maintenance_stop_requested.set()
+        if self._maintenance_thread is not None:
+            self._maintenance_thread.join()
+            self._maintenance_thread = None
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()
         self._server = self._thread = None
 
     def pause(self) -> None:
-        """Refuse connections until `resume`, as if FulcrumCore were down.
-
-        This does the same as `stop`, which does not change the rows in the store.
-        """
+        """Refuse connections until `resume`, as if FulcrumCore were down. The rows in the store do not change."""
         self.stop()
 
     def resume(self) -> None:
-        """Accept calls on the same port again. Add the token `change-me`, as FulcrumCore does at each start."""
+        """Accept calls on the same port again. Add the admin token `change-me`, as FulcrumCore does at each start."""
         with self.store.lock:
             self.store.add_seed_token()
         self.start()

@@ -13,7 +13,7 @@ from typing import Any
 
 from smith_lab.simulator import pool_values
 from smith_lab.simulator.clock import SimulatorClock
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.json_patch import patch_operations
 from smith_lab.simulator.rows import (
     Agent,
@@ -49,18 +49,19 @@ MAX_EVENTS = 50_000
 
 @dataclass(kw_only=True)
 class ServerOptions:
-    """The settings of the simulated server. They are not service options, which providers offer (class Option).
+    """The settings of the simulated server.
 
-    The default times are the same as in FulcrumCore.
+    The default times are the same as in FulcrumCore. POST /lab/options changes members by name.
     """
 
     job_timeout_s: float = 300.0  #: a job that has not ended fails this long after its creation
     job_retention_s: float = 720 * 3600.0  #: a job is deleted this long after its `completed_at`
-    agent_timeout_s: float = 30.0  #: an agent is disconnected this long after its last heartbeat
-    #: Real seconds between two sweeps. A sweep does the maintenance work once. 0: only POST /lab/sweep starts a sweep.
+    agent_timeout_s: float = 30.0  #: an agent gets the status Disconnected this long after its last heartbeat
+    #: Real seconds between two sweeps. A sweep applies the three times above to all jobs and agents.
+    #: 0: only POST /lab/sweep starts a sweep.
     maintenance_interval_s: float = 0.0
     job_maintenance: bool = True  #: whether a sweep applies the job timeout and the job retention
-    agent_maintenance: bool = False  #: whether a sweep disconnects agents that sent no heartbeat
+    agent_maintenance: bool = False  #: whether a sweep applies the agent timeout
     public_base_url: str = ""  #: start of the URL in install commands; empty: the simulator's own URL
 
 
@@ -68,13 +69,14 @@ class ServerOptions:
 class Switches:
     """Wrong behaviours and failures of the server, which tests turn on and off by POST /lab/switches."""
 
-    two_claims_win: bool = False  #: a second claim of a job is answered 204, as if two agents claimed it at once
-    #: Several simultaneous claims, reports, actions or changes of properties of one row are accepted. The server reads
-    #: the row when a request arrives, and changes the row RACE_WINDOW_S (web.py) later. FulcrumCore does not lock
-    #: the row between the read and the change.
+    #: A second claim of a job succeeds as long as the job is Processing.
+    two_claims_win: bool = False
+    #: Requests for one job (claims, reports) or for one service (actions, updates) all succeed if they arrive within
+    #: RACE_WINDOW_S (web.py). FulcrumCore has this error, because it reads and changes a row without a lock.
     simultaneous_requests_all_succeed: bool = False
     database_down: bool = False  #: tokens cannot be looked up, so every call is answered 403
-    vault_off: bool = False  #: there is no vault key, so reading a secret is answered 500 without a body
+    #: The server has no key for secrets. A call that reads a secret is answered 500, a call that sets a secret 400.
+    vault_off: bool = False
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Store:
     clock: SimulatorClock = field(default_factory=SimulatorClock)
     switches: Switches = field(default_factory=Switches)
     lock: threading.RLock = field(default_factory=threading.RLock)
-    origin: str = ""  #: the simulator's URL, which SimulatorServer sets
+    origin: str = ""  #: the simulator's URL without a path, which SimulatorServer sets
     new_service_id: Callable[[], str] | None = None  #: returns the id of each new service; None: random ids
 
     def __post_init__(self) -> None:
@@ -97,6 +99,7 @@ class Store:
 
     def clear(self) -> None:
         """Empty every table and add the `change-me` token, so that the store equals a new database."""
+        #: Contains the secret values of properties.
         self.vault = Vault(is_enabled=not self.switches.vault_off)
         self.participants: dict[str, Participant] = {}
         self.tokens: dict[str, Token] = {}
@@ -119,7 +122,8 @@ class Store:
         self.config_pool_values: dict[str, PoolValue] = {}
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.subscriptions: dict[str, Subscription] = {}
-        self.raw_pending_items: list[Any] = []  #: items that a test added to the pending list of every agent
+        #: JSON values that a test adds to each answer of the endpoint that lists pending jobs. They need not be jobs.
+        self.raw_pending_items: list[Any] = []
         self._last_event_number = 0
         self._clear_jobs()
         self.add_seed_token()
@@ -131,7 +135,7 @@ class Store:
         #: Maps an agent id to the agent's jobs with the status Processing, in a dict from job id to job.
         self.processing_jobs_by_agent_id: dict[str, dict[str, Job]] = defaultdict(dict)
         self.last_job_by_service_id: dict[str, Job] = {}  #: the newest job of each service
-        self.service_id_by_instance_id: dict[str, str] = {}  #: the key is a service's `agent_instance_id`
+        self.service_id_by_agent_instance_id: dict[str, str] = {}  #: the key is a service's `agent_instance_id`
 
     def add_seed_token(self) -> None:
         """Add a `change-me` token that is valid for a day, as each start of FulcrumCore does."""
@@ -169,7 +173,7 @@ class Store:
         self.tokens.pop(token.id, None)
         self._remove_from_index(token)
 
-    def renew_token(self, token: Token) -> None:
+    def regenerate_token(self, token: Token) -> None:
         """Give the token a new value. The old value is invalid at once."""
         self._remove_from_index(token)
         token.value = new_secret()
@@ -267,7 +271,7 @@ class Store:
             Event(
                 **self.new_row_fields(),
                 sequence_number=self._last_event_number,
-                initiator_type="user",
+                initiator_type="user",  # also if the initiator is an agent
                 initiator_id=initiator.id,
                 type=event_type,
                 payload=payload,
@@ -281,9 +285,9 @@ class Store:
 def payload_of_change(json_before: Json, row: Any) -> Json:
     """Return the payload of an event about a change of this row.
 
-    `json_before` is the result of `entity_json(row)` before the change.
+    `json_before` is the result of `json_for_events(row)` before the change.
     """
-    return {"diff": list(patch_operations(json_before, entity_json(row))) or None}
+    return {"diff": list(patch_operations(json_before, json_for_events(row))) or None}
 
 
 def new_secret() -> str:

@@ -1,8 +1,9 @@
 """Implements the validators of a schema, and checks whether a value has the declared type.
 
 A validator is a function that returns the text of a problem, or None if the value is valid. Its parameters are the
-look-ups in the store, the validator's configuration in the schema, and the value. `cross_property_problem` runs the
-validators that compare several properties.
+look-ups in the simulator's tables, the validator's configuration in the schema, and the value. If the look-ups are
+None, `serviceOption` and `serviceReference` accept every value. `combination_problem` runs the validators that compare
+several properties.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ MAX_INT64 = 2**63 - 1
 
 
 class Lookups(Protocol):
-    """The look-ups in the store that validators need. Each method returns the text of a problem, or None."""
+    """Look-ups in the simulator's tables, for validators of a service's properties.
 
-    def option_problem(self, option_type: str, value: Any) -> str | None: ...
+    Each method returns the text of a problem, or None.
+    """
 
-    def reference_problem(self, config: Json, value: Any) -> str | None: ...
+    def option_problem(self, option_type: str, value: Any) -> str | None:
+        """Return a problem unless the service's provider offers this value as an option of this type."""
+
+    def reference_problem(self, config: Json, value: Any) -> str | None:
+        """Return a problem unless the value is the id of a service that the validator's `config` allows."""
 
 
 def is_number(value: Any) -> bool:
@@ -62,8 +68,8 @@ _TYPE_CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def property_error(text: str) -> PropertyErrors:
-    """Return an error with this message and an empty name. `properties.process` later adds the property's name."""
-    return PropertyErrors([("", text)])
+    """Return an error about one property. `text` contains the name of the property, such as `network.ip`."""
+    return PropertyErrors([("", text)])  # properties.py replaces "" by the name of the top-level property
 
 
 def _string_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str | None:
@@ -79,7 +85,8 @@ def _list_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str |
 
 def _range_problem(value: Any, bound: Any, *, is_minimum: bool) -> str | None:
     if not is_number(bound):
-        return "the bound in the schema must be a number"  # FulcrumCore accepts a schema with any bound
+        # FulcrumCore does not check the bound when it checks the schema.
+        return "the bound in the schema must be a number"
     return _bound_problem(value, bound, is_minimum=is_minimum) if is_number(value) else "expected a number"
 
 
@@ -124,7 +131,7 @@ VALIDATORS: dict[str, Callable[[Lookups | None, Json, Any], str | None]] = {
 }
 
 
-def cross_property_problem(validators: list[Json], properties: Json) -> str | None:
+def combination_problem(validators: list[Json], properties: Json) -> str | None:
     """Run the validators that compare several properties. Return the first problem, or None."""
     for validator in validators:
         names = validator["config"]["properties"]

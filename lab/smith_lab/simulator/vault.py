@@ -10,14 +10,14 @@ VAULT_PREFIX = "vault://"
 
 
 class VaultDisabled(Exception):
-    """The server has no vault key, so it cannot store secrets."""
+    """The server has no key for the encryption of secrets, so it cannot store secrets."""
 
 
 @dataclass
 class Vault:
     """The stored secrets. `secrets` maps the UUID in a reference to the secret.
 
-    As in FulcrumCore, a deleted secret stays deleted even if the request that deleted it is refused later.
+    As in FulcrumCore, if a request deletes a secret and is then refused, the secret stays deleted.
     """
 
     is_enabled: bool = True

@@ -1,8 +1,7 @@
 """Renders rows as FulcrumCore's JSON.
 
-The JSON of a function `full_…` also contains objects to which the row refers, such as the agent of a token. The JSON
-contains only members that have a value, with two exceptions: `tags` of an agent and `properties` of an event may be
-null.
+A function `full_…` also renders objects to which the row refers, such as the agent of a token. Members
+without a value are omitted, except `tags` of an agent and `properties` of an event, which may be null.
 """
 
 from __future__ import annotations
@@ -173,7 +172,7 @@ def full_service(store: Store, row: Service) -> Json:
 
 
 def job(store: Store, row: Job) -> Json:
-    """Render a job with its service, but without agent, provider and consumer, as in the list of pending jobs.
+    """Render a job with its service, but without agent, provider and consumer, as in an agent's list of pending jobs.
 
     Replace members as a test requested (`override`), and omit the members that a test hid (`hidden_members`).
     """
@@ -201,7 +200,7 @@ def job(store: Store, row: Job) -> Json:
 
 
 def full_job(store: Store, row: Job) -> Json:
-    """Render a job with agent, provider and consumer, as the server does in lists and when it returns one job."""
+    """Render a job with agent, provider and consumer, as in the list of all jobs and the answer with one job."""
     return _with_members(
         job(store, row),
         agent=_agent_or_none(store, row.agent_id),
@@ -268,7 +267,7 @@ def full_event(store: Store, row: Event) -> Json:
 
 
 def event(row: Event) -> Json:
-    """Render an event without provider, agent and consumer, as in the answer to a request for a lease."""
+    """Render an event without provider, agent and consumer, as in the answer to a subscriber that requests events."""
     body = _row_body(
         row,
         {
@@ -285,7 +284,7 @@ def event(row: Event) -> Json:
 
 
 def service_pool_set(row: ServicePoolSet) -> Json:
-    return _row_body(row, {"name": row.name, "providerID": row.provider_id})
+    return _row_body(row, {"name": row.name, "providerID": row.provider_id})  # "ID" as in FulcrumCore
 
 
 def full_service_pool_set(store: Store, row: ServicePoolSet) -> Json:
@@ -359,5 +358,5 @@ def _optional_time(time_s: float | None) -> str | None:
 
 
 def all_members(row: Any) -> Json:
-    """Return all members of a row, as they are stored, for GET /lab/state."""
+    """Return all members of a row for GET /lab/state, with their names and values in Python."""
     return dict(vars(row))

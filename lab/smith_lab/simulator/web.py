@@ -1,6 +1,6 @@
 """Processes one API call: authenticates and authorizes the caller, decodes the body and runs the endpoint's handler.
 
-The checks run in the same order as in FulcrumCore. In this list, the numbers are the HTTP statuses of failed checks:
+The checks run in the same order as in FulcrumCore. The numbers in parentheses are the HTTP statuses of failed checks:
   1. the token (401 or 403)
   2. the syntax of the id in the path (400)
   3. the caller's role (403) and the body (400), in an order that depends on the endpoint
@@ -43,13 +43,16 @@ AGENTS = frozenset({AGENT})
 class Owners:
     """The owners of an object: participants and an agent. Only owners and admins may access the object."""
 
-    participant_ids: tuple[str | None, ...] = ()  #: an item is None if the object has no such participant
+    participant_ids: tuple[str | None, ...] = ()  #: a None matches no participant
     agent_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowCopies:
-    """Copies of rows: a service, the active job of this service, and the job that the path of the call names."""
+    """Copies of rows: a service, its active job, and the job that the path of the call names.
+
+    The active job of a service is its newest job, if this job is pending or processing.
+    """
 
     service: Service | None
     active_job: Job | None
@@ -94,15 +97,15 @@ class Call:
         active_job = self.store.active_job(service.id) if service else None
         self.row_copies = RowCopies(service=copy.copy(service), active_job=copy.copy(active_job), job=copy.copy(job))
 
-    def job_at_arrival(self, job: Job) -> Job:
+    def job_at_request(self, job: Job) -> Job:
         """Return the copy of the job that was made when the call arrived. Without a copy, return the job itself."""
         return self.row_copies.job if self.row_copies and self.row_copies.job else job
 
-    def service_at_arrival(self, service: Service) -> Service:
+    def service_at_request(self, service: Service) -> Service:
         """Return the copy of the service that was made when the call arrived. Without a copy, return the service."""
         return self.row_copies.service if self.row_copies and self.row_copies.service else service
 
-    def active_job_at_arrival(self, service: Service) -> Job | None:
+    def active_job_at_request(self, service: Service) -> Job | None:
         """Return the copy of the service's active job that was made when the call arrived.
 
         If the call has copied no rows, return the active job. If the service has no active job, return None.
@@ -116,7 +119,7 @@ class Call:
     def record_change(self, event_type: str, json_before: Json, row: Any) -> None:
         """Add an event about a change of this row.
 
-        `json_before` is the result of `entity_json(row)` before the change.
+        `json_before` is the result of `json_for_events(row)` before the change.
         """
         self.store.add_event(self.caller_token, event_type, row, payload_of_change(json_before, row))
 
@@ -144,7 +147,7 @@ class Endpoint:
     handler: Handler
     roles: frozenset[str]
     fields: decoding.Fields | None = None  #: names and types of the body's members; None: the body is ignored
-    checks_role_first: bool = False  #: whether FulcrumCore checks the role before the body
+    checks_role_before_body: bool = False  #: whether FulcrumCore checks the role before the body
     #: Returns the owners of the object that the call reads, changes or creates. If the object does not exist, the
     #: function returns None, and the call is answered 403. The function may also raise an ErrorAnswer.
     find_owners: Callable[[Call], Owners | None] | None = None
@@ -153,11 +156,11 @@ class Endpoint:
         """Check the call, then run the handler. Raises ErrorAnswer if a check fails."""
         if "id" in call.path_params:
             call.path_params["id"] = _canonical_id(call.path_params["id"])
-        if self.checks_role_first:
+        if self.checks_role_before_body:
             self._check_role(call)
         if self.fields is not None:
             call.body = decoding.decode(raw_body, self.fields)
-        self._check_role(call)  # a repeated check of the role has no effect
+        self._check_role(call)  # passes if the role was checked above
         if self.find_owners is not None:
             owners = self.find_owners(call)
             if owners is None or not call.may_access(owners):
@@ -231,7 +234,7 @@ def to_response(make_reply: Callable[[], Reply]) -> Response:
 
 
 def error_response(error_answer: ErrorAnswer) -> Response:
-    """Render an error answer. Its content type is text/plain, because FulcrumCore sets the JSON type too late."""
+    """Render an error answer. Its content type is text/plain, as in FulcrumCore, although its body is JSON."""
     if error_answer.body is None:
         return Response(status_code=error_answer.status)
     return Response(to_json(error_answer.body), error_answer.status, media_type="text/plain")

@@ -2,7 +2,7 @@
 """Decides whether an address, its prefix length and its gateway fit together. Pure functions.
 
 Each returned text continues a sentence that begins with the name of the value. The texts do not quote the values,
-because people who must not know a value may see the texts.
+because a value may be confidential.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def _interface(cidr: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface |
 
 
 def gateway_problem(gateway: str, cidr: str, version: int) -> str:
-    """Return why the guest with the valid address `cidr` cannot use this gateway; '' if it can.
+    """Return why the guest with the address `cidr` cannot use this gateway; '' if it can.
 
+    `cidr` is valid, or '' if no address is requested; then only the gateway itself is checked.
     A gateway outside the network of the address is accepted in two cases: a link-local gateway of an IPv6 address, and
     any gateway of a network with only one address.
     """

@@ -7,7 +7,8 @@ answer either.
 
 In a playbook run, the time for the delivery of a request is limited, too. While a machine is cut off from Proxmox, its
 kernel sends the data of a request again and again, even after the process has ended. The request must not arrive after
-the run's deadline (`run_until.py`), because another agent may then already process the job.
+the deadline that the agent has set for its runs (`run_until.py`), because another agent may then already process the
+job.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .run_until import RunDeadline, run_deadline_from_environment
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 #: Maximum size of the header of an answer, and of the answers before it, such as `100 Continue`.
 MAX_HEADER_BYTES = 1024 * 1024
-#: The default of the maximum time until an answer is complete, as a multiple of the timeout of one read.
+#: Default value: an answer must be complete within this number of timeouts of one read.
 ANSWER_TIMEOUT_FACTOR = 4.0
 #: The timeout of one read if the request sets no timeout.
 DEFAULT_TIMEOUT_S = 30.0
@@ -45,14 +46,14 @@ MAX_DELIVERY_MS = 2**31 - 1
 
 
 class AnswerTooLarge(requests.RequestException):
-    """The answer is larger than the limit. `RequestException` is a subclass of OSError."""
+    """The answer is larger than the limit."""
 
 
 class BoundedAdapter(HTTPAdapter):
     """Sends the HTTP requests of a session of the library `requests`, and limits the answers.
 
     `max_bytes` limits the body after decoding, and `max_raw_bytes` the body before decoding. If `max_bytes` is None,
-    the body is not read here, and only its size before decoding and the time are limited.
+    the caller reads the body, and its size after decoding has no limit.
     """
 
     def __init__(
@@ -88,16 +89,15 @@ class BoundedAdapter(HTTPAdapter):
         """
         answer = super().send(request, *arguments, **options)
         if self._max_bytes is not None:
-            requests_answer: Any = answer
-            requests_answer._content = _read_body(answer, self._max_bytes)
-            requests_answer._content_consumed = True
+            untyped_answer: Any = answer
+            untyped_answer._content = _read_body(answer, self._max_bytes)
+            untyped_answer._content_consumed = True
         return answer
 
 
 def _read_body(answer: requests.Response, max_bytes: int) -> bytes:
     """Return the decoded body. Raises AnswerTooLarge before more than `max_bytes` are kept."""
-    # The chunks are collected in one growing buffer. Many small pieces would fragment the memory, and the JSON text
-    # would not fit into the gaps.
+    # The chunks are collected in one growing buffer, because many small pieces would fragment the process's memory.
     body = io.BytesIO()
     try:
         for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=True):
@@ -216,8 +216,8 @@ def _bounded_pool_classes(
     return {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
 
-class _DefaultAdapter:
-    """Replaces `HTTPAdapter`, the class of the adapters that `requests` gives to each new session."""
+class _AdapterClassReplacement:
+    """Replaces `HTTPAdapter`, the class of the adapters of each new session of `requests`, by BoundedAdapter."""
 
     def __init__(self) -> None:
         self._requests_module: Any = requests.sessions
@@ -226,7 +226,7 @@ class _DefaultAdapter:
         self._original_class: Any = None
 
     def replace_class(self) -> None:
-        """Replace the class until `restore_class` has been called as often as `replace_class`."""
+        """Replace the class. Each call of this method needs its own call of `restore_class`."""
         with self._lock:
             if not self._replace_count:
                 self._original_class = self._requests_module.HTTPAdapter
@@ -234,25 +234,25 @@ class _DefaultAdapter:
             self._replace_count += 1
 
     def restore_class(self) -> None:
-        """Undo one call of `replace_class`."""
+        """Undo one call of `replace_class`. When no call is left, restore the class."""
         with self._lock:
             self._replace_count -= 1
             if not self._replace_count:
                 self._requests_module.HTTPAdapter = self._original_class
 
 
-_default_adapter = _DefaultAdapter()
+_adapter_class_replacement = _AdapterClassReplacement()
 
 
 @contextlib.contextmanager
 def bounded_sessions() -> Iterator[None]:
     """Limit the answers of every session that is created in the `with` block, also by other libraries in this process.
 
-    proxmoxer creates a second session for a login with a password. A module that runs in this process creates sessions,
-    too.
+    proxmoxer creates a second session for a login with a password. An Ansible module that runs in this process creates
+    sessions, too.
     """
-    _default_adapter.replace_class()
+    _adapter_class_replacement.replace_class()
     try:
         yield
     finally:
-        _default_adapter.restore_class()
+        _adapter_class_replacement.restore_class()

@@ -12,7 +12,7 @@ class ErrorCode(StrEnum):
     The service types in FulcrumCore match the code with regular expressions, so a code is never renamed.
     """
 
-    VM_NOT_FOUND = "VM_NOT_FOUND"  #: the service's VM does not exist; a second query has confirmed this
+    VM_NOT_FOUND = "VM_NOT_FOUND"  #: it is certain that the service's VM does not exist
     VM_NOT_RUNNING = "VM_NOT_RUNNING"  #: the action needs a running VM
     VM_STATE = "VM_STATE"  #: the VM's state forbids the action
     VM_IDENTITY_MISMATCH = "VM_IDENTITY_MISMATCH"  #: the VM may belong to another service; nothing was changed
@@ -20,15 +20,15 @@ class ErrorCode(StrEnum):
     VM_HALF_DESTROYED = "VM_HALF_DESTROYED"  #: a deletion was interrupted: an operator must destroy the VM
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
     VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
-    NOT_FOUND = "NOT_FOUND"  #: the template, node, pool or snapshot does not exist
+    NOT_FOUND = "NOT_FOUND"  #: the template, node, pool, storage or snapshot does not exist
     CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left, or a limit of the tenant is reached
-    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline or unknown
+    STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline, disabled or not accessible
     NODE_DOWN = "NODE_DOWN"  #: the node does not answer
     PVE_AUTH = "PVE_AUTH"  #: Proxmox refuses the credentials
     PVE_PERMISSION = "PVE_PERMISSION"  #: the token lacks a privilege
     PVE_TLS = "PVE_TLS"  #: Proxmox's certificate could not be verified
     PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
-    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or the Proxmox task vanished; the outcome is unknown
+    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or lost the Proxmox task; the outcome is unknown
     PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: the agent cannot connect to Proxmox
     PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
     PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error that has no other code
@@ -46,7 +46,7 @@ class ErrorCode(StrEnum):
     RESULT_REFUSED = "RESULT_REFUSED"  #: FulcrumCore does not accept the job's result; the agent's log has the reason
     DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
     CANCELLED = "CANCELLED"  #: an operator cancelled the job
-    AGENT_RESTARTED = "AGENT_RESTARTED"  #: the agent stopped while the job ran, and the job could not be repeated
+    AGENT_RESTARTED = "AGENT_RESTARTED"  #: no longer used: after a restart, the agent repeats the job
     LEASE_LOST = "LEASE_LOST"  #: the agent did not renew its leases in time, so the run was ended
     QUARANTINED = "QUARANTINED"  #: the agent crashed three times while it ran the job
     INTERNAL = "INTERNAL"  #: a defect of Agent Smith

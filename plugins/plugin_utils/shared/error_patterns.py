@@ -2,14 +2,14 @@
 """The rules that map a text of Proxmox, or of a module, to an error code.
 
 The patterns contain words of the texts of Proxmox VE 8 and 9, and of community.proxmox.
-tests/data/proxmox_failures.jsonl has texts for each rule, with the file of Proxmox that contains them. Every pattern is
+tests/data/proxmox_failures.jsonl has texts for each rule, with the source files that contain them. Every pattern is
 valid in Python and in RE2 (the regular expressions of Go), and every repetition in it has a limit, so that the time to
 match a text is proportional to its length.
 """
 
 from __future__ import annotations
 
-from .login_repeats import LOGIN_NOT_REPEATED
+from .login_repeats import LOGIN_NOT_REPEATED_TEXT
 
 #: Matches the error text of a request or a Proxmox task that did not get a lock in time: the lock file of a guest, the
 #: cluster-wide lock of a storage, or the lock of a backup.
@@ -18,10 +18,8 @@ LOCK_TIMEOUT_PATTERN = (
     r"|failed: got timeout|can't get cfs lock"
 )
 
-#: Matches a text about a guest that is not on the requested node, or not in the cluster's list of guests. No such text
-#: proves that the guest does not exist: the guest may have moved, or the list may be out of date. Only
-#: `Cluster.check_absence` (in the action plugins) and `MappingFinder` (for a service without a mapping) prove that it
-#: does not exist.
+#: Matches a text about a guest that is not on the requested node, or not in the cluster's list of guests. The text does
+#: not prove that the guest does not exist: the guest may have moved, or the list may be out of date.
 GUEST_NOT_FOUND_PATTERN = (
     r"VM with (vmid|VMID) \d{1,9} does not exist in cluster"
     r"|Configuration file 'nodes/[^/]{1,100}/(qemu-server|lxc)/\d{1,9}\.conf' does not exist"
@@ -36,8 +34,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
         r"|handshake operation timed out",
     ),
-    # The answer 401 may be temporary (shared/login_repeats.py), so the code is not PVE_AUTH.
-    ("PVE_UNREACHABLE", LOGIN_NOT_REPEATED),
+    # Proxmox answered 401, and no time was left to repeat the request often enough (shared/login_repeats.py). The
+    # refusal may be temporary. So the code is not PVE_AUTH, after which the agent does not retry the job.
+    ("PVE_UNREACHABLE", LOGIN_NOT_REPEATED_TEXT),
     ("PVE_TLS", r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
         "PVE_AUTH",
@@ -45,8 +44,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|invalid csrf token|required: api_password, api_token_id",
     ),
     # Proxmox answers 595 if it could not forward a request to the node that the request names. It answers 596 to 599 if
-    # it forwarded the request and got no complete answer, so the node may still execute the request. A migration fails
-    # early if its node cannot reach the target.
+    # it forwarded the request and got no complete answer, so the node may still execute the request. The rule
+    # also matches the texts of a migration that cannot reach its target node: it fails before it changes anything.
     (
         "NODE_DOWN",
         r"\b595 |No route to host|hostname lookup '[^']{1,300}' failed|did not find any IP address"
@@ -74,7 +73,7 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|Unable to load access control list|ipcc_send_rec\S{0,40} failed|pmxcfs\)? (is )?not mounted"
         r"|cluster filesystem not online|init request failed|unable to fork worker",
     ),
-    # A hibernated VM stays locked until it is started.
+    # A hibernated VM stays locked until it is started. So the code is not VM_LOCKED, after which the agent retries.
     ("VM_STATE", r"(VM|CT) is locked \(suspended\)|in error state, must be disabled and fixed first"),
     ("VM_HALF_DESTROYED", r"(VM|CT) is locked \(destroyed\)"),
     (
@@ -87,6 +86,8 @@ RULES: tuple[tuple[str, str], ...] = (
     # container as `not running`, because it does not check whether the container's configuration is there. An action
     # plugin never requests the power state that the guest already has. So `not running` and `already running` mean that
     # the guest has changed or moved since the look-up.
+    # `An error occurred: 'name'` is from the module `proxmox`: Proxmox's list of guests does not contain the name of a
+    # new container yet.
     (
         "PVE_CONFLICT",
         rf"{GUEST_NOT_FOUND_PATTERN}|checksum miss?match|detected modified configuration|An error occurred: 'name'"
@@ -154,8 +155,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|snapshots as a volume chain|do(es)? not support (snapshots|subvol quotas|mediated)|quotas are currently not"
         r"|working with qcow2 format only|no export formats for",
     ),
-    # A command for QEMU's monitor, or a program that Proxmox has started, failed or took too long. It may still be
-    # running.
+    # A command for QEMU's monitor, or a program that Proxmox has started, failed or took too long. The command or the
+    # program may still be running.
     (
         "PVE_TIMEOUT",
         r"command '[^']{1,300}' failed - (got timeout|unable to connect|client closed)|- timeout after \d{1,9} retries"

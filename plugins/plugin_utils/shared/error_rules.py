@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps Proxmox's error texts to error codes, for the executor and the collection's action plugins.
 
-This module imports only the standard library, because playbooks can also run without the executor. An Ansible module
+This module imports nothing of the executor, because playbooks can run without the executor. An Ansible module
 puts its own words before Proxmox's text. These words are removed; then the first rule whose pattern matches the text
 determines the error code. The codes are the members of `error_codes.ErrorCode`. They never change, because service
 types in FulcrumCore contain them in regular expressions.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .error_patterns import GUEST_NOT_FOUND_PATTERN, RULES
-from .reactions import TABLE, Reaction, reaction_to
+from .reactions import Reaction, is_error_code, reaction_to
 
 #: The beginnings of the full names of modules whose messages contain texts of Proxmox.
 PROXMOX_MODULE_PREFIXES = ("community.proxmox.", "community.general.proxmox")
@@ -45,8 +45,8 @@ _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 _EMPTY_BODY_NOTE = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
 #: Matches the text of a module that has waited too long for a Proxmox task. After group 1, the text quotes a line of
-#: the task's log, which is removed from the text. Only the last line of a log (`TASK ERROR: …`) states the outcome, so
-#: a text that quotes this line does not match.
+#: the task's log, which is removed from the text. The pattern does not match a text that quotes a line
+#: `TASK ERROR: …`. Such a line states the outcome, so it must stay in the text.
 _TIMEOUT_WITH_LOG = re.compile(
     r"\A(Reached timeout.{0,200}?) ?Last line in task before timeout: (?!\[\{[^}]{0,40}'t': ['\"]TASK ERROR: ).*",
     re.DOTALL,
@@ -57,8 +57,8 @@ def classify_failure(text: str) -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failure whose message `text` is from Proxmox or a module.
 
     If no rule matches, the code is PLAYBOOK_FAILED: the outcome is unknown, so the job is retried once. An error code
-    at the beginning of the text is ignored, because an attacker may choose parts of the text: VM_NOT_FOUND, for
-    example, would end the service of a VM that exists.
+    at the beginning of the text is ignored, because an attacker may choose parts of the text. After VM_NOT_FOUND, for
+    example, the agent marks the service's VM as lost.
     """
     proxmox_text = without_module_prefix(_TIMEOUT_WITH_LOG.sub(r"\1", _single_line(text)))
     for code, pattern in _COMPILED_RULES:
@@ -68,14 +68,14 @@ def classify_failure(text: str) -> ClassifiedFailure:
 
 
 def classify_action_failure(text: str) -> ClassifiedFailure:
-    """Return the error code, the reaction and the text of a failure whose message is from our plugins or playbooks.
+    """Return the error code, the reaction and the text of a failure that an action plugin or a playbook reports.
 
     If the message starts with an error code, this code is used. Otherwise the text is classified like a text of
     Proxmox.
     """
     text = _single_line(text)
     code_and_text = _CODE_AND_TEXT.match(text)
-    if code_and_text and code_and_text.group(1) in TABLE:
+    if code_and_text and is_error_code(code_and_text.group(1)):
         return _classified_failure(code_and_text.group(1), code_and_text.group(2))
     return classify_failure(text)
 

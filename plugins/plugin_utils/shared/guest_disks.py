@@ -20,7 +20,7 @@ BOOT_BUSES = ("scsi", "virtio", "sata", "ide")
 
 def boot_disk(config: dict[str, Any]) -> str:
     """Return the key of the boot disk; '' if there is none. CD-ROMs and the cloud-init drive do not count as disks."""
-    disks = [key for key in config if VM_DISK_KEY.match(key) and not is_cdrom(str(config[key]))]
+    disks = [key for key in config if VM_DISK_KEY.match(key) and not is_cdrom_or_cloud_init(str(config[key]))]
     boot_devices = [*re.split(r"[;,=]", str(config.get("boot", ""))), str(config.get("bootdisk", ""))]
     first_disk = next((key for key in boot_devices if key in disks), None)
     return first_disk or min(disks, key=lambda key: (BOOT_BUSES.index(key.rstrip("0123456789")), key), default="")
@@ -28,18 +28,22 @@ def boot_disk(config: dict[str, Any]) -> str:
 
 def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the storage and the size of each disk, by its key. CD-ROMs and the cloud-init drive are not disks."""
-    drives = {key: str(value) for key, value in config.items() if VM_DISK_KEY.match(key) and not is_cdrom(str(value))}
+    drives = {
+        key: str(value)
+        for key, value in config.items()
+        if VM_DISK_KEY.match(key) and not is_cdrom_or_cloud_init(str(value))
+    }
     return {key: {"storage": drive.partition(":")[0], "bytes": size_of(drive)} for key, drive in drives.items()}
 
 
-def is_cdrom(drive: str) -> bool:
+def is_cdrom_or_cloud_init(drive: str) -> bool:
     """Return True for a CD-ROM or a cloud-init drive."""
     volume, *options = drive.split(",")
     return "media=cdrom" in options or volume in ("none", "cdrom") or is_cloud_init(drive)
 
 
 def is_cloud_init(drive: str) -> bool:
-    """Return True for a cloud-init drive. The name of its storage does not matter."""
+    """Return True for a cloud-init drive."""
     return CLOUD_INIT_VOLUME.search(drive.partition(",")[0]) is not None
 
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 #: The pause before each repetition. In addition, Proxmox delays each answer 401 by 3 s.
 REPEAT_PAUSES_S = (1.0, 2.0, 4.0)
-#: The beginning of the error text if the deadline is too near for all repetitions.
-LOGIN_NOT_REPEATED = "Proxmox refused the login, and too little time was left to ask again"
+#: The beginning of the caller's error text if too little time was left for all repetitions.
+LOGIN_NOT_REPEATED_TEXT = "Proxmox refused the login, and too little time was left to ask again"
 
 _Answer = TypeVar("_Answer")
 

@@ -4,8 +4,8 @@
 The line before the marker names the agent that wrote the marker. This line is only a label: the marker alone identifies
 the guest's service. Earlier versions wrote no such line, so a marker is valid without it.
 
-Only this module defines the marker, except that the dynamic inventory (inventory/smith.proxmox.yml) has a copy of the
-pattern, because it cannot import Python. tests/data/markers.json has the test cases for both.
+The dynamic inventory (inventory/smith.proxmox.yml) has a copy of the marker's pattern, because it cannot import Python.
+tests/data/markers.json has the test cases for both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE |
 #: Matches the line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the digest of the text
-#: that the service requested, the deletion mark, and the line of a VM whose service has requested Proxmox's protection
-#: flag.
+#: that the service requested, the deletion mark (the time from which the guest may be destroyed), and the protection
+#: mark (the service has requested Proxmox's protection flag).
 SMITH_LINES = re.compile(
     r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
 )
 #: Matches a part of a user's text that would imitate a line of SMITH_LINES.
-_FORGED_LINE = re.compile(r"smith-(uid|agent|text|delete(?:-at)?|protected)\s*=", re.IGNORECASE)
+_IMITATED_LINE_START = re.compile(r"smith-(uid|agent|text|delete(?:-at)?|protected)\s*=", re.IGNORECASE)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -33,10 +33,10 @@ def marker_for(service_id: str) -> str:
     return f"smith-uid={service_id}"
 
 
-def markers_in(description: str) -> list[str]:
+def marker_values_in(description: str) -> list[str]:
     """Return the values of all markers in a description, in lower case and sorted, even if they are no valid ids.
 
-    If the value of any marker differs from the service's id, the guest is never changed.
+    A guest with markers is changed for a service only if each marker's value is the id of this service.
     """
     return sorted(_values_in(MARKER_LINE, description))
 
@@ -46,7 +46,7 @@ def service_id_in(description: str) -> str:
 
     Return '' if the description has no marker, several markers with different values, or a marker without a valid id.
     """
-    markers = markers_in(description)
+    markers = marker_values_in(description)
     return markers[0] if len(markers) == 1 and is_service_id(markers[0]) else ""
 
 
@@ -79,9 +79,9 @@ def is_service_id(value: str) -> bool:
     return _UUID.fullmatch(value) is not None
 
 
-def without_forged_lines(text: str) -> str:
-    """Return a user's text in which no part imitates a line of SMITH_LINES: such parts are changed."""
-    return _FORGED_LINE.sub(r"smith-\1: ", text)
+def without_imitated_smith_lines(text: str) -> str:
+    """Return a user's text with `: ` in place of `=` in each part that would imitate a line of SMITH_LINES."""
+    return _IMITATED_LINE_START.sub(r"smith-\1: ", text)
 
 
 def without_smith_lines(description: str) -> str:

@@ -16,21 +16,24 @@ class Reaction(StrEnum):
 
     NEVER = "no"  #: not retried: the same request would fail in the same way, or an operator must act
     LATER = "later"  #: retried after a backoff: nothing was changed, or the change can safely be repeated
-    CHECK_FIRST = "check"  #: retried; the change may have been made, so the idempotent playbook checks what exists
-    NEW_VMID = "new_id"  #: retried with another VMID, unless the service already has a VM
-    ONCE = "once"  #: retried once; the idempotent playbook first checks what exists
+    CHECK_FIRST = "check"  #: retried after a backoff; the change may have been made, so the playbook checks what exists
+    NEW_VMID = "new_id"  #: retried with another VMID; not retried if the service already has a VM
+    ONCE = "once"  #: retried only once, after a backoff; the playbook checks what exists
 
 
 class Outcome(StrEnum):
-    """Says whether a request to Proxmox that failed with an error code may have made its change."""
+    """Says whether the change that failed with an error code may have been made.
+
+    An Ansible module may send several requests to Proxmox for one change.
+    """
 
     KNOWN = "known"  #: Proxmox refused the request, or the Proxmox task failed: the plugin fails at once
     UNKNOWN = "unknown"  #: the change may have been made: the plugin looks up the VM, and fails if the VM is unchanged
-    UNSENT = "unsent"  #: this request changed nothing, but earlier requests may have: the plugin looks up the VM
+    PARTLY_KNOWN = "partly_known"  #: this request changed nothing, an earlier one may have: the plugin looks up the VM
 
 
 @dataclass(frozen=True)
-class CodeRow:
+class ReactionAndOutcome:
     """The row of an error code: the reaction to it, and the outcome of the request that failed with it."""
 
     reaction: Reaction
@@ -38,50 +41,55 @@ class CodeRow:
 
 
 #: The row of each error code. The keys are the members of `error_codes.ErrorCode`.
-TABLE: dict[str, CodeRow] = {
-    "VM_NOT_FOUND": CodeRow(Reaction.NEVER),
-    "VM_NOT_RUNNING": CodeRow(Reaction.NEVER),
-    "VM_STATE": CodeRow(Reaction.NEVER),
-    "VM_IDENTITY_MISMATCH": CodeRow(Reaction.NEVER),
-    "VM_PROTECTED": CodeRow(Reaction.NEVER),
-    "VM_HALF_DESTROYED": CodeRow(Reaction.NEVER),
-    "VM_LOCKED": CodeRow(Reaction.LATER),
+TABLE: dict[str, ReactionAndOutcome] = {
+    "VM_NOT_FOUND": ReactionAndOutcome(Reaction.NEVER),
+    "VM_NOT_RUNNING": ReactionAndOutcome(Reaction.NEVER),
+    "VM_STATE": ReactionAndOutcome(Reaction.NEVER),
+    "VM_IDENTITY_MISMATCH": ReactionAndOutcome(Reaction.NEVER),
+    "VM_PROTECTED": ReactionAndOutcome(Reaction.NEVER),
+    "VM_HALF_DESTROYED": ReactionAndOutcome(Reaction.NEVER),
+    "VM_LOCKED": ReactionAndOutcome(Reaction.LATER),
     # An earlier attempt, or an earlier request of the same module, may have made the VM.
-    "VM_ID_TAKEN": CodeRow(Reaction.NEW_VMID, Outcome.UNKNOWN),
-    "NOT_FOUND": CodeRow(Reaction.NEVER),
-    # An operator or the tenant must act: free space, a larger limit, a deleted VM.
-    "CAPACITY": CodeRow(Reaction.NEVER),
-    "STORAGE_UNAVAILABLE": CodeRow(Reaction.LATER),
-    "NODE_DOWN": CodeRow(Reaction.LATER, Outcome.UNSENT),
-    "PVE_AUTH": CodeRow(Reaction.NEVER, Outcome.UNSENT),
-    "PVE_PERMISSION": CodeRow(Reaction.NEVER),
-    "PVE_TLS": CodeRow(Reaction.NEVER),
-    "PVE_NO_QUORUM": CodeRow(Reaction.LATER),
-    "PVE_TIMEOUT": CodeRow(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
-    "PVE_UNREACHABLE": CodeRow(Reaction.LATER, Outcome.UNKNOWN),
-    "PVE_CONFLICT": CodeRow(Reaction.LATER),
+    "VM_ID_TAKEN": ReactionAndOutcome(Reaction.NEW_VMID, Outcome.UNKNOWN),
+    "NOT_FOUND": ReactionAndOutcome(Reaction.NEVER),
+    # An operator must add space or raise the limit, or the tenant must delete a VM.
+    "CAPACITY": ReactionAndOutcome(Reaction.NEVER),
+    "STORAGE_UNAVAILABLE": ReactionAndOutcome(Reaction.LATER),
+    "NODE_DOWN": ReactionAndOutcome(Reaction.LATER, Outcome.PARTLY_KNOWN),
+    "PVE_AUTH": ReactionAndOutcome(Reaction.NEVER, Outcome.PARTLY_KNOWN),
+    "PVE_PERMISSION": ReactionAndOutcome(Reaction.NEVER),
+    "PVE_TLS": ReactionAndOutcome(Reaction.NEVER),
+    "PVE_NO_QUORUM": ReactionAndOutcome(Reaction.LATER),
+    "PVE_TIMEOUT": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
+    "PVE_UNREACHABLE": ReactionAndOutcome(Reaction.LATER, Outcome.UNKNOWN),
+    "PVE_CONFLICT": ReactionAndOutcome(Reaction.LATER),
     # The codes of texts that no more specific rule matches: PVE_API_ERROR for an answer of Proxmox, TASK_FAILED for a
     # Proxmox task that has ended, and PLAYBOOK_FAILED for any other text.
-    "PVE_API_ERROR": CodeRow(Reaction.ONCE, Outcome.UNKNOWN),
-    "TASK_FAILED": CodeRow(Reaction.ONCE),
-    "PLAYBOOK_FAILED": CodeRow(Reaction.ONCE, Outcome.UNKNOWN),
-    "TASK_TIMEOUT": CodeRow(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
-    "SHUTDOWN_TIMEOUT": CodeRow(Reaction.NEVER),
-    "GUEST_NO_ADDRESS": CodeRow(Reaction.NEVER),
-    "INVALID_REQUEST": CodeRow(Reaction.NEVER),
-    "SECRET_MISSING": CodeRow(Reaction.NEVER),
-    "UNSUPPORTED_ACTION": CodeRow(Reaction.NEVER),
-    "RESULT_INVALID": CodeRow(Reaction.NEVER),
-    "JOB_GONE": CodeRow(Reaction.NEVER),
-    "JOB_CLAIMED_ELSEWHERE": CodeRow(Reaction.NEVER),
-    "RESULT_REFUSED": CodeRow(Reaction.NEVER),
-    "DEADLINE": CodeRow(Reaction.NEVER),
-    "CANCELLED": CodeRow(Reaction.NEVER),
-    "AGENT_RESTARTED": CodeRow(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
-    "LEASE_LOST": CodeRow(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
-    "QUARANTINED": CodeRow(Reaction.NEVER),
-    "INTERNAL": CodeRow(Reaction.NEVER),
+    "PVE_API_ERROR": ReactionAndOutcome(Reaction.ONCE, Outcome.UNKNOWN),
+    "TASK_FAILED": ReactionAndOutcome(Reaction.ONCE),
+    "PLAYBOOK_FAILED": ReactionAndOutcome(Reaction.ONCE, Outcome.UNKNOWN),
+    "TASK_TIMEOUT": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
+    "SHUTDOWN_TIMEOUT": ReactionAndOutcome(Reaction.NEVER),
+    "GUEST_NO_ADDRESS": ReactionAndOutcome(Reaction.NEVER),
+    "INVALID_REQUEST": ReactionAndOutcome(Reaction.NEVER),
+    "SECRET_MISSING": ReactionAndOutcome(Reaction.NEVER),
+    "UNSUPPORTED_ACTION": ReactionAndOutcome(Reaction.NEVER),
+    "RESULT_INVALID": ReactionAndOutcome(Reaction.NEVER),
+    "JOB_GONE": ReactionAndOutcome(Reaction.NEVER),
+    "JOB_CLAIMED_ELSEWHERE": ReactionAndOutcome(Reaction.NEVER),
+    "RESULT_REFUSED": ReactionAndOutcome(Reaction.NEVER),
+    "DEADLINE": ReactionAndOutcome(Reaction.NEVER),
+    "CANCELLED": ReactionAndOutcome(Reaction.NEVER),
+    "AGENT_RESTARTED": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
+    "LEASE_LOST": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
+    "QUARANTINED": ReactionAndOutcome(Reaction.NEVER),
+    "INTERNAL": ReactionAndOutcome(Reaction.NEVER),
 }
+
+
+def is_error_code(word: str) -> bool:
+    """Return True if the word is an error code."""
+    return word in TABLE
 
 
 def reaction_to(code: str) -> Reaction:

@@ -19,16 +19,16 @@ from collections.abc import Mapping
 
 #: The environment variable with the path of the file. It is not set if an operator executes ansible-playbook by hand.
 RUN_UNTIL_VARIABLE = "SMITH_RUN_UNTIL_FILE"
-#: The deadline of runs that may continue without a time limit.
+#: The deadline of runs that may continue after the leases have expired, for example because no other agent exists.
 NO_LIMIT = math.inf
-#: The sizes of the parts of a record, and of a record. A record is one line: the deadline in seconds, and the checksum
-#: of the deadline in hexadecimal digits. The file contains the same record twice, so that one of the two can be read at
+#: A record is one line: the deadline in seconds, and the checksum of the deadline in hexadecimal digits. These are the
+#: sizes of the parts and of the record. The file contains the same record twice, so that one of the two can be read at
 #: any time while the agent writes the other.
 _DEADLINE_BYTES = 20
 _CHECKSUM_DIGITS = 8
 RECORD_BYTES = _DEADLINE_BYTES + 1 + _CHECKSUM_DIGITS + 1
-#: The maximum number of reads of the file in one check. Only a file without a valid record is read again.
-_MAX_READS_PER_CHECK = 2
+#: The maximum number of attempts to read a valid record.
+_MAX_READ_ATTEMPTS = 2
 
 
 def boottime_s() -> float:
@@ -37,13 +37,13 @@ def boottime_s() -> float:
 
 
 def encode(deadline_boottime_s: float) -> bytes:
-    """Return the record of a deadline. The file contains this record twice."""
+    """Encode a deadline as a record. The file contains this record twice."""
     deadline = f"{deadline_boottime_s:{_DEADLINE_BYTES}.3f}".encode("ascii")
     return b"%s %0*x\n" % (deadline, _CHECKSUM_DIGITS, zlib.crc32(deadline))
 
 
 def decode(content: bytes) -> float | None:
-    """Return the deadline in the first valid record of the file's content; None if no record is valid."""
+    """Decode the deadline in the first valid record of the file's content; None if no record is valid."""
     for start in (0, RECORD_BYTES):
         record = content[start : start + RECORD_BYTES]
         try:
@@ -78,7 +78,7 @@ class RunDeadline:
 
     def _read_deadline(self) -> None:
         """Store the deadline that the file contains. If the file cannot be read, keep the last deadline."""
-        for _ in range(_MAX_READS_PER_CHECK):
+        for _ in range(_MAX_READ_ATTEMPTS):
             deadline_boottime_s = self._deadline_in_file()
             if deadline_boottime_s is not None:
                 self._deadline_boottime_s = deadline_boottime_s
@@ -93,6 +93,6 @@ class RunDeadline:
 
 
 def run_deadline_from_environment(environment: Mapping[str, str]) -> RunDeadline | None:
-    """Return the deadline of a run with this environment; None if the run has no deadline."""
+    """Return the deadline of a run from the environment of one of its processes; None if the run has no deadline."""
     path = environment.get(RUN_UNTIL_VARIABLE)
     return RunDeadline(path) if path else None

@@ -9,15 +9,15 @@ import re
 LOCAL_ZONE = "localnetwork"
 #: Matches a name that Proxmox accepts for a VNet.
 VNET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{1,7}")
-#: Matches the path of a VNet in the error text with which Proxmox refuses a request for the VNet. Group 1 is the zone.
+#: Matches the path of a VNet in the text of an error of Proxmox. Group 1 is the zone.
 _VNET_PATH = re.compile(r"\(/sdn/zones/([^/,()]+)/")
 
 
 def zone_in_refusal(text: str) -> str:
-    """Return the SDN zone of a VNet from the text with which Proxmox refuses to return the VNet; '' for another text.
+    """Return the SDN zone in the text of Proxmox's refusal to return a VNet; '' if the text contains no zone.
 
-    The refusal names the path on which the privilege is missing, and this path contains the zone. If no VNet has the
-    requested name, Proxmox sends another text (see PVE/API2/Network/SDN/Vnets.pm in pve-network).
+    The refusal names the path on which the login lacks the privilege to read the VNet. This path contains the zone. If
+    no VNet has the requested name, Proxmox sends another text (see PVE/API2/Network/SDN/Vnets.pm in pve-network).
     """
     found = _VNET_PATH.search(text)
     return found.group(1) if found else ""

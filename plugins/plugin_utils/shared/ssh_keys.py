@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks SSH public keys by the same rules as `ssh-keygen -l`, which Proxmox calls for each line. Pure functions."""
+"""Checks SSH public keys by the same rules as `ssh-keygen -l`, which Proxmox calls for each key. Pure functions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MIN_RSA_BITS = 1024
 
 
 def is_public_key(line: str) -> bool:
-    """Return True if the line contains a complete public key whose data is of the type that the line names."""
+    """Return True if the line contains a complete public key. The key's data must name the same type as the line."""
     found = _TYPE_AND_DATA.search(line)
     if not found or line.lstrip().startswith("#"):
         return False
@@ -59,7 +59,7 @@ def is_public_key(line: str) -> bool:
 
 
 def _has_expected_fields(key_type: str, fields: list[bytes]) -> bool:
-    """Return True if the number and the sizes of the fields fit this type of key. All fields fit an unknown type."""
+    """Return True if the fields fit this type of key. If the type is unknown, it is enough that no field is empty."""
     if len(fields) != _FIELD_COUNTS.get(key_type, len(fields)) or not all(fields[1:]):
         return False
     if key_type not in _FIELD_COUNTS:
@@ -72,7 +72,7 @@ def _has_expected_fields(key_type: str, fields: list[bytes]) -> bool:
 
 
 def _is_on_curve(curve: bytes, point: bytes) -> bool:
-    """Return True if the uncompressed point, which is the byte 4 and two coordinates, is on the curve."""
+    """Return True if the uncompressed point (one byte with the value 4, then two coordinates) is on the curve."""
     if curve not in _CURVES:
         return False
     coordinate_bytes, p, b = _CURVES[curve]
@@ -82,7 +82,7 @@ def _is_on_curve(curve: bytes, point: bytes) -> bool:
 
 
 def _fields_of(data: bytes) -> list[bytes]:
-    """Return the fields in the data of a key. Each field follows its size. Raises ValueError if a field is cut off."""
+    """Return the fields in the data of a key. 4 bytes before each field contain its size. Raises ValueError."""
     fields = []
     while data:
         field_bytes = int.from_bytes(data[:4], "big")

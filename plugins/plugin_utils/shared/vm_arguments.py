@@ -11,8 +11,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                'type': 'str',
                                                'required': True},
                                 'agent_id': {'description': 'C(create), C(update): UUID of the agent in FulcrumCore. '
-                                                            "The guest's description also has a line with this id, "
-                                                            'which is only a label.',
+                                                            "The guest's description also has a line with this id. "
+                                                            'This line does not identify the service; only the marker '
+                                                            'does.',
                                              'type': 'str'},
                                 'vmid': {'description': 'The VMID that is reserved for this service.',
                                          'type': 'int',
@@ -25,13 +26,12 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                         'container (C(lxc)).',
                                          'type': 'str',
                                          'choices': ['qemu', 'lxc']},
-                                'cluster': {'description': "Name of the cluster in Agent Smith's mappings. The "
-                                                           'playbooks do not use it.',
+                                'cluster': {'description': 'Name of the cluster, which Agent Smith stores with each '
+                                                           'mapping. The playbooks do not use it.',
                                             'type': 'str'},
                                 'node': {'description': "C(create): node for the guest. Empty means the template's "
                                                         'node; a clone on another node needs shared storage. Other '
-                                                        'actions: node on which the guest was last seen. The current '
-                                                        'node is looked up.',
+                                                        'actions: node on which the guest is looked up first.',
                                          'type': 'str'},
                                 'template_vmid': {'description': 'VMID of the template. A C(create) of a VM needs one '
                                                                  'of C(template_vmid), C(template), C(iso) and '
@@ -47,8 +47,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'blank': {'description': 'Create the VM without a template, with empty disks, for an '
                                                          'installation over the network.',
                                           'type': 'bool'},
-                                'os_type': {'description': "C(iso), C(blank): Proxmox's ostype. C(l26) (Linux) by "
-                                                           'default.',
+                                'os_type': {'description': "Proxmox's ostype of a VM that is created with C(iso) or "
+                                                           'C(blank). C(l26) (Linux) by default.',
                                             'type': 'str'},
                                 'os_template': {'description': "Volume of a container's OS template, such as "
                                                                'C(local:vztmpl/debian-12.tar.zst).',
@@ -62,14 +62,16 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                            'without a template, and of each new disk for which '
                                                            'C(disks) names no storage. By default, the disks of a '
                                                            "clone are on the storages of the template's disks, and a "
-                                                           'new disk is on the storage of the first disk.',
+                                                           "new disk is on the storage of the first disk (a VM's boot "
+                                                           "disk, a container's root volume).",
                                             'type': 'str'},
                                 'pool': {'description': 'Resource pool to put the VM in.', 'type': 'str'},
                                 'cores': {'description': 'Cores of each socket. Required by C(create).', 'type': 'int'},
                                 'memory_mib': {'description': 'Memory in MiB. Required by C(create).', 'type': 'int'},
-                                'disk_gib': {'description': 'Size of the first disk in GiB. It must be at least the '
-                                                            'current size of the disk or, for a C(create), the size of '
-                                                            "the template's first disk. Required by C(create).",
+                                'disk_gib': {'description': "Size of the first disk (a VM's boot disk, a container's "
+                                                            'root volume) in GiB. It must be at least the current size '
+                                                            'of the disk or, for a C(create), the size of the '
+                                                            "template's first disk. Required by C(create).",
                                              'type': 'int'},
                                 'sockets': {'description': 'Number of sockets. If the request contains only C(cores), '
                                                            'the VM gets one socket, so that C(cores) is the total.',
@@ -109,9 +111,10 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                  'first disk. Without a storage, an '
                                                                                  'existing disk is not moved.',
                                                                   'type': 'str'}}},
-                                'networks': {'description': 'NICs in order, beginning with the first. Members that are '
-                                                            'not given, and NICs of the guest that are not in the '
-                                                            'list, are not changed.',
+                                'networks': {'description': 'NICs in order. For the first NIC, this list has '
+                                                            'precedence over C(network) and C(bridge). NICs that are '
+                                                            'not in the list are not changed. Options of a NIC that '
+                                                            'are not given are not changed.',
                                              'type': 'list',
                                              'elements': 'dict',
                                              'options': {'bridge': {'description': 'Bridge. The default for a new NIC '
@@ -165,9 +168,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                   'type': 'list',
                                                   'elements': 'str'},
                                 'description': {'description': "The service's text, written above the marker in the "
-                                                               "guest's notes. The other lines of the notes are kept.",
+                                                               "guest's description (Proxmox's notes). The other lines "
+                                                               'of the description are kept.',
                                                 'type': 'str'},
-                                'bridge': {'description': 'Bridge of the first NIC, unless C(network) names a bridge.',
+                                'bridge': {'description': 'Bridge of the first NIC, unless C(network) or C(networks) '
+                                                          'names a bridge.',
                                            'type': 'str'},
                                 'network': {'description': 'The first NIC and its address.',
                                             'type': 'dict',
@@ -214,8 +219,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                           'empty list removes them.',
                                                                            'type': 'list',
                                                                            'elements': 'str'}}},
-                                'cloud_init': {'description': "The guest's login. Needs a template with a cloud-init "
-                                                              'drive.',
+                                'cloud_init': {'description': "The guest's login and cloud-init's vendor data. A VM "
+                                                              'needs a cloud-init drive for them; a container gets the '
+                                                              'login only at its creation.',
                                                'type': 'dict',
                                                'options': {'user': {'description': 'Name of the user.', 'type': 'str'},
                                                            'password': {'description': "The user's password. Proxmox "
@@ -235,9 +241,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                'type': 'list',
                                                                                'elements': 'str',
                                                                                'no_log': False},
-                                                           'vendor_snippet': {'description': "Volume with the vendor's "
-                                                                                             'own cloud-init data, '
-                                                                                             'such as '
+                                                           'vendor_snippet': {'description': 'Volume of a snippet with '
+                                                                                             "cloud-init's vendor "
+                                                                                             'data, such as '
                                                                                              'C(local:snippets/vendor.yml).',
                                                                               'type': 'str'}}},
                                 'allowed': {'description': 'The bridges, VLANs, storages and tags that the request may '
@@ -245,11 +251,12 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                            'allowed. Without this member, every value is allowed. C(*) '
                                                            'in a list allows every value.',
                                             'type': 'dict',
-                                            'options': {'bridges': {'description': 'Bridges. A bridge of '
-                                                                                   'C(/etc/network/interfaces.d), '
-                                                                                   'which Proxmox does not list, must '
-                                                                                   'be named here, unless the guest '
-                                                                                   'already has it.',
+                                            'options': {'bridges': {'description': 'Bridges. Proxmox does not list the '
+                                                                                   'bridges of '
+                                                                                   'C(/etc/network/interfaces.d), so '
+                                                                                   'C(*) does not allow them. Each of '
+                                                                                   'them must be named here, unless '
+                                                                                   'the guest already has it.',
                                                                     'type': 'list',
                                                                     'elements': 'str'},
                                                         'vlans': {'description': 'VLANs and ranges of VLANs, such as '
@@ -270,9 +277,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'snapshot': {'description': 'C(snapshot): name of the new snapshot; by default the '
                                                             'first free name of C(smith-1), C(smith-2) and so on. '
                                                             'C(rollback): name of the snapshot; by default the newest '
-                                                            'complete snapshot. ZFS and storages with '
-                                                            'C(snapshot-as-volume-chain) accept only the newest '
-                                                            'snapshot.',
+                                                            'snapshot that Proxmox is neither creating nor deleting. '
+                                                            'ZFS and storages with C(snapshot-as-volume-chain) accept '
+                                                            'only the newest snapshot.',
                                              'type': 'str'},
                                 'force': {'description': 'C(stop), C(restart): do not wait until the guest has shut '
                                                          'down by itself.',
@@ -291,8 +298,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'backup_mode': {'description': "C(backup), C(delete): Proxmox's mode of the backup, "
                                                                'C(snapshot) (default), C(suspend) or C(stop).',
                                                 'type': 'str'},
-                                'final_backup': {'description': 'C(delete): storage for a final archive of the stopped '
-                                                                'VM. Default: no final archive.',
+                                'final_backup': {'description': 'C(delete): name of the storage for a final archive of '
+                                                                'the stopped VM. Default: no final archive.',
                                                  'type': 'str'},
                                 'grace_s': {'description': 'C(delete): seconds for which the VM is kept, stopped and '
                                                            'marked for deletion; a C(delete) after this time destroys '
@@ -302,17 +309,18 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                  'deletion and its grace period has ended; a VM whose '
                                                                  'mark was removed is not changed.',
                                                   'type': 'bool'},
-                                'cancel_deletion': {'description': 'C(update): remove the deletion mark that a '
-                                                                   'C(delete) with C(grace_s) set.',
+                                'cancel_deletion': {'description': 'C(update): remove the deletion mark, which a '
+                                                                   'C(delete) with C(grace_s) has written.',
                                                     'type': 'bool'},
                                 'purge': {'description': 'C(delete): also remove the VM from backup jobs, replication '
                                                          'and HA. Default false.',
                                           'type': 'bool'},
-                                'remove_volumes_left': {'description': 'C(delete): remove volumes that Proxmox could '
-                                                                       'not remove, if disks or snapshots of the VM '
-                                                                       'used them and no other guest uses them. Needs '
-                                                                       'Datastore.Allocate on their storage, and '
-                                                                       'VM.Audit on /vms. Default false.',
+                                'remove_volumes_left': {'description': 'C(delete): remove the leftover volumes, which '
+                                                                       'are the volumes of the deleted VM that Proxmox '
+                                                                       'could not remove. A volume that another guest '
+                                                                       'uses is kept. Needs Datastore.Allocate on '
+                                                                       'their storage, and VM.Audit on /vms. Default '
+                                                                       'false.',
                                                         'type': 'bool'},
                                 'target_node': {'description': 'C(migrate): target node.', 'type': 'str'},
                                 'online': {'description': 'C(migrate): migrate a running VM live (default); if false, '
@@ -321,18 +329,18 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'with_local_disks': {'description': 'C(migrate): also copy disks on local storage. '
                                                                     'Needs community.proxmox >= 1.5.',
                                                      'type': 'bool'},
-                                'half_made': {'description': 'C(delete): the C(create) with this VMID has not '
-                                                             'succeeded, so the VM may be a partial clone, which has '
-                                                             'no marker and is identified by its name. Default false.',
+                                'half_made': {'description': 'C(delete): true if the VM may be a partial clone, '
+                                                             'because the C(create) with this VMID has not succeeded. '
+                                                             'A partial clone has no marker and is identified by its '
+                                                             'name. Default false.',
                                               'type': 'bool'},
                                 'timeout_s': {'description': "Maximum duration of the plugin's execution in seconds. "
                                                              'Default 240.',
                                               'type': 'int'},
                                 'deadline_monotonic_s': {'description': "Time at which the plugin's execution must "
-                                                                        'end, if this time is earlier than the end '
-                                                                        'that C(timeout_s) sets. It is a time of the '
-                                                                        "system's monotonic clock, as Python's "
-                                                                        'C(time.monotonic()) returns it.',
+                                                                        "end, by the clock of Python's "
+                                                                        'C(time.monotonic). The execution ends earlier '
+                                                                        'if C(timeout_s) is over earlier.',
                                                          'type': 'float'},
                                 'properties': {'description': "The service's properties as FulcrumCore sent them, for "
                                                               "the playbooks of a provider's own actions.",

@@ -127,5 +127,5 @@ class Load:
             # Tags can be changed in every status; cores and memory only while stopped.
             admin.patch_service(service.id, {"tags": [f"t{self.rng.randrange(5)}"]})
         else:
-            admin.start_action(service.id, action)
+            admin.request_action(service.id, action)
         self.requested += 1

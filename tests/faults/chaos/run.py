@@ -71,7 +71,7 @@ def run(folder: Path, size: Size, progress: Callable[[str], None] = lambda _text
             system, rng, surroundings.core, surroundings.proxmox, surroundings.database, surroundings.disks
         )
         load = Load(system, rng, size.jobs, services_in_simulator(system))
-        recorder = Recorder(system, system.lab.core.server.lab_state.entries)
+        recorder = Recorder(system, system.lab.core.server.faults_and_history.entries)
         killer = Killer(system, rng, troubles, size.kills, recorder.turn)
         system.start()
         try:

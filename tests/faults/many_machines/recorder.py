@@ -27,7 +27,7 @@ class Recorder:
     def __init__(self, system: SystemUnderTest, names: Mapping[str, str]) -> None:
         self._system = system
         self._names = names
-        self._ended_calls = EndedCalls(system.lab.core.server.lab_state.entries)
+        self._ended_calls = EndedCalls(system.lab.core.server.faults_and_history.entries)
         self._records: list[Json] = []
         self._run_states: dict[tuple[str, str], str] = {}  #: by run and machine
         self._next_sample_at = 0.0

@@ -143,7 +143,7 @@ def _surroundings(
     with ExitStack() as stack:
         actions = str(copy_action(folder / "actions"))
         settings = SETTINGS | {"SMITH_DATA_DIR": str(folder / "data"), "SMITH_ACTIONS_PATH": actions}
-        system = stack.enter_context(running_system(folder, time_scale=0.05, core_url=core.url, **settings))
+        system = stack.enter_context(running_system(folder, time_scale=0.05, fulcrum_base_url=core.url, **settings))
         make_room(system)
         offer_action(system.lab)
         forwarder = stack.enter_context(running_forwarder(urlsplit(core.url).port or 0, log.note))

@@ -60,7 +60,7 @@ def test_a_job_that_another_executor_has_claimed_is_not_reopened(claims: Claims,
     end_as_claimed_elsewhere(claims, stored)
     with transaction(claims.engine) as session:
         now = claims.row().deadline_at
-        assert reopening.reopen(session, [claims.job["id"]], are_claimed_by_agent=True, now_at_fulcrum=now) == 0
+        assert reopening.reopen(session, [claims.job["id"]], are_claimed_at_fulcrum=True, now_at_fulcrum=now) == 0
     assert claims.row().report_state == stored
 
 

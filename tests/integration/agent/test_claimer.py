@@ -78,9 +78,9 @@ def test_a_deleted_job_is_given_up_after_two_minutes_of_refusals(claims: Claims)
     assert errors[-1].code is ErrorCode.JOB_GONE
     assert str(errors[-1]) == "the job was deleted in FulcrumCore, or belongs to another agent"
     assert [str(error) for error in errors[:-1]] == [
-        "FulcrumCore refused to accept the claim (1 refusals in 0 s)",
-        "FulcrumCore refused to return the job (2 refusals in 40 s)",
-        "FulcrumCore refused to return the job (3 refusals in 80 s)",
+        "FulcrumCore refused to accept the claim (1 refusals in 0 s); the agent retries",
+        "FulcrumCore refused to return the job (2 refusals in 40 s); the agent retries",
+        "FulcrumCore refused to return the job (3 refusals in 80 s); the agent retries",
     ]
 
 
@@ -89,18 +89,18 @@ def test_after_a_job_was_found_to_be_gone_its_refusals_are_counted_from_one_agai
     results = []
     for claims.now in (0, 40, 80, 130, 170):
         try:
-            claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="return the job")
+            claims.http_403_counter.require_job_gone(claims.job["id"], refused_request="return the job")
         except NotCertainlyGone as error:
             results.append((error.status, error.retry_after_s, str(error)))
         else:
             results.append("gone")
     text = "FulcrumCore refused to return the job"
     assert results == [
-        (500, 30.0, f"{text} (1 refusals in 0 s)"),
-        (500, 30.0, f"{text} (2 refusals in 40 s)"),
-        (500, 30.0, f"{text} (3 refusals in 80 s)"),
+        (500, 30.0, f"{text} (1 refusals in 0 s); the agent retries"),
+        (500, 30.0, f"{text} (2 refusals in 40 s); the agent retries"),
+        (500, 30.0, f"{text} (3 refusals in 80 s); the agent retries"),
         "gone",
-        (500, 30.0, f"{text} (1 refusals in 0 s)"),
+        (500, 30.0, f"{text} (1 refusals in 0 s); the agent retries"),
     ]
 
 
@@ -111,16 +111,19 @@ def test_a_job_that_can_be_read_is_not_gone_and_its_refusals_are_counted_from_on
         claims.world.sim.clear_faults()
         claims.world.sim.add_fault("status", status=403, **fault)
         with pytest.raises(FulcrumUnavailable) as caught:
-            claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
+            claims.http_403_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
         return f"{caught.value.status} {caught.value}"
 
     not_gone = "500 FulcrumCore refused to accept the claim"
-    assert error_at(0, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
-    assert error_at(40, path="/jobs/") == f"{not_gone} (2 refusals in 40 s)"
-    assert error_at(80, path="/no-request") == f"{not_gone}, although the agent can read this job or service"
-    assert error_at(120, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    assert error_at(0, path="/jobs/") == f"{not_gone} (1 refusals in 0 s); the agent retries"
+    assert error_at(40, path="/jobs/") == f"{not_gone} (2 refusals in 40 s); the agent retries"
+    assert (
+        error_at(80, path="/no-request")
+        == f"{not_gone}, although the agent can read this job or service; the agent retries"
+    )
+    assert error_at(120, path="/jobs/") == f"{not_gone} (1 refusals in 0 s); the agent retries"
     error_at(160, path="/agents/me$")
-    assert error_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s)"
+    assert error_at(200, path="/jobs/") == f"{not_gone} (1 refusals in 0 s); the agent retries"
 
 
 def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claims: Claims) -> None:
@@ -129,23 +132,23 @@ def test_reading_a_job_does_not_reset_the_count_of_refusals_of_another_job(claim
     claims.world.sim.add_fault("status", status=403, path=f"/jobs/{claims.job['id']}$")
     for claims.now in (0, 40, 80):
         with pytest.raises(NotCertainlyGone):
-            claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
+            claims.http_403_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
     with pytest.raises(FulcrumUnavailable, match="although the agent can read this job or service"):
-        claims.refusal_counter.require_job_gone(readable_id, refused_request="accept the claim")
+        claims.http_403_counter.require_job_gone(readable_id, refused_request="accept the claim")
     claims.now = 130
-    claims.refusal_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
+    claims.http_403_counter.require_job_gone(claims.job["id"], refused_request="accept the claim")
 
 
 def test_a_service_that_fulcrumcore_refuses_for_minutes_is_gone(claims: Claims) -> None:
     service_id = claims.job["serviceId"]
     with pytest.raises(FulcrumUnavailable, match="return the service, although the agent can read this job or service"):
-        claims.refusal_counter.require_service_gone(service_id)
+        claims.http_403_counter.require_service_gone(service_id)
     claims.world.sim.add_fault("status", status=403, path=f"/services/{service_id}$")
     for claims.now in (0, 40, 80):
         with pytest.raises(NotCertainlyGone, match="FulcrumCore refused to return the service"):
-            claims.refusal_counter.require_service_gone(service_id)
+            claims.http_403_counter.require_service_gone(service_id)
     claims.now = 130
-    claims.refusal_counter.require_service_gone(service_id)
+    claims.http_403_counter.require_service_gone(service_id)
 
 
 @pytest.mark.parametrize("path", ["/jobs/[^/]+$", "/agents/me$"])
@@ -189,7 +192,9 @@ def test_a_job_that_was_abandoned_is_ours_if_its_first_claim_is_accepted_later(c
     gone_result = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="403")
     with transaction(claims.engine) as session:
         job_queue.finish(session, job_queue.lease_of(first), gone_result, ReportState.ABANDONED)
-        assert reopening.reopen(session, [claims.job["id"]], are_claimed_by_agent=False, now_at_fulcrum=utc_now()) == 1
+        assert (
+            reopening.reopen(session, [claims.job["id"]], are_claimed_at_fulcrum=False, now_at_fulcrum=utc_now()) == 1
+        )
     assert claims.world.agent.claim(claims.job) == 204  # the first claim arrives now
 
     second = claims.taken()
@@ -218,7 +223,7 @@ def test_a_job_whose_only_claim_arrived_twice_is_failed_after_its_deadline_and_n
     assert (row.status, row.report_state, row.started_at) == ("failed", "due", None)
 
     reporter = Reporter(
-        engine=claims.engine, fulcrum=claims.fulcrum, state=poller.state, refusal_counter=claims.refusal_counter
+        engine=claims.engine, fulcrum=claims.fulcrum, state=poller.state, http_403_counter=claims.http_403_counter
     )
     reporter.send_due_reports()
     assert claims.status() == "Failed"

@@ -90,7 +90,7 @@ def test_an_agent_that_was_recreated_in_fulcrumcore_takes_over_and_the_old_token
 ) -> None:
     old, new = Process(postgres_engine, "first", "old"), Process(postgres_engine, "second", "new")
     assert (old.may_claim_after(), new.may_claim_after()) == (True, False)
-    old.state.fulcrum_link.record_failed_call("HTTP 401", is_login_refused=True)
+    old.state.fulcrum_link.record_failed_call("HTTP 401", has_refused_credentials=True)
     old.may_claim_after()
     assert not new.may_claim_after(MIN_UNCONFIRMED_S - 1)
     assert new.may_claim_after(1)
@@ -135,7 +135,7 @@ def test_an_agent_that_may_not_use_the_database_sends_no_reports_and_runs_no_sha
     """Otherwise FulcrumCore would refuse the reports, and the agent would conclude that the jobs were deleted."""
     shared = parts.shared
     reporter = Reporter(
-        engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, refusal_counter=shared.refusal_counter
+        engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, http_403_counter=shared.http_403_counter
     )
     jobs = build_critical_jobs(shared, Mode.SERVE, build_reconciler(shared), parts.runner)
     shared_jobs = [job for job in jobs if not job.runs_on_each_agent]

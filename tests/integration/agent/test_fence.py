@@ -39,7 +39,7 @@ def keeper(parts: AgentParts) -> LeaseKeeper:
     add_agent(parts.engine, BOOT_ID)
     parts.state.stopping.set()
     keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
-    keeper.fence.set_first_deadline()
+    keeper.fence.set_first_deadline_of_runs()
     return keeper
 
 

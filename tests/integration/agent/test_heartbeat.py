@@ -53,7 +53,7 @@ def test_a_process_whose_new_token_belongs_to_another_agent_claims_no_more_jobs(
 
     changes = [entry for entry in logs if entry["event"] == "agent_identity_changed"]
     assert [(entry["old_agent_id"], entry["agent_id"]) for entry in changes] == [(world.ids.agent_id, new_id)]
-    assert (state.has_identity_changed, state.may_claim) == (True, False)
+    assert (state.is_token_of_other_agent, state.may_claim) == (True, False)
 
 
 def test_one_warning_is_logged_at_the_start_if_another_executor_uses_the_token(world: World, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_one_warning_is_logged_at_the_start_if_another_executor_uses_the_token(w
     engine = open_engine(f"sqlite:///{migrated_sqlite_file(tmp_path)}")
     token_use = TokenUseChecker(engine=engine, fulcrum=client)
     heartbeat = Heartbeat(
-        fulcrum=client, state=AgentState(), on_agent_identified=token_use.warn_if_token_used_elsewhere
+        fulcrum=client, state=AgentState(), on_agent_identified=token_use.warn_if_other_installation_uses_token
     )
     with structlog.testing.capture_logs() as logs:
         heartbeat.send()

@@ -81,7 +81,7 @@ def test_the_memory_limit_of_a_control_group_bounds_the_concurrency(measure_with
         {"memory.max" if is_cgroup_version_2() else "memory.limit_in_bytes": str(512 * 1024 * 1024)}
     )
     assert memory_mib == 512
-    memory_for_runs_mib = 512 * machine.USABLE_MEMORY_SHARE - machine.AGENT_MEMORY_MIB[True]
+    memory_for_runs_mib = 512 * machine.MAX_MEMORY_SHARE - machine.AGENT_MEMORY_MIB[True]
     max_runs = int(memory_for_runs_mib / machine.RUN_MEMORY_MIB[True])
     assert concurrency == max(max_runs, machine.MIN_CONCURRENCY)
 
@@ -164,7 +164,7 @@ def test_memory_that_forks_share_with_their_parent_counts_once() -> None:
             tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
             rss_mib = sum(member.memory_info().rss for member in tree) / machine.BYTES_PER_MIB
             memory_mib = process_tree_memory_mib(process.pid)
-            children_mib = process_tree_memory_mib(process.pid, include_root=False)
+            children_mib = process_tree_memory_mib(process.pid, include_root_process=False)
         finally:
             os.killpg(process.pid, 9)
     assert rss_mib > 4 * 64

@@ -200,13 +200,13 @@ def test_vms_whose_samples_did_not_fit_into_a_round_come_first_in_the_next_round
 def test_posts_are_spread_within_the_rate_limits() -> None:
     now = time.monotonic()
     pace_of_many_posts = _Pace(100_000, now + 60)
-    waits_s = [pace_of_many_posts.plan_next_wait_s() for _ in range(100)]
+    waits_s = [pace_of_many_posts.plan_next_entry() for _ in range(100)]
     assert waits_s == sorted(waits_s)
     assert 98 / MAX_ENTRIES_PER_S < waits_s[-1] < 101 / MAX_ENTRIES_PER_S
     pace_of_few_posts = _Pace(3, now + 60)
-    assert [round(pace_of_few_posts.plan_next_wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    assert [round(pace_of_few_posts.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
     late_pace = _Pace(10, now - 1)
-    assert late_pace.plan_next_wait_s() == 0.0
+    assert late_pace.plan_next_entry() == 0.0
     assert late_pace.is_deadline_passed()
 
 
@@ -214,11 +214,11 @@ def test_posts_that_need_more_cpu_time_get_larger_gaps() -> None:
     pace = _Pace(100_000, time.monotonic() + 600)
     for _ in range(10 * CPU_TIME_WINDOW_ENTRIES):
         pace.adapt_to_cpu_time(0.01)
-    waits_s = [pace.plan_next_wait_s() for _ in range(101)]
+    waits_s = [pace.plan_next_entry() for _ in range(101)]
     assert (waits_s[-1] - waits_s[0]) / 100 == pytest.approx(0.01 / SENDING_SHARE_OF_A_CORE, rel=0.05)
     pace_of_cheap_posts = _Pace(3, time.monotonic() + 60)
     pace_of_cheap_posts.adapt_to_cpu_time(0.0001)
-    assert [round(pace_of_cheap_posts.plan_next_wait_s(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
+    assert [round(pace_of_cheap_posts.plan_next_entry(), 2) for _ in range(3)] == [0.0, 0.05, 0.1]
 
 
 def test_stalled_metric_posts_do_not_delay_heartbeats_polls_and_job_requests(

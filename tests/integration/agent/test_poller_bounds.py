@@ -23,7 +23,7 @@ from executor.database import queries
 from executor.database.engine import reading
 from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
+from executor.fulcrum.types import FulcrumJob
 from executor.fulcrum.vault import SecretResolver
 
 JOB_TIMEOUT_S = 300.0
@@ -285,7 +285,7 @@ def test_any_job_with_an_id_becomes_a_row_that_a_database_accepts(members: dict[
         job_timeout_s=JOB_TIMEOUT_S,
         interval_s=2.0,
     )
-    new = poller._new_row(CoreJob.parse(raw_job() | members), False)
+    new = poller._new_row(FulcrumJob.parse(raw_job() | members), False)
     values = json.dumps([new.action, new.defect, new.params, new.service], allow_nan=False, ensure_ascii=False)
     assert r"\u0000" not in values.encode().decode()
     assert 1 <= len(new.action) <= 100

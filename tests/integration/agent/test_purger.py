@@ -14,7 +14,7 @@ from sqlalchemy import Engine, select
 from support.simulator_world import World
 
 from executor.agent.purger import VmPurger
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
 from executor.database.engine import reading, transaction
@@ -60,7 +60,7 @@ def purger(world: World, engine: Engine) -> VmPurger:
         engine=engine,
         fulcrum=client,
         state=state,
-        refusal_counter=RefusalCounter(fulcrum=client, clock=lambda: now[0]),
+        http_403_counter=Http403Counter(fulcrum=client, clock=lambda: now[0]),
         cluster="c",
         job_timeout_s=300,
         interval_s=3600,

@@ -40,7 +40,7 @@ class Observer:
             state=AgentState(),
             boot_id="bob",
             lease_s=LEASE_S,
-            get_clock_offset_s=lambda: self.clock_offset_s,
+            get_fulcrum_clock_offset_s=lambda: self.clock_offset_s,
             clock=lambda: self.now,
         )
 
@@ -98,7 +98,7 @@ def test_a_job_is_not_reaped_when_its_owner_starts_a_run_after_the_leases_were_r
     end = observer.now + LEASE_S
     observer.clock_offset_s = offset_s
     observer.observe_for(LEASE_S - 5)
-    observer.reaper.get_clock_offset_s = start_and_return_offset
+    observer.reaper.get_fulcrum_clock_offset_s = start_and_return_offset
     observer.observe_for(5)
     assert row(engine, job_id).owner == "alice"
     assert row(engine, job_id).run_ident is not None
@@ -186,7 +186,7 @@ def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_l
         return 0.0
 
     observer.observe_for(LEASE_S - 5)
-    observer.reaper.get_clock_offset_s = renew_and_stop_fencing
+    observer.reaper.get_fulcrum_clock_offset_s = renew_and_stop_fencing
     observer.observe_for(5)
     assert row(engine, job_id).owner == "alice"
     with transaction(engine) as session:

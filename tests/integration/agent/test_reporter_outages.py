@@ -143,7 +143,7 @@ def test_a_job_that_fulcrumcore_has_deleted_is_abandoned(outbox: Outbox) -> None
         outbox.turn()
         states.append(outbox.row(job_id).report_state)
         notes.append(outbox.row(job_id).report_note)
-    assert notes[0] == "FulcrumCore refused to accept the report (1 refusals in 0 s)"
+    assert notes[0] == "FulcrumCore refused to accept the report (1 refusals in 0 s); the agent retries"
     assert states == ["due"] * 4 + ["abandoned"]
     assert outbox.row(job_id).report_note == "the job was deleted in FulcrumCore, or belongs to another agent"
     assert outbox.state.fulcrum_link.is_up
@@ -179,7 +179,7 @@ def test_an_abandoned_report_is_sent_when_fulcrumcore_lists_the_job_again(outbox
     outbox.world.sim.clear_faults()
     with transaction(outbox.engine) as session:
         session.execute(update(Job).values(started_at=utc_now()))  # the result is reported, because it comes from a run
-        assert reopening.reopen(session, [job["id"]], are_claimed_by_agent=True, now_at_fulcrum=utc_now()) == 1
+        assert reopening.reopen(session, [job["id"]], are_claimed_at_fulcrum=True, now_at_fulcrum=utc_now()) == 1
     outbox.turn()
     assert outbox.row(job_id).report_state == "reported"
     assert outbox.job_at_core(job)["status"] == "Completed"

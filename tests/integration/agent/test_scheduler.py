@@ -212,7 +212,7 @@ def test_a_stuck_job_is_overdue_and_gets_a_new_thread(make_scheduler: MakeSchedu
         CriticalJob(name="other", interval_s=0.001, run=other),
     )
     wait_for(
-        lambda: "stuck" in scheduler.overdue_critical_jobs(max_intervals=1, slack_s=0.2),
+        lambda: "stuck" in scheduler.overdue_critical_jobs(max_intervals=1, tolerance_s=0.2),
         "the detection of the stuck job",
     )
     old_thread = scheduler._threads["stuck"]

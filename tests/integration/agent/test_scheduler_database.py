@@ -46,7 +46,7 @@ def test_the_other_agents_execute_their_own_part_of_a_shared_job(engine: Engine,
                 name="shared",
                 interval_s=NEVER_S,
                 run=whole[number],
-                run_on_this_machine=part[number],
+                run_if_other_agent_executes=part[number],
                 runs_on_each_agent=False,
             ),
             engine=engine,
@@ -74,7 +74,11 @@ def test_a_requested_execution_of_a_shared_job_starts_at_once(engine: Engine, ma
     schedulers = [
         make_scheduler(
             CriticalJob(
-                name="shared", interval_s=NEVER_S, run=fake, runs_on_each_agent=False, starts_early_on_request=True
+                name="shared",
+                interval_s=NEVER_S,
+                run=fake,
+                runs_on_each_agent=False,
+                starts_early_on_request=True,
             ),
             engine=engine,
         )

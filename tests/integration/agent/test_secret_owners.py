@@ -97,7 +97,7 @@ def start_vms(parts: AgentParts, poller: Poller, *services: dict[str, Any]) -> l
     """Start the services' VMs with one poll; return the jobs after they have ended, in the order of the services."""
     fulcrum_ids = []
     for service in services:
-        parts.world.admin.start_action(service["id"], "start")
+        parts.world.admin.request_action(service["id"], "start")
         fulcrum_ids.append(parts.world.job_of(service)["id"])
     poller.poll()
     return run_jobs(parts, fulcrum_ids)
@@ -143,10 +143,10 @@ def test_a_stored_job_of_the_owner_binds_the_reference_before_it_runs(parts: Age
     """The reference is bound when the owner's job is stored. The job itself starts later than the attacker's job."""
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
-    parts.world.admin.start_action(owner["id"], "start")
+    parts.world.admin.request_action(owner["id"], "start")
     poller.poll()
     attacker = add_service(parts, type_id, ATTACKER_VMID, password=owner["properties"]["password"])
-    parts.world.admin.start_action(attacker["id"], "start")
+    parts.world.admin.request_action(attacker["id"], "start")
     poller.poll()
     fulcrum_ids = [parts.world.job_of(service)["id"] for service in (attacker, owner)]
     with transaction(parts.engine) as session:
@@ -175,7 +175,7 @@ def test_a_reference_without_a_row_is_bound_when_it_is_resolved(parts: AgentPart
     type_id = parts.world.type_with(SCHEMA, LIFECYCLE)
     owner = add_service(parts, type_id, OWNER_VMID, password=SECRET)
     reference = owner["properties"]["password"]
-    parts.world.admin.start_action(owner["id"], "start")
+    parts.world.admin.request_action(owner["id"], "start")
     core_job = parts.world.job_of(owner)
     parts.submit(core_job, service=owner)
     with reading(parts.engine) as session:
@@ -226,11 +226,11 @@ def test_params_and_service_of_a_stored_job_bind_at_most_a_hundred_references(pa
     references = [f"vault://{uuid.uuid4()}" for _ in range(MAX_BOUND_REFERENCES + 1)]
     service = {"serviceTypeId": type_id, "properties": {"password": references[-1], "note": f"vault://{uuid.uuid4()}"}}
     job = new_job(params={"users": [{"password": reference} for reference in references[:-1]]}, service=service)
-    assert secret_owners.store_jobs_and_bind_secrets(parts.engine, secrets, [job]) == 1
+    assert secret_owners.store_jobs_and_secret_owners(parts.engine, secrets, [job]) == 1
     with reading(parts.engine) as session:
         assert set(secret_references.service_ids_by_reference(session, references)) == set(references[:-1])
     later_job = new_job(service_id=job.service_id, service=service)
-    assert secret_owners.store_jobs_and_bind_secrets(parts.engine, secrets, [job, later_job]) == 1
+    assert secret_owners.store_jobs_and_secret_owners(parts.engine, secrets, [job, later_job]) == 1
     with reading(parts.engine) as session:
         assert set(secret_references.service_ids_by_reference(session, references).values()) == {job.service_id}
         assert secret_references.count_rows_of_service(session, str(job.service_id)) == len(references)
@@ -242,7 +242,7 @@ def test_a_job_is_stored_although_its_service_type_cannot_be_read(
 ) -> None:
     owner = add_service(parts, parts.world.type_with(SCHEMA, LIFECYCLE), OWNER_VMID, password=SECRET)
     reference = owner["properties"]["password"]
-    parts.world.admin.start_action(owner["id"], "start")
+    parts.world.admin.request_action(owner["id"], "start")
     sim_of_parts.add_fault("status", method="GET", path=".*/service-types/.*", times=1000, status=status)
     poller.poll()
     sim_of_parts.clear_faults()

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 from support.simulator_world import World
 
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.reporter import REPORT_CLAIM_S, SHARED_BATCH_SIZE, Reporter
 from executor.agent.state import AgentState
 from executor.database import allocations, job_queue, nodes, notifications
@@ -77,7 +77,7 @@ def store_ended_jobs(engine: Engine, world: World, count: int) -> list[int]:
 def make_reporter(engine: Engine, world: World) -> Reporter:
     client = FulcrumClient(world.sim.url, lambda: world.ids.agent_token)
     state = AgentState(agent_id=world.ids.agent_id)
-    return Reporter(engine=engine, fulcrum=client, state=state, refusal_counter=RefusalCounter(fulcrum=client))
+    return Reporter(engine=engine, fulcrum=client, state=state, http_403_counter=Http403Counter(fulcrum=client))
 
 
 def test_two_reporters_send_each_report_once(postgres_engine: Engine, world: World) -> None:
@@ -157,11 +157,11 @@ def test_the_memory_that_another_agent_has_allocated_is_not_free(postgres_engine
     first_placer, second_placer = (
         make_placer(pve, make_shared_allocations(postgres_engine, name)) for name in ("one", "other")
     )
-    with first_placer.allocate_new_vm(large_vm(150_000)) as placement:
+    with first_placer.allocate_for_new_vm(large_vm(150_000)) as placement:
         assert placement.node == "pve1"
-        with pytest.raises(JobError, match="CAPACITY"), second_placer.allocate_new_vm(large_vm(150_001)):
+        with pytest.raises(JobError, match="CAPACITY"), second_placer.allocate_for_new_vm(large_vm(150_001)):
             pass
-    with pytest.raises(JobError, match="CAPACITY"), second_placer.allocate_new_vm(large_vm(150_001)):
+    with pytest.raises(JobError, match="CAPACITY"), second_placer.allocate_for_new_vm(large_vm(150_001)):
         pass  # the ended allocation still counts: Proxmox's lists were read before, so they may lack the new VM
 
 
@@ -169,10 +169,10 @@ def test_the_allocations_of_an_agent_that_has_ended_do_not_count(postgres_engine
     first_placer, second_placer = (
         make_placer(pve, make_shared_allocations(postgres_engine, name)) for name in ("one", "other")
     )
-    with first_placer.allocate_new_vm(large_vm(150_000)):
+    with first_placer.allocate_for_new_vm(large_vm(150_000)):
         with transaction(postgres_engine) as session:
             nodes.store_agent_stop(session, "one", "killed")
-        with second_placer.allocate_new_vm(large_vm(150_001)) as placement:
+        with second_placer.allocate_for_new_vm(large_vm(150_001)) as placement:
             assert placement.node == "pve1"
 
 
@@ -181,7 +181,10 @@ def test_another_agent_takes_over_the_allocation_of_a_vm(postgres_engine: Engine
     first_placer, second_placer = (
         make_placer(pve, make_shared_allocations(postgres_engine, name)) for name in ("one", "other")
     )
-    with first_placer.allocate_new_vm(large_vm(150_000)), second_placer.allocate_new_vm(large_vm(150_000)) as placement:
+    with (
+        first_placer.allocate_for_new_vm(large_vm(150_000)),
+        second_placer.allocate_for_new_vm(large_vm(150_000)) as placement,
+    ):
         assert placement.node == "pve1"
 
 
@@ -189,7 +192,7 @@ def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: Pro
     shared = make_shared_allocations(postgres_engine, "one")
     with (
         pytest.raises(JobError, match="CAPACITY"),
-        make_placer(pve, shared).allocate_new_vm(
+        make_placer(pve, shared).allocate_for_new_vm(
             PlacementRequest(vmid=150_000, image="shared", memory_mib=64 * 1024, cores=1, bridge="vmbr0")
         ),
     ):
@@ -198,13 +201,13 @@ def test_a_choice_that_fails_allocates_nothing(postgres_engine: Engine, pve: Pro
         assert session.scalar(text("SELECT count(*) FROM allocations")) == 0
 
 
-def make_clone_limit(engine: Engine, boot_id: str, *vmids: int, max_limit: int = 1) -> CloneLimit:
+def make_clone_limit(engine: Engine, boot_id: str, *vmids: int, max_clones_per_target: int = 1) -> CloneLimit:
     """Return the clone limit of a new agent that has allocated memory and a core for these VMs."""
     shared = make_shared_allocations(engine, boot_id)
     with transaction(engine) as session:
         for vmid in vmids:
             allocations.store_allocation(session, shared.owner, vmid=vmid, node="pve1", memory_bytes=GIB, cores=1)
-    return CloneLimit(max_limit=max_limit, shared_allocations=shared)
+    return CloneLimit(max_clones_per_target=max_clones_per_target, shared_allocations=shared)
 
 
 def test_the_clones_of_all_agents_count_against_the_limit_of_a_target_storage(postgres_engine: Engine) -> None:
@@ -220,7 +223,7 @@ def test_the_clones_of_all_agents_count_against_the_limit_of_a_target_storage(po
             pass
         with second_limit.acquire_slot("local@pve1", may_wait=lambda: False, vmid=2):
             pass
-        slot.end_clone()
+        slot.mark_clone_ended()
         with second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
             pass
 
@@ -254,12 +257,12 @@ def test_a_clone_whose_end_could_not_be_stored_counts_until_the_agent_stores_its
     with first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         connected_engine = shared.engine
         object.__setattr__(shared, "engine", open_engine(postgres.url("missing")))
-        slot.end_clone()
+        slot.mark_clone_ended()
     shared.end_allocation(1)
     object.__setattr__(shared, "engine", connected_engine)
     with pytest.raises(JobError, match="CANCELLED"), second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
         pass
-    shared.store_unstored_allocation_ends()
+    shared.retry_storing_allocation_ends()
     with second_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2):
         pass
 
@@ -275,7 +278,7 @@ def test_a_raised_limit_applies_at_once_and_a_target_storage_that_was_not_used_f
     with transaction(postgres_engine) as session:
         too_old = text("UPDATE clone_targets SET used_at = now() - interval '2 days' WHERE name = 'earlier storage'")
         session.execute(too_old)
-    high_limit = make_clone_limit(postgres_engine, "high", 2, 3, max_limit=2)
+    high_limit = make_clone_limit(postgres_engine, "high", 2, 3, max_clones_per_target=2)
     with (
         high_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=2),
         high_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=3),
@@ -289,8 +292,8 @@ def test_a_raised_limit_applies_at_once_and_a_target_storage_that_was_not_used_f
 
 def test_a_clone_limit_that_one_agent_lowers_is_lower_for_all_agents(postgres_engine: Engine) -> None:
     """Otherwise this agent would start fewer clones, and the others would still start too many."""
-    first_limit = make_clone_limit(postgres_engine, "one", 1, max_limit=2)
-    second_limit = make_clone_limit(postgres_engine, "other", 2, 3, max_limit=2)
+    first_limit = make_clone_limit(postgres_engine, "one", 1, max_clones_per_target=2)
+    second_limit = make_clone_limit(postgres_engine, "other", 2, 3, max_clones_per_target=2)
     with first_limit.acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         slot.result = LOCK_TIMED_OUT
     with ExitStack() as clones:
@@ -320,7 +323,7 @@ def test_all_agents_together_claim_as_many_creates_as_the_target_storages_allow(
     assert [claim(limits[0], "one"), claim(limits[1], "other")] == [True, False]
     with limits[0].acquire_slot("ceph", may_wait=lambda: False, vmid=1) as slot:
         assert not claim(limits[1], "other")
-        slot.end_clone()
+        slot.mark_clone_ended()
         assert [claim(limits[1], "other"), claim(limits[0], "one")] == [True, False]
 
 
@@ -332,12 +335,12 @@ def test_an_allocation_ends_while_another_transaction_holds_the_lock_of_the_allo
     results: list[str] = []
 
     def place() -> None:
-        with first_placer.allocate_new_vm(large_vm(150_001)):
+        with first_placer.allocate_for_new_vm(large_vm(150_001)):
             results.append("placed")
 
     with ExitStack() as allocation, transaction(postgres_engine) as session:
         allocation.enter_context(
-            first_placer.allocate_new_vm(
+            first_placer.allocate_for_new_vm(
                 PlacementRequest(vmid=150_000, image="shared", memory_mib=64, cores=1, bridge="vmbr0")
             )
         )
@@ -365,7 +368,7 @@ def test_an_agent_that_waits_is_notified_of_new_jobs(postgres_engine: Engine) ->
     assert listener.wait(0.0), "a new connection may have missed a notification"
     assert not listener.wait(0.0)
     with transaction(postgres_engine) as session:
-        notifications.announce_jobs(session)
+        notifications.notify_agents_of_jobs(session)
     assert listener.wait(60.0)
     assert not listener.wait(0.0)
     listener.close()

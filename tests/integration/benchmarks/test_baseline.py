@@ -11,8 +11,8 @@ import pytest
 from support.recorded_commits import PROJECT, export_tree, require_commit
 
 from bench.baseline import BASELINE, BASELINE_COMMIT, Variant, only_current_variant
-from bench.labs import running_lab_of, start_agent
-from bench.measuring import WorkloadFailed
+from bench.labs import running_lab_without_agent, start_agent
+from bench.measuring import MeasurementFailed
 from executor.settings.settings import Settings
 
 
@@ -43,13 +43,16 @@ def test_the_lab_gives_the_recorded_version_only_settings_that_it_knows(tmp_path
     assert "PROXMOX_TAGS" in current.setting_names() - baseline.setting_names()
     assert {name.upper() for name in Settings.model_fields} <= current.setting_names()
     for variant in (baseline, current):
-        with running_lab_of(variant, tmp_path) as lab:
+        with running_lab_without_agent(variant, tmp_path) as lab:
             names = {name for name in lab.environment() if name.startswith(("FULCRUM_", "PROXMOX_", "SMITH_"))}
         assert names <= variant.setting_names(), variant.name
 
 
 def test_the_error_about_an_agent_that_ends_before_its_first_poll_contains_the_log_of_the_agent(tmp_path: Path) -> None:
     (current,) = only_current_variant()
-    with running_lab_of(current, tmp_path, PROXMOX_PORT="none") as lab, pytest.raises(WorkloadFailed) as failure:
+    with (
+        running_lab_without_agent(current, tmp_path, PROXMOX_PORT="none") as lab,
+        pytest.raises(MeasurementFailed) as failure,
+    ):
         start_agent(lab)
     assert "PROXMOX_PORT" in str(failure.value)

@@ -100,7 +100,8 @@ def test_vms_of_another_agent_and_of_another_fulcrumcore_are_counted_without_fin
     assert world.drift(code=0)["foreign"] == 2
     paths = [call["path"] for call in lab.core.history(method="GET") if "/services" in call["path"]]
     assert len(paths) == 1
-    assert "not compared: 2 VMs of other agents or of another FulcrumCore" in world.cli.ok("drift")
+    text = "not compared: 2 VMs and containers of other agents, other clusters or another FulcrumCore"
+    assert text in world.cli.ok("drift")
 
 
 def test_a_mapping_whose_service_has_an_old_agent_id_is_found(world: World) -> None:

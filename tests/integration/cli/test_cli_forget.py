@@ -180,12 +180,13 @@ def note_left_volumes(smith: Cli) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (add_open_job, "a job is open, or its report is due"),
-        (add_due_report, "a job is open, or its report is due"),
+        (add_open_job, "a job has not ended, or its report is due"),
+        (add_due_report, "a job has not ended, or its report is due"),
         (reserve_vm, "the service has a mapping, so its VM may exist: "),
         (
             note_left_volumes,
-            "volumes of the deleted VM may still exist: remove these volumes, then run `smith drift fix`",
+            "volumes of the deleted VM may still exist (local-lvm:vm-100001-disk-0): remove these volumes, then "
+            "run `smith drift fix`, which deletes the mapping's note about them",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -215,7 +216,7 @@ def test_the_ended_services_of_a_consumer_are_erased_and_the_others_are_named(sm
     assert OTHER_SERVICE in refused.stdout
     assert third_service in refused.stdout
     assert (
-        "nothing was erased: for each of the 2 services, the service or its retention has not ended" in refused.stderr
+        "nothing was erased: each of the 2 services either has not ended or is still in its retention" in refused.stderr
     )
 
 

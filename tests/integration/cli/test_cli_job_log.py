@@ -104,7 +104,7 @@ def test_the_log_of_a_run_on_another_machine_shows_its_story_from_the_database(s
     smith.add_run(job_id, "create-2")
     store_story(smith, "create-2", story_of("Create the VM", steps=("cloning",)))
     text = smith.ok("jobs", "log", str(job_id))
-    assert "is not on this machine; the database has these steps:" in text
+    assert "is not on this machine; the database has this timeline:" in text
     assert "Create the VM: ok in 1.5 s" in text
 
 

@@ -110,7 +110,10 @@ def test_the_exit_code_is_1_if_another_program_answers_on_the_port(body: bytes, 
 @pytest.mark.parametrize("address", ["off", "127.0.0.1:0", "nonsense"])
 def test_without_an_http_server_the_agent_is_not_healthy(address: str, smith: Cli) -> None:
     code, line = run_health(smith, SMITH_HTTP_ADDR=address)
-    assert (code, line) == (1, f"the agent has no HTTP server to ask, because SMITH_HTTP_ADDR is {address}")
+    assert (code, line) == (
+        1,
+        f"the agent has no HTTP server to ask: set SMITH_HTTP_ADDR, which is {address}, to HOST:PORT",
+    )
 
 
 def test_an_agent_that_listens_on_all_addresses_is_called_on_loopback_without_a_proxy(smith: Cli) -> None:

@@ -17,7 +17,7 @@ from support.played_vms import NUMBERS, made, mapped, new_vm, on_a_terminal, var
 from executor.model import PlaybookRun
 from executor.runs import results
 from executor.runs.actions import collection_folder
-from executor.runs.private_folder import module_credentials
+from executor.runs.private_folder import ansible_credentials
 from executor.runs.runner import Runner, RunnerPaths
 from executor.settings.settings import load_settings
 
@@ -113,7 +113,7 @@ def test_the_result_of_a_run_by_hand_is_the_same_as_that_of_an_agents_run(
             run_dir=smith.folder / "run",
             artifacts_dir=smith.folder / "artifacts",
         ),
-        lambda: module_credentials(settings),
+        lambda: ansible_credentials(settings),
         ca_bundle=settings.proxmox_ca_bundle,
     )
     run = PlaybookRun(

@@ -335,4 +335,4 @@ def test_a_claim_on_postgresql_takes_the_create_limit_lock_exclusively_and_the_m
         job_queue.claim(session, "alice", lease_s=LEASE_S, max_creates=max_creates)
         held_locks = session.execute(text("SELECT objid, mode FROM pg_locks WHERE locktype = 'advisory'")).all()
     exclusive = [(job_queue.CREATE_LIMIT_LOCK_KEY, "ExclusiveLock")] * exclusive_lock_count
-    assert sorted(map(tuple, held_locks)) == [(manual_runs.LOCK_KEY, "ShareLock"), *exclusive]
+    assert sorted(map(tuple, held_locks)) == [(manual_runs.MANUAL_RUN_LOCK_KEY, "ShareLock"), *exclusive]

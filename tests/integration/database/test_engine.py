@@ -34,7 +34,7 @@ from executor.database.engine import (
 )
 from executor.database.tables.jobs import Job, Run
 from executor.database.times import db_now, utc_now
-from executor.errors import DatabaseError, DatabaseRefused, DatabaseUnavailable, StaleJob
+from executor.errors import DatabaseError, DatabaseUnavailable, StaleJob, StatementRefused
 
 #: The uid and gid of the user `nobody`, which has no rights.
 NOBODY = 65534
@@ -221,7 +221,7 @@ def test_a_transaction_whose_block_raises_stores_nothing(engine: Engine) -> None
 
 
 def test_a_run_without_its_job_is_refused(engine: Engine) -> None:
-    with pytest.raises(DatabaseRefused) as caught, transaction(engine) as session:
+    with pytest.raises(StatementRefused) as caught, transaction(engine) as session:
         session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
     assert isinstance(caught.value.__cause__, IntegrityError)
 
@@ -312,7 +312,7 @@ def test_a_refused_write_is_not_retried(engine: Engine) -> None:
         attempts.append(1)
         session.add(Run(job_id=4711, ident="x", attempt=1, playbook="p", started_at=utc_now()))
 
-    with pytest.raises(DatabaseRefused):
+    with pytest.raises(StatementRefused):
         write_with_retry(engine, write)
     assert len(attempts) == 1
 

@@ -114,12 +114,15 @@ def test_a_retry_of_a_job_that_another_executor_has_claimed_gives_it_a_new_attem
 
 
 def reopen(
-    engine: Engine, *job_ids: int, are_claimed_by_agent: bool = True, now_at_fulcrum: datetime | None = None
+    engine: Engine, *job_ids: int, are_claimed_at_fulcrum: bool = True, now_at_fulcrum: datetime | None = None
 ) -> int:
     fulcrum_ids = [row(engine, job_id).fulcrum_id for job_id in job_ids]
     with transaction(engine) as session:
         return reopening.reopen(
-            session, fulcrum_ids, are_claimed_by_agent=are_claimed_by_agent, now_at_fulcrum=now_at_fulcrum or utc_now()
+            session,
+            fulcrum_ids,
+            are_claimed_at_fulcrum=are_claimed_at_fulcrum,
+            now_at_fulcrum=now_at_fulcrum or utc_now(),
         )
 
 
@@ -147,7 +150,7 @@ def failure_with(code: ErrorCode) -> JobResult:
     return JobResult(succeeded=False, code=code, detail="x")
 
 
-@pytest.mark.parametrize("are_claimed_by_agent", [True, False])
+@pytest.mark.parametrize("are_claimed_at_fulcrum", [True, False])
 @pytest.mark.parametrize(
     ("state", "result", "was_started"),
     [
@@ -160,16 +163,16 @@ def failure_with(code: ErrorCode) -> JobResult:
     ],
 )
 def test_the_report_of_a_result_is_due_again_when_fulcrumcore_lists_the_job_as_open(
-    engine: Engine, state: ReportState, result: JobResult, was_started: bool, are_claimed_by_agent: bool
+    engine: Engine, state: ReportState, result: JobResult, was_started: bool, are_claimed_at_fulcrum: bool
 ) -> None:
     job_id = store_settled_job(engine, state, result, was_started=was_started)
     before = columns_of(engine, job_id)
-    assert reopen(engine, job_id, are_claimed_by_agent=are_claimed_by_agent) == 1
+    assert reopen(engine, job_id, are_claimed_at_fulcrum=are_claimed_at_fulcrum) == 1
     report_columns = {"report_state": "due", "report_after": None, "report_attempts": 0, "reported_at": None}
     assert columns_of(engine, job_id) == before | report_columns
 
 
-@pytest.mark.parametrize("are_claimed_by_agent", [True, False])
+@pytest.mark.parametrize("are_claimed_at_fulcrum", [True, False])
 @pytest.mark.parametrize(
     ("result", "was_started"),
     [
@@ -180,30 +183,30 @@ def test_the_report_of_a_result_is_due_again_when_fulcrumcore_lists_the_job_as_o
     ],
 )
 def test_an_abandoned_job_without_a_result_of_a_run_gets_another_attempt(
-    engine: Engine, result: JobResult, was_started: bool, are_claimed_by_agent: bool
+    engine: Engine, result: JobResult, was_started: bool, are_claimed_at_fulcrum: bool
 ) -> None:
     job_id = store_settled_job(engine, ReportState.ABANDONED, result, was_started=was_started)
     before = columns_of(engine, job_id)
-    assert reopen(engine, job_id, are_claimed_by_agent=are_claimed_by_agent) == 1
+    assert reopen(engine, job_id, are_claimed_at_fulcrum=are_claimed_at_fulcrum) == 1
     after = columns_of(engine, job_id)
     cleared = dict.fromkeys(
         ["finished_at", "error_code", "error_message", "operator_detail", "owner", "lease_until", "available_at"]
     )
     changed = cleared | {"status": "pending", "report_state": "none", "epoch": before["epoch"] + 1}
     assert after == before | changed | {"claimed_at": after["claimed_at"]}
-    assert (after["claimed_at"] is not None) is are_claimed_by_agent
+    assert (after["claimed_at"] is not None) is are_claimed_at_fulcrum
     assert after["claimed_at"] != LONG_AGO
 
 
-@pytest.mark.parametrize("are_claimed_by_agent", [True, False])
+@pytest.mark.parametrize("are_claimed_at_fulcrum", [True, False])
 def test_only_jobs_that_fulcrumcore_lists_as_open_and_that_have_no_due_report_are_reopened(
-    engine: Engine, are_claimed_by_agent: bool
+    engine: Engine, are_claimed_at_fulcrum: bool
 ) -> None:
     reported = store_settled_job(engine, ReportState.REPORTED)
     abandoned = store_settled_job(engine, ReportState.ABANDONED, was_started=False)
     is_due, local, listed = ended(engine), ended(engine, is_local=True), store_settled_job(engine, ReportState.REPORTED)
     others = {job_id: columns_of(engine, job_id) for job_id in (reported, abandoned, is_due, local)}
-    assert reopen(engine, listed, is_due, local, are_claimed_by_agent=are_claimed_by_agent) == 1
+    assert reopen(engine, listed, is_due, local, are_claimed_at_fulcrum=are_claimed_at_fulcrum) == 1
     assert {job_id: columns_of(engine, job_id) for job_id in others} == others
 
 
@@ -212,7 +215,7 @@ def test_a_job_of_another_executor_gets_an_attempt_when_it_is_pending_at_fulcrum
     engine: Engine, state: ReportState
 ) -> None:
     job_id = store_settled_job(engine, state, failure_with(ErrorCode.JOB_CLAIMED_ELSEWHERE))
-    assert reopen(engine, job_id, are_claimed_by_agent=False) == 1
+    assert reopen(engine, job_id, are_claimed_at_fulcrum=False) == 1
     job = row(engine, job_id)
     assert (job.status, job.report_state, job.claim_sent_at, job.claimed_at) == ("pending", "none", None, None)
 

@@ -71,7 +71,7 @@ def test_a_replaced_result_and_a_reopened_job_are_events(engine: Engine) -> None
         outbox.replace_result(session, job_id, BROKEN)
         outbox.set_report_state(session, job_id, ReportState.REPORTED)
         fulcrum_id = row(engine, job_id).fulcrum_id
-        assert reopening.reopen(session, [fulcrum_id], are_claimed_by_agent=True, now_at_fulcrum=utc_now()) == 1
+        assert reopening.reopen(session, [fulcrum_id], are_claimed_at_fulcrum=True, now_at_fulcrum=utc_now()) == 1
     kinds = [event.kind for event in events(engine, job_id)]
     assert kinds == [JobEventKind.RESULT_REPLACED, JobEventKind.REOPENED]
 
@@ -111,12 +111,12 @@ def test_the_story_of_a_run_does_not_change_after_the_end_of_the_run(engine: Eng
     with transaction(engine) as session:
         job_runs.store_run_start(session, job_queue.lease_of(job), run_ident="run-1", playbook="create.yml")
         session.flush()
-        job_runs.store_run_progress(session, "run-1", {"steps": ["one"]})
+        job_runs.store_run_story(session, "run-1", {"steps": ["one"]})
     assert _story(engine) == {"steps": ["one"]}
     with transaction(engine) as session:
         end = {"status": "successful", "rc": 0, "reason": "", "folder": "", "upids": []}
         job_runs.store_run_end(session, "run-1", **end, story={"steps": ["one", "two"]})
-        job_runs.store_run_progress(session, "run-1", {"steps": ["late"]})
+        job_runs.store_run_story(session, "run-1", {"steps": ["late"]})
     assert _story(engine) == {"steps": ["one", "two"]}
 
 

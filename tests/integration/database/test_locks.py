@@ -56,7 +56,7 @@ def reserve(session: Session) -> None:
     ("key", "work_with_lock"),
     [
         ((CREATE_LIMIT_LOCK_KEY,), claim),
-        ((manual_runs.LOCK_KEY,), claim),
+        ((manual_runs.MANUAL_RUN_LOCK_KEY,), claim),
         ((allocations.LOCK_KEY,), allocations.lock_tables),
         ((usage.TENANT_LOCK_KEY, func.hashtext("")), reserve),
     ],

@@ -20,7 +20,7 @@ from executor.database.engine import reading, transaction
 from executor.database.manual_runs import MAX_LEASE_S, NewManualRun
 from executor.database.tables.jobs import Job, ManualRun
 from executor.database.times import db_now, utc_now
-from executor.errors import DatabaseError, DatabaseRefused
+from executor.errors import DatabaseError, StatementRefused
 from executor.model import RunStatus
 from executor.settings.settings import Settings
 
@@ -87,7 +87,7 @@ def test_a_run_whose_lease_has_expired_blocks_neither_a_job_nor_a_run(engine: En
     with reading(engine) as session:
         expired_run = run_queries.find_manual_run(session, "start-1")
         assert expired_run is not None
-        assert (expired_run.status, expired_run.reason) == ("failed", manual_runs.REASON_FOR_LOST_RUN)
+        assert (expired_run.status, expired_run.reason) == ("failed", manual_runs.REASON_END_NOT_STORED)
     set_lease(engine, lease_s)
     assert claimed(engine).id == job_id
 
@@ -139,7 +139,9 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
 def test_a_service_with_a_run_in_progress_is_listed_as_busy_so_that_a_drift_check_skips_it(engine: Engine) -> None:
     def busy() -> tuple[bool, bool]:
         with reading(engine) as session:
-            return SERVICE in busy_services.find_ids(session), SERVICE in busy_services.find_ids(session, SERVICE)
+            return SERVICE in busy_services.find_busy_service_ids(
+                session
+            ), SERVICE in busy_services.find_busy_service_ids(session, SERVICE)
 
     assert start(engine) is None
     assert busy() == (True, True)
@@ -188,7 +190,7 @@ def test_the_database_refuses_a_second_run_of_a_service_before_the_first_one_has
     assert start(engine) is None
     values = {"service_id": SERVICE, "action": "stop", "who": "", "host": "", "pid": 1}
     second = ManualRun(ident="stop-2", started_at=utc_now(), lease_until=utc_now(), **values)
-    with pytest.raises(DatabaseRefused, match=r"(?i)unique"), transaction(engine) as session:
+    with pytest.raises(StatementRefused, match=r"(?i)unique"), transaction(engine) as session:
         session.add(second)
 
 

@@ -13,7 +13,7 @@ from executor.database import mapping_queries, mappings, vm_names
 from executor.database.engine import reading, transaction
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
-from executor.errors import DatabaseRefused
+from executor.errors import StatementRefused
 from executor.shared.marker import marker_for
 
 
@@ -60,7 +60,10 @@ def test_deleted_mappings_are_counted_unless_the_caller_excludes_them(engine: En
     others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
     with reading(engine) as session:
         assert mapping_queries.count_mappings_by_state(session) == {"reserved": 1, "deleted": 1} | others
-        assert mapping_queries.count_mappings_by_state(session, should_count_deleted=False) == {"reserved": 1} | others
+        assert (
+            mapping_queries.count_mappings_by_state(session, should_count_deleted_mappings=False)
+            == {"reserved": 1} | others
+        )
 
 
 def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
@@ -79,7 +82,7 @@ def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
         assert found is not None
         assert (found.id, mappings.get_one(session, mapping_id).id) == (mapping_id, mapping_id)
         assert mappings.get(session, 999) is None
-    with pytest.raises(DatabaseRefused), reading(engine) as session:
+    with pytest.raises(StatementRefused), reading(engine) as session:
         mappings.get_one(session, 999)
 
 
@@ -195,7 +198,7 @@ def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
 def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, match_count: int) -> None:
     store_reservation(engine)
     with reading(engine) as session:
-        assert len(mapping_queries.find_mappings_by_reference(session, reference)) == match_count
+        assert len(mapping_queries.find_mappings_by_vm_or_service(session, reference)) == match_count
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_a_mapping_is_found_by_its_name_without_the_suffix_of_its_service(
     with transaction(engine) as session:
         for vmid, (service_id, name) in names.items():
             assert mappings.reserve(session, service_id=service_id, cluster="c", vmid=vmid, name=name) is not None
-        assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_reference(session, reference)] == vmids
+        assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_vm_or_service(session, reference)] == vmids
 
 
 def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: Engine) -> None:
@@ -236,9 +239,9 @@ def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: En
     not_requested = str(uuid.uuid4())
     store_reservation(engine, not_requested, 104)
     with reading(engine) as session:
-        found = mapping_queries.current_mappings_of_services(session, [SERVICE, OTHER, str(uuid.uuid4())])
+        found = mapping_queries.current_mappings_by_service(session, [SERVICE, OTHER, str(uuid.uuid4())])
         assert {service_id: mapping.id for service_id, mapping in found.items()} == {SERVICE: current_mapping_id}
-        assert mapping_queries.current_mappings_of_services(session, []) == {}
+        assert mapping_queries.current_mappings_by_service(session, []) == {}
 
 
 def test_a_reservation_has_the_marker_and_the_tenant_of_its_service(engine: Engine) -> None:

@@ -49,13 +49,13 @@ def test_the_mappings_of_all_earlier_vms_of_a_service_can_still_be_found(engine:
         apply_result(engine, store_reservation(engine, SERVICE, vmid), status="absent")
     last = store_reservation(engine, SERVICE, 101)
     with reading(engine) as session:
-        assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_reference(session, SERVICE)] == [
+        assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_vm_or_service(session, SERVICE)] == [
             101,
             103,
             102,
             101,
         ]
-        assert len(mapping_queries.find_mappings_by_reference(session, "101")) == 2
+        assert len(mapping_queries.find_mappings_by_vm_or_service(session, "101")) == 2
         current = mappings.find_current_mapping(session, SERVICE)
         assert current is not None
         assert current.id == last
@@ -123,7 +123,7 @@ def test_adopting_another_vmid_deletes_the_mapping_of_the_lost_vm(engine: Engine
 
     assert new not in {None, old}
     old_row, new_row = row(engine, old), row(engine, new or 0)
-    assert (old_row.state, old_row.note) == ("deleted", "the VM was found on VMID 102")
+    assert (old_row.state, old_row.note) == ("deleted", "the service has another VM now: VMID 102")
     assert old_row.deleted_at is not None
     assert (new_row.state, new_row.vmid, new_row.node, new_row.name) == ("active", 102, "pve2", "found")
 

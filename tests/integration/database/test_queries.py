@@ -146,7 +146,7 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
         assert ids(action="start", service_ids=[service]) == [waiting]
         assert ids(service_ids=[]) == []
         assert ids(before_id=other) == [waiting, done]
-        assert ids(only_with_due_report=True) == [done]
+        assert ids(only_unreported=True) == [done]
         assert queries.count_jobs(session) == {
             "pending": 2,
             "processing": 0,
@@ -161,7 +161,7 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
     [
         (partial(queries.list_jobs, statuses=["pending"]), "ix_jobs_to_claim"),
         (partial(queries.list_jobs, statuses=["processing"]), "ix_jobs_one_processing_per_service"),
-        (partial(queries.list_jobs, only_with_due_report=True), "ix_jobs_to_report"),
+        (partial(queries.list_jobs, only_unreported=True), "ix_jobs_to_report"),
         (partial(queries.jobs_with_postponed_report, limit=10), "ix_jobs_to_report"),
         (partial(queries.jobs_claimed_elsewhere, limit=10), "ix_jobs_claimed_elsewhere"),
     ],

@@ -105,7 +105,12 @@ def index_definitions(engine: Engine) -> dict[str, str]:
 def test_a_schema_of_a_newer_version_is_refused_and_not_changed(own_engine: Engine) -> None:
     with own_engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for use_schema in (schema.upgrade, schema.downgrade, schema.refuse_unknown_schema, database_check.find_problems):
+    for use_schema in (
+        schema.upgrade,
+        schema.downgrade,
+        schema.refuse_newer_or_foreign_schema,
+        database_check.find_problems,
+    ):
         with pytest.raises(DatabaseError, match=r"has schema 9999, which this version .* does not know: run the newer"):
             use_schema(own_engine)
     assert schema.current_revision(own_engine) == "9999"

@@ -27,7 +27,7 @@ from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job, ManualRun
 from executor.database.tables.moves import Move
 from executor.database.times import utc_now
-from executor.errors import DatabaseError, DatabaseRefused
+from executor.errors import DatabaseError, StatementRefused
 from executor.model import MoveDirection
 
 TARGET_URL = "postgresql+psycopg://smith@db.example.net/smith"
@@ -76,8 +76,8 @@ def test_every_row_of_every_table_is_copied(source_and_target: tuple[Engine, Eng
     assert found == all_rows(source)
     assert [name for name, table_rows in found.items() if not table_rows] == [], "each table must have a row here"
     assert set(found) | {"moves", schema.ALEMBIC_TABLE} == set(inspect(source).get_table_names())
-    assert table_copy.has_rows_of_move(target, move.id)
-    assert not table_copy.has_rows_of_move(source, move.id)
+    assert table_copy.is_copy_committed(target, move.id)
+    assert not table_copy.is_copy_committed(source, move.id)
 
 
 @in_both_directions
@@ -225,7 +225,7 @@ def test_a_sealed_database_refuses_every_change_of_every_table(engine: Engine) -
             continue
         insertion = f"INSERT INTO {table.name} SELECT * FROM {table.name}"  # noqa: S608
         for statement in (f"DELETE FROM {table.name}", insertion):  # noqa: S608
-            with pytest.raises(DatabaseRefused, match="this database were moved"), transaction(engine) as session:
+            with pytest.raises(StatementRefused, match="this database were moved"), transaction(engine) as session:
                 session.execute(text(statement))
     assert all_rows(engine) == contents
     (problem,) = database_check.find_problems(engine)
@@ -250,9 +250,9 @@ def test_an_agent_that_was_suspended_during_the_seal_changes_nothing(postgres_en
     submit(postgres_engine)
     try:
         seal(postgres_engine)
-        with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
+        with pytest.raises(StatementRefused), transaction(postgres_engine) as session:
             job_queue.claim(session, "old", lease_s=30)
-        with pytest.raises(DatabaseRefused), transaction(postgres_engine) as session:
+        with pytest.raises(StatementRefused), transaction(postgres_engine) as session:
             nodes.store_lease_renewal(session, "old", fences=True)
     finally:
         with transaction(postgres_engine) as session:

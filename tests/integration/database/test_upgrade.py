@@ -20,7 +20,7 @@ from support.databases import PostgresCluster
 from support.recorded_databases import KINDS, file_of, replay, revisions
 from support.table_contents import TABLES, columns, only, rows, shape, shared
 
-from executor.agent.refusals import RefusalCounter
+from executor.agent.refusals import Http403Counter
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import database_check, mapping_queries, mappings, outbox, queries, reopening, schema
@@ -186,14 +186,14 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
     due = due_reports(upgraded)
     assert {job.status for job in due.values()} == {JobStatus.COMPLETED, JobStatus.FAILED}
     with reading(upgraded) as session:
-        unreported = {job.id: job for job in queries.list_jobs(session, only_with_due_report=True)}
+        unreported = {job.id: job for job in queries.list_jobs(session, only_unreported=True)}
     assert all(job.report_after is not None for job_id, job in unreported.items() if job_id not in due)
     client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
     reporter = Reporter(
         engine=upgraded,
         fulcrum=client,
         state=AgentState(agent_id=AGENT_ID),
-        refusal_counter=RefusalCounter(fulcrum=client),
+        http_403_counter=Http403Counter(fulcrum=client),
     )
 
     reporter.send_due_reports()

@@ -15,7 +15,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from smith_lab.lab_test.lab_settings import PREFIX
+from smith_lab.lab_test.lab_settings import VARIABLE_PREFIX
 from smith_lab.lab_test.open_lab import stand_in_settings
 from smith_lab.proxmox.stand_in import running_stand_in
 from support.ci_pipelines import SHELLS, shell_steps
@@ -54,7 +54,11 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         archive.add(script, "agent-smith-0.1.0-offline/install.sh")
     bundle = folder / "bundle.tar"
     digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
-    env = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "PROXMOX_", "PYTEST_"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith((VARIABLE_PREFIX, "PROXMOX_", "PYTEST_"))
+    }
     return env | {"AGENT_SMITH_BUNDLE_URL": bundle.as_uri(), "AGENT_SMITH_BUNDLE_SHA256": digest}
 
 

@@ -19,7 +19,7 @@ from support.doctor_results import Doctor
 
 from executor.agent import disk_space as space
 from executor.doctor.checks import Status
-from executor.doctor.machine import COLLECTION_VERSION_RANGE, MIN_ANSIBLE_CORE
+from executor.doctor.machine import COMMUNITY_PROXMOX_VERSION_RANGE, MIN_ANSIBLE_CORE
 
 ROOT = Path(__file__).parents[3]
 COMMAND_TIMEOUT_S = 120
@@ -108,7 +108,7 @@ def test_doctor_checks_for_the_versions_that_the_project_files_declare() -> None
     declared = re.search(r'"ansible-core>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert declared is not None
     assert declared[1] == ".".join(map(str, MIN_ANSIBLE_CORE))
-    (min_major, min_minor), (first_unsupported_major, _) = COLLECTION_VERSION_RANGE
+    (min_major, min_minor), (first_unsupported_major, _) = COMMUNITY_PROXMOX_VERSION_RANGE
     wanted = f'version: ">={min_major}.{min_minor}.0,<{first_unsupported_major}.0.0"'
     assert wanted in (ROOT / "requirements.yml").read_text()
 

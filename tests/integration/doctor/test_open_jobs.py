@@ -145,9 +145,8 @@ def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
     jobs: Jobs, claimed: bool, state: ReportState
 ) -> None:
     jobs.store_ended_row(jobs.order_job(claimed=claimed), NO_SPACE, state)
-    assert (
-        "its status in the database is failed; a running agent continues the job" in jobs.check_with_one_warning().text
-    )
+    text = "its status in the database is failed; a running agent reports or executes the job again"
+    assert text in jobs.check_with_one_warning().text
 
 
 def test_the_number_of_requests_and_of_shown_jobs_is_limited(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +157,7 @@ def test_the_number_of_requests_and_of_shown_jobs_is_limited(jobs: Jobs, monkeyp
     results = jobs.check()
     assert len(jobs.world.sim.history(method="GET")) == 3, "two pages of processing jobs, and the offered jobs"
     assert len(results) == open_jobs.MAX_SHOWN_JOBS + 1
-    assert results[-1].text.startswith("3 more jobs have such a problem")
+    assert results[-1].text.startswith("3 more open jobs are neither processed nor reported")
     for job in ordered:
         jobs.store_row(job)
     (result,) = jobs.check()

@@ -35,7 +35,7 @@ def insert(engine: Engine, state: MappingState = ACTIVE, **changes: Any) -> Mapp
 
 def mappings_in(engine: Engine) -> dict[str, MappingFacts]:
     with reading(engine) as session:
-        return {row.service_id: row for row in rows.read_drift_rows(session, "c").mappings}
+        return {row.service_id: row for row in rows.read_database_facts(session, "c").mappings}
 
 
 def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
@@ -122,8 +122,12 @@ def test_a_repair_does_nothing_while_the_service_is_busy(engine: Engine, open_as
             session.execute(update(Job).where(Job.id == job_id).values(**ended))
     assert not apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
     with transaction(engine) as session:
-        assert busy_services.find_ids(session) == busy_services.find_ids(session, SERVICE_A) == {SERVICE_A}
-        assert busy_services.find_ids(session, SERVICE_B) == frozenset()
+        assert (
+            busy_services.find_busy_service_ids(session)
+            == busy_services.find_busy_service_ids(session, SERVICE_A)
+            == {SERVICE_A}
+        )
+        assert busy_services.find_busy_service_ids(session, SERVICE_B) == frozenset()
         settled = {"status": "completed", "report_state": ReportState.REPORTED}
         session.execute(update(Job).where(Job.id == job_id).values(**settled))
     assert apply_repair(engine, "c", finding(row, Repair.MARK_VM_LOST), who="alice")
@@ -134,5 +138,5 @@ def test_services_mapped_on_another_cluster_are_read_as_foreign_services(engine:
     with transaction(engine) as session:
         mappings.reserve(session, service_id=SERVICE_B, cluster="elsewhere", vmid=100, name="db")
     with reading(engine) as session:
-        found = rows.read_drift_rows(session, "c")
+        found = rows.read_database_facts(session, "c")
     assert ([row.service_id for row in found.mappings], found.services_on_other_clusters) == ([SERVICE_A], {SERVICE_B})

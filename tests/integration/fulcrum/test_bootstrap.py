@@ -16,7 +16,7 @@ from smith_lab.fulcrum_setup import METRIC_TYPES, SEED_TOKEN, AdminClient
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.cli_world import Cli
 
-from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import AGENT_TYPE_FILE, VM_SERVICE_TYPE_FILE, read_type_file
 from executor.fulcrum.differences import find_differences
 
 AGENT, PROVIDER = "smith-dc1", "My cloud"
@@ -107,8 +107,8 @@ def test_a_dry_run_lists_all_objects_and_creates_none(smith: Cli, core: Simulato
 
 
 def test_missing_objects_are_created_beside_existing_ones(smith: Cli, admin: AdminClient, tmp_path: Path) -> None:
-    service_type = admin.create("service-types", **load_type(VM_SERVICE_TYPE_FILE))
-    admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]})
+    service_type = admin.create("service-types", **read_type_file(VM_SERVICE_TYPE_FILE))
+    admin.create("agent-types", **read_type_file(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]})
     admin.create("metric-types", name="vm.cpu.usage", entityType="Resource")
     provider = admin.create("participants", name=PROVIDER, status="Enabled")
     output = smith.json(*arguments("--token-file", str(tmp_path / "token")))
@@ -123,11 +123,11 @@ def test_the_service_type_is_added_to_an_agent_type_that_exists(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
     """FulcrumCore refuses orders of a service type that the agent type does not list. No listed type is removed."""
-    other = admin.create("service-types", **load_type(VM_SERVICE_TYPE_FILE) | {"name": "other"})
-    agent_type = admin.create("agent-types", **load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [other["id"]]})
+    other = admin.create("service-types", **read_type_file(VM_SERVICE_TYPE_FILE) | {"name": "other"})
+    agent_type = admin.create("agent-types", **read_type_file(AGENT_TYPE_FILE) | {"serviceTypeIds": [other["id"]]})
     admin.create("participants", name=PROVIDER, status="Enabled")
     own_file = tmp_path / "own.json"
-    own_file.write_text(json.dumps(load_type(VM_SERVICE_TYPE_FILE) | {"name": "own"}))
+    own_file.write_text(json.dumps(read_type_file(VM_SERVICE_TYPE_FILE) | {"name": "own"}))
     options = arguments("--token-file", str(tmp_path / "token"), "--service-type-file", str(own_file))
     shown = {step["kind"]: step["status"] for step in smith.json(*options, "--dry-run")["steps"]}
     assert shown["agent type"] == "attached"
@@ -147,7 +147,7 @@ def test_with_a_new_token_the_other_valid_tokens_are_listed_and_deleted_on_reque
     first_file, second_file, third_file = (tmp_path / name for name in ("first", "second", "third"))
     assert smith.json(*arguments("--token-file", str(first_file)))["other_tokens"] == []
     shown = smith.ok(*arguments("--token-file", str(second_file), "--new-token"))
-    assert "still valid: the agent's other tokens: " in shown
+    assert "still valid: the agent's old tokens: " in shown
     assert "--remove-old-tokens deletes them" in shown
     dry_run_output = smith.json(
         *arguments("--token-file", str(third_file), "--new-token", "--remove-old-tokens", "--dry-run")
@@ -169,11 +169,11 @@ def test_old_tokens_are_deleted_only_when_a_new_one_is_created(smith: Cli) -> No
 def test_an_object_with_other_content_is_reported_and_not_changed(
     smith: Cli, core: SimulatorThread, admin: AdminClient, tmp_path: Path
 ) -> None:
-    changed_type = load_type(VM_SERVICE_TYPE_FILE)
+    changed_type = read_type_file(VM_SERVICE_TYPE_FILE)
     changed_type["propertySchema"]["properties"]["cores"]["validators"] = [{"type": "max", "config": {"value": 2}}]
     service_type = admin.create("service-types", **changed_type)
     stored = admin.call("GET", f"/service-types/{service_type['id']}")  # FulcrumCore adds the members that are missing
-    other_type = load_type(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]}
+    other_type = read_type_file(AGENT_TYPE_FILE) | {"serviceTypeIds": [service_type["id"]]}
     other_type["configurationSchema"]["properties"]["storage"]["label"] = "another label"
     admin.create("agent-types", **other_type)
     admin.create("participants", name=PROVIDER, status="Disabled")

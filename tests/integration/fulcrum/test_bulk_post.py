@@ -14,7 +14,7 @@ import pytest
 from smith_lab.proxmox.certificates import make_certificates
 from support.wire_server import Serve, WireServer, reply
 
-from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.transport import Transport
 
 TOKEN = "tok-8c1f0c77e5"
@@ -74,8 +74,8 @@ def test_a_proxy_from_the_environment_is_used_with_its_password(serve: Serve, mo
 @pytest.mark.parametrize(
     ("answer", "error_class"),
     [
-        (reply(401, {"error": f"bad {TOKEN}"}), FulcrumAuthFailing),
-        (reply(403, {"error": "no"}), FulcrumAuthFailing),
+        (reply(401, {"error": f"bad {TOKEN}"}), FulcrumAuthError),
+        (reply(403, {"error": "no"}), FulcrumAuthError),
         (reply(404, {"error": "no such service"}), FulcrumNotFound),
         (reply(404, b"<html>", kind="text/html"), FulcrumUnavailable),
         (reply(400, {"error": "bad"}), FulcrumRefused),

@@ -10,7 +10,7 @@ from smith_lab.fulcrum_setup import METRIC_TYPES, AdminClient, CreatedObjects, a
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.client_jobs import only_job, order
 
-from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 
 UNKNOWN_ID = "ffffffff-ffff-4fff-8fff-ffffffffffff"
@@ -49,7 +49,7 @@ def client(simulator: SimulatorThread, core: CreatedObjects) -> FulcrumClient:
 
 
 def test_an_agent_reads_its_own_row(client: FulcrumClient, core: CreatedObjects) -> None:
-    agent = client.get_self()
+    agent = client.get_own_agent()
     assert (agent.id, agent.name, agent.provider_id) == (core.agent_id, "smith-dc1", core.provider_id)
     assert agent.agent_type
     assert core.service_type_id in agent.agent_type.service_type_ids
@@ -60,7 +60,7 @@ def test_an_agent_reads_its_own_row(client: FulcrumClient, core: CreatedObjects)
 
 def test_put_status_sets_the_status_of_the_agent(client: FulcrumClient) -> None:
     assert client.put_status("Connected").status == "Connected"
-    assert client.get_self().status == "Connected"
+    assert client.get_own_agent().status == "Connected"
     with pytest.raises(FulcrumRefused):
         client.put_status("connected")
 
@@ -69,7 +69,7 @@ def test_an_agent_reads_that_an_administrator_disabled_it(
     client: FulcrumClient, admin: AdminClient, core: CreatedObjects
 ) -> None:
     admin.call("PATCH", f"/participants/{core.provider_id}", {"status": "Disabled"})
-    assert client.get_self().is_disabled
+    assert client.get_own_agent().is_disabled
 
 
 # Jobs
@@ -122,7 +122,7 @@ def test_a_completion_without_values_keeps_the_values_in_fulcrumcore(
     job = only_job(client)
     client.claim_job(job.id)
     client.complete_job(job.id, agent_instance_id="a/1", agent_instance_data={"vmid": 1})
-    admin.start_action(service["id"], "start")
+    admin.request_action(service["id"], "start")
     job = only_job(client)
     client.claim_job(job.id)
     client.complete_job(job.id)
@@ -177,7 +177,7 @@ def test_a_duplicate_instance_id_raises_the_error_of_an_outage(
 
 def test_an_unknown_job_or_service_raises_fulcrum_auth_failing(client: FulcrumClient) -> None:
     for call in (client.get_job, client.claim_job, client.get_service):
-        with pytest.raises(FulcrumAuthFailing) as caught:
+        with pytest.raises(FulcrumAuthError) as caught:
             call(UNKNOWN_ID)
         assert caught.value.status == 403
 

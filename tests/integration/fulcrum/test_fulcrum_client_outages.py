@@ -10,9 +10,9 @@ from smith_lab.fulcrum_setup import AdminClient, CreatedObjects, bootstrap
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.client_jobs import only_job, order
 
-from executor.errors import FulcrumAuthFailing, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.types import CoreJob
+from executor.fulcrum.types import FulcrumJob
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def test_a_revoked_token_and_a_database_outage_are_the_same_temporary_error(
     client: FulcrumClient, simulator: SimulatorThread, admin: AdminClient, core: CreatedObjects
 ) -> None:
     simulator.set_switches(database_down=True)
-    with pytest.raises(FulcrumAuthFailing):
-        client.get_self()
+    with pytest.raises(FulcrumAuthError):
+        client.get_own_agent()
     simulator.set_switches(database_down=False)
-    assert client.get_self().id == core.agent_id
+    assert client.get_own_agent().id == core.agent_id
     simulator.revoke_tokens(agent_id=core.agent_id)
-    with pytest.raises(FulcrumAuthFailing) as caught:
-        client.get_self()
+    with pytest.raises(FulcrumAuthError) as caught:
+        client.get_own_agent()
     assert core.agent_token not in str(caught.value)
 
 
@@ -66,24 +66,24 @@ def test_a_rotated_token_is_used_without_a_new_client(
 ) -> None:
     token = [core.agent_token]
     client = FulcrumClient(simulator.url, lambda: token[0])
-    client.get_self()
+    client.get_own_agent()
     simulator.revoke_tokens(agent_id=core.agent_id)
-    with pytest.raises(FulcrumAuthFailing):
-        client.get_self()
+    with pytest.raises(FulcrumAuthError):
+        client.get_own_agent()
     token[0] = admin.create_token("smith-dc1", "agent", core.agent_id)["value"]
-    assert client.get_self().id == core.agent_id
+    assert client.get_own_agent().id == core.agent_id
 
 
 def test_requests_succeed_again_after_an_outage(client: FulcrumClient, simulator: SimulatorThread) -> None:
-    client.get_self()
+    client.get_own_agent()
     simulator.pause()
     try:
         with pytest.raises(FulcrumUnavailable) as caught:
-            client.get_self()
+            client.get_own_agent()
         assert caught.value.status is None
     finally:
         simulator.resume()
-    assert client.get_self().name == "smith-dc1"
+    assert client.get_own_agent().name == "smith-dc1"
 
 
 @pytest.mark.parametrize("kind", ["html", "empty", "wrong_json", "truncate", "drop_before", "drop_after"])
@@ -123,10 +123,10 @@ def test_after_a_lost_response_to_a_claim_the_job_is_processing(
 def test_the_offset_of_fulcrumcores_clock_is_measured(client: FulcrumClient, simulator: SimulatorThread) -> None:
     assert client.clock_offset_s == 0.0
     simulator.advance(3600)
-    client.get_self()
+    client.get_own_agent()
     assert abs(client.clock_offset_s - 3600) < 30
     simulator.advance(-7200)
-    client.get_self()
+    client.get_own_agent()
     assert abs(client.clock_offset_s + 3600) < 30
 
 
@@ -136,7 +136,7 @@ def test_several_threads_can_use_one_client(client: FulcrumClient, admin: AdminC
     jobs = client.pending_jobs().jobs
     failures: list[BaseException] = []
 
-    def process(assigned_jobs: list[CoreJob]) -> None:
+    def process(assigned_jobs: list[FulcrumJob]) -> None:
         try:
             for job in assigned_jobs:
                 client.claim_job(job.id)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.wire_server import Serve, WireServer, reply
 
-from executor.errors import FulcrumAuthFailing, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum import transport
 from executor.fulcrum.client import FulcrumClient
 from executor.redaction import redactor
@@ -44,8 +44,8 @@ def client_of(server: WireServer, **more: Any) -> FulcrumClient:
     ("status", "error_class"),
     [
         (400, FulcrumRefused),
-        (401, FulcrumAuthFailing),
-        (403, FulcrumAuthFailing),
+        (401, FulcrumAuthError),
+        (403, FulcrumAuthError),
         (404, FulcrumNotFound),
         (405, FulcrumRefused),
         (408, FulcrumUnavailable),
@@ -178,7 +178,7 @@ def test_a_success_without_the_expected_json_raises_fulcrum_unavailable(serve: S
     server = serve(reply(200, body, kind="text/html"))
     client = client_of(server)
     calls: list[Callable[[], Any]] = [
-        client.get_self,
+        client.get_own_agent,
         client.pending_jobs,
         lambda: client.get_job(JOB_ID),
         lambda: client.processing_jobs_of_agent(AGENT_ID),
@@ -302,7 +302,7 @@ def test_a_closed_port_and_an_unknown_host_raise_fulcrum_unavailable() -> None:
         port = listener.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}", "http://core.invalid"):
         with pytest.raises(FulcrumUnavailable, match="GET /agents/me: ") as caught:
-            FulcrumClient(url, lambda: TOKEN).get_self()
+            FulcrumClient(url, lambda: TOKEN).get_own_agent()
         assert "object at 0x" not in str(caught.value)
 
 

@@ -17,7 +17,7 @@ import pytest
 from smith_lab.proxmox.certificates import make_certificates
 from support.wire_server import Serve, WireServer, reply
 
-from executor.errors import FulcrumAuthFailing, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
+from executor.errors import FulcrumAuthError, FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 
 TOKEN = "tok-8c1f0c77e5"
@@ -137,7 +137,7 @@ def test_the_token_function_is_called_for_every_request(serve: Serve) -> None:
 @pytest.mark.parametrize("token", ["", " \n", "tok\r\nX-Evil: 1", "tok en", "tök", "tok\x00"])
 def test_a_token_that_is_invalid_in_a_header_is_refused_and_not_shown(serve: Serve, token: str) -> None:
     server = serve(reply(200, []))
-    with pytest.raises(FulcrumAuthFailing) as caught:
+    with pytest.raises(FulcrumAuthError) as caught:
         FulcrumClient(server.url, lambda: token).pending_jobs()
     assert server.requests == []
     assert not token.strip() or token not in str(caught.value)

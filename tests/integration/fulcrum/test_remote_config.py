@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from annotated_types import Ge, Le
 from pydantic import ValidationError
-from smith_lab.fulcrum_setup import load_type
+from smith_lab.fulcrum_setup import read_type_file
 from smith_lab.proxmox.certificates import make_certificates
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.remote_configuration import SECRET, Start, configure, no_sleep
@@ -25,7 +25,7 @@ from executor.agent.reloadable_secrets import ReloadableSecrets
 from executor.errors import SettingsError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_config import fetch_remote_settings, wait_for_remote_settings
-from executor.fulcrum.remote_members import CA_FILE, CONFIGURATION_MEMBERS, MemberReader
+from executor.fulcrum.remote_members import CA_FILE_NAME, CONFIGURATION_MEMBERS, MemberReader
 from executor.redaction import redactor
 from executor.settings.display import setting_rows
 from executor.settings.settings import FIELDS, Settings, load_settings
@@ -120,15 +120,15 @@ def test_every_member_overrides_file_and_environment(world: World, start: Start,
     assert (settings.smith_metrics_interval_s, settings.smith_concurrency) == (0, 3)
     assert settings.fulcrum_job_timeout_s == 200
     assert settings.smith_playbook_timeout_s == 160, "a default that depends on a remote value"
-    assert settings.proxmox_ca_bundle == tmp_path / "data" / CA_FILE
+    assert settings.proxmox_ca_bundle == tmp_path / "data" / CA_FILE_NAME
     assert settings.proxmox_ca_bundle.read_text() == pem
     assert settings.proxmox_ca_bundle.stat().st_mode & 0o777 == 0o600
-    assert {origin(settings, member.attribute.upper()) for member in CONFIGURATION_MEMBERS} == {"FulcrumCore"}
+    assert {origin(settings, member.settings_attribute.upper()) for member in CONFIGURATION_MEMBERS} == {"FulcrumCore"}
 
 
 def test_the_agent_type_declares_the_members_that_the_agent_reads() -> None:
     """A member that the agent type lacks cannot be set; a member that the agent does not read has no effect."""
-    properties = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
+    properties = read_type_file("agent-type-proxmox.json")["configurationSchema"]["properties"]
     declared_names = {
         f"{name}.{inner}" if "properties" in definition else name
         for name, definition in properties.items()
@@ -153,10 +153,10 @@ def bounds_of_setting(name: str) -> tuple[int, int]:
 
 def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
     """An administrator then cannot enter a number in FulcrumCore that the agent would not accept."""
-    definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
+    definitions = read_type_file("agent-type-proxmox.json")["configurationSchema"]["properties"]
     definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
     numbers = {
-        member.name: member.attribute.upper()
+        member.name: member.settings_attribute.upper()
         for member in CONFIGURATION_MEMBERS
         if member.read is MemberReader.read_number
     }
@@ -167,17 +167,17 @@ def test_the_agent_type_has_the_bounds_of_the_settings() -> None:
 
 def test_the_agent_type_has_the_defaults_of_the_settings() -> None:
     """FulcrumCore fills in the agent type's defaults, which override the settings, so both must be equal."""
-    definitions = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]
+    definitions = read_type_file("agent-type-proxmox.json")["configurationSchema"]["properties"]
     definitions |= {f"vmidRange.{name}": inner for name, inner in definitions["vmidRange"]["properties"].items()}
     declared = {name: item["default"] for name, item in definitions.items() if item.get("default") not in (None, {})}
-    settings = {member.name: FIELDS[member.attribute.upper()].default for member in CONFIGURATION_MEMBERS}
+    settings = {member.name: FIELDS[member.settings_attribute.upper()].default for member in CONFIGURATION_MEMBERS}
     assert declared == {name: settings[name] for name in declared}
     assert {"pollIntervalSeconds", "maxConcurrentJobs", "jobDeadlineSeconds"} <= declared.keys()
 
 
 @pytest.mark.parametrize("user", ["smith", "smith@", "smith@pve!agent", "smith@1pve", "a:b@pve", "a/b@pve", "a b@pve"])
 def test_the_agent_type_refuses_a_user_that_the_settings_refuse(user: str) -> None:
-    definition = load_type("agent-type-proxmox.json")["configurationSchema"]["properties"]["apiUser"]
+    definition = read_type_file("agent-type-proxmox.json")["configurationSchema"]["properties"]["apiUser"]
     (pattern,) = (item["config"]["pattern"] for item in definition["validators"])
     assert not re.search(pattern, user)
     assert re.search(pattern, "smith@pve")
@@ -216,7 +216,7 @@ def test_the_remote_secret_is_masked(world: World, start: Start) -> None:
 
 def test_unknown_members_are_ignored(world: World, start: Start) -> None:
     """The agent type of another version may have more members."""
-    properties = load_type("agent-type-proxmox.json")["configurationSchema"]
+    properties = read_type_file("agent-type-proxmox.json")["configurationSchema"]
     properties["properties"]["somethingNew"] = {"type": "string", "label": "new"}
     world.admin.call("PATCH", f"/agent-types/{world.ids.agent_type_id}", {"configurationSchema": properties})
     configure(world, somethingNew="x")
@@ -228,7 +228,7 @@ def test_unknown_members_are_ignored(world: World, start: Start) -> None:
 
 def withdraw_token(world: World, **members: Any) -> None:
     """Configure the agent in FulcrumCore without `apiTokenId` and `apiTokenSecret`."""
-    schema = load_type("agent-type-proxmox.json")["configurationSchema"]
+    schema = read_type_file("agent-type-proxmox.json")["configurationSchema"]
     for name in ("apiTokenId", "apiTokenSecret"):
         del schema["properties"][name]
     world.admin.call(
@@ -322,7 +322,7 @@ def test_a_reload_does_not_send_a_local_secret_to_the_address_from_fulcrumcore(
         ({"pollIntervalSeconds": 290}, "pollIntervalSeconds from FulcrumCore's configuration"),
         ({"vmidRange": {"min": 900, "max": 800}}, "vmidRange.max from FulcrumCore's configuration"),
         ({"caBundle": "no certificate"}, "caBundle from FulcrumCore's configuration (the setting PROXMOX_CA_BUNDLE)"),
-        ({"images": {"debian-12": "9000"}}, "the value of 'debian-12' is not a VMID"),
+        ({"images": {"debian-12": "9000"}}, "has no VMID for the image 'debian-12'"),
         ({"images": {"debian 12": 9000}}, "images from FulcrumCore's configuration"),
         ({"storage": "a b"}, "storage from FulcrumCore's configuration (the setting PROXMOX_STORAGE) is wrong"),
     ],

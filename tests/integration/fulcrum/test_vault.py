@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, load_type
+from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, AdminClient, CreatedObjects, bootstrap, read_type_file
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 
 from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
-from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobWithReferences, SecretResolver
+from executor.fulcrum.vault import MAX_SECRET_CHARS, MAX_VAULT_ATTEMPTS, JobForSecretResolver, SecretResolver
 from executor.model import PlaybookRun
 from executor.redaction import MASK, Redactor
 from executor.runs.actions import collection_folder
@@ -43,7 +43,7 @@ PROPERTIES = {
 def core() -> Iterator[tuple[SimulatorThread, CreatedObjects, str]]:
     """Return a FulcrumCore and the id of a service type with `PROPERTIES`."""
     with running_simulator() as simulator, AdminClient(simulator.url) as admin:
-        service_type = copy.deepcopy(load_type(VM_SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
+        service_type = copy.deepcopy(read_type_file(VM_SERVICE_TYPE_FILE)) | {"name": "vm-with-secrets"}
         service_type["propertySchema"]["properties"] |= PROPERTIES
         ids = bootstrap(admin)
         yield simulator, ids, admin.create("service-types", **service_type)["id"]
@@ -69,9 +69,9 @@ def type_id(core: tuple[SimulatorThread, CreatedObjects, str]) -> str:
 
 def job_of(
     type_id: str, properties: dict[str, Any], *, action: str = "create", status: str = "New", **more: Any
-) -> JobWithReferences:
+) -> JobForSecretResolver:
     service = {"serviceTypeId": type_id, "status": status, "properties": more.pop("before", {})}
-    return JobWithReferences(action=action, params=properties, service=service, **{"attempt": 1, **more})
+    return JobForSecretResolver(action=action, params=properties, service=service, **{"attempt": 1, **more})
 
 
 def test_only_properties_that_the_type_marks_secret_are_resolved(
@@ -173,7 +173,8 @@ def test_a_disabled_vault_is_retried_and_then_fails_the_job(
             resolver.resolve(job_of(type_id, properties, attempt=attempt), properties)
     with pytest.raises(JobError) as caught:
         resolver.resolve(job_of(type_id, properties, attempt=MAX_VAULT_ATTEMPTS), properties)
-    assert (caught.value.code, caught.value.detail) == (ErrorCode.SECRET_MISSING, "the vault cannot be read")
+    assert caught.value.code is ErrorCode.SECRET_MISSING
+    assert "vault cannot be read" in caught.value.detail
 
 
 def test_an_outage_is_not_reported_as_a_missing_secret(

@@ -117,7 +117,7 @@ def test_each_fault_can_be_begun_twice_and_clearing_restores_the_lab(tmp_path: P
     with running_lab(tmp_path) as system:
         ids = system.ids
         RunningLab(
-            core_url=system.core_url,
+            fulcrum_base_url=system.fulcrum_base_url,
             control_port=system.proxmox.control_port,
             consumer_id=ids.consumer_id,
             agent_id=ids.agent_id,

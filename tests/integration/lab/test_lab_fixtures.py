@@ -27,7 +27,7 @@ def stand_in() -> Iterator[ProxmoxStandIn]:
 @pytest.fixture
 def guests(stand_in: ProxmoxStandIn) -> GuestActions:
     lease = new_lease(time.time() + 600)
-    reserved = ReservedRange(vmids=range(FIRST, FIRST + SIZE), lease=lease, base_prefix="smith-lab")
+    reserved = ReservedRange(vmids=range(FIRST, FIRST + SIZE), lease=lease, lab_name_prefix="smith-lab")
     return GuestActions(lab_run=LabRun(settings=lab_settings(stand_in), reserved_range=reserved))
 
 

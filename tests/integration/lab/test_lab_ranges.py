@@ -17,9 +17,9 @@ from smith_lab.lab_test.removal_rules import GRACE_S
 from smith_lab.lab_test.reservation import (
     MAX_REMOVAL_S,
     NoFreeRange,
+    acquire_lease,
     release_range,
     reserve_any_range,
-    reserve_range,
     reserve_when_free,
 )
 from smith_lab.lab_test.reserved_range import ReservedRange, lease_in_notes
@@ -70,7 +70,7 @@ def test_of_two_runs_that_create_the_same_lease_proxmox_refuses_the_second(
     vmids = range(FIRST, FIRST + SIZE)
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(2)]
-        leases = list(pool.map(lambda run_cluster: reserve_range(run_cluster, vmids, [], time.time() + 600), clusters))
+        leases = list(pool.map(lambda run_cluster: acquire_lease(run_cluster, vmids, [], time.time() + 600), clusters))
     (lease,) = [lease for lease in leases if lease]
     assert stand_in.guest(FIRST)["name"] == f"smith-lab-{lease.token}-lease"  # type: ignore[index]
     assert stand_in.guest(FIRST)["status"] == "stopped"  # type: ignore[index]
@@ -81,13 +81,13 @@ def test_of_two_runs_that_take_over_the_same_expired_lease_proxmox_refuses_the_s
 ) -> None:
     """Both have read the same expired lease; each sends one request, with the digest that it has read."""
     vmids = range(FIRST, FIRST + SIZE)
-    assert reserve_range(cluster, vmids, [], time.time() - GRACE_S)
+    assert acquire_lease(cluster, vmids, [], time.time() - GRACE_S)
     guests = cluster.guests(vmids)
     stand_in.reset_request_log()
     with ThreadPoolExecutor() as pool:
         clusters = [LabCluster(lab_settings(stand_in)) for _ in range(2)]
         leases = list(
-            pool.map(lambda run_cluster: reserve_range(run_cluster, vmids, guests, time.time() + 600), clusters)
+            pool.map(lambda run_cluster: acquire_lease(run_cluster, vmids, guests, time.time() + 600), clusters)
         )
     (lease,) = [lease for lease in leases if lease]
     config = stand_in.guest(FIRST)["config"]  # type: ignore[index]
@@ -129,7 +129,7 @@ def test_a_new_run_removes_the_guests_that_an_expired_run_has_left_in_its_range(
             stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
     reserved = reserve_any_range(cluster, time.time() + 600)
     assert (reserved.vmids, stand_in.guest(vmid)) == (expired.vmids, None)
-    assert reserved.lease.former_tokens == (expired.lease.token,)
+    assert reserved.lease.tokens_of_expired_runs == (expired.lease.token,)
 
 
 def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
@@ -137,18 +137,18 @@ def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
 ) -> None:
     for number, use in enumerate(({"status": "running"}, {"config": {"scsi0": "ceph:vm-1-disk-0,size=8G"}})):
         vmids = cluster.lab.ranges()[number]
-        lease = reserve_range(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+        lease = acquire_lease(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
         assert lease
         config = {"description": lease.notes(), **use.get("config", {})}  # type: ignore[dict-item]
         stand_in.control("remove", vmid=vmids[0])
         name = f"smith-lab-{lease.token}-lease"
         more = {"status": use.get("status", "stopped"), "config": config}
         stand_in.control("add", vmid=vmids[0], name=name, node="pve1", **more)
-        reserved = ReservedRange(vmids=vmids, lease=lease, base_prefix="smith-lab")
+        reserved = ReservedRange(vmids=vmids, lease=lease, lab_name_prefix="smith-lab")
         (problem,) = release_range(cluster, reserved)
         assert "so it is in use" in problem.problem
     assert {finding.reason for finding in sweeper.list_findings(cluster) if finding.vmid in (FIRST, FIRST + SIZE)} == {
-        "it has the name of a reservation, but runs or has a disk"
+        "it has the name of a VM that reserves VMIDs, but runs or has a disk"
     }
     assert sweep(cluster) == {}
     assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab.ranges()[2]
@@ -222,21 +222,21 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
     leases = (FIRST + SIZE, FIRST + 2 * SIZE)
     for vmid in leases:
         stand_in.control("add", vmid=vmid, name="former", node="pve1")
-    stand_in.control("statistics", lag_s=600)
+    stand_in.control("statistics", broadcast_interval_s=600)
     try:
         for vmid in leases:
             stand_in.control("remove", vmid=vmid)
         with pytest.raises(NoFreeRange):
             reserve_any_range(large, time.time() + 600)
     finally:
-        stand_in.control("statistics", lag_s=0.5)
+        stand_in.control("statistics", broadcast_interval_s=0.5)
     assert [other.vmids[0] in leases for other in others] == [True]
     assert vmids_in_lab(stand_in) == [FIRST + 5, others[0].vmids[0]]
 
 
 def test_a_range_whose_expired_lease_is_locked_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
     for vmids in cluster.lab.ranges():
-        assert reserve_range(cluster, vmids, [], time.time() - GRACE_S)
+        assert acquire_lease(cluster, vmids, [], time.time() - GRACE_S)
         if vmids != cluster.lab.ranges()[1]:
             stand_in.control("lock", vmid=vmids[0], lock="backup")
     for vmid in (FIRST + SIZE + 1, FIRST + SIZE + 2):  # VMs of others, so that this range is tried last
@@ -273,7 +273,7 @@ def test_a_run_whose_reservation_another_run_has_taken_over_removes_nothing(
     vmid = add_vm(stand_in, reserved)
     holder = cluster.guest(reserved.vmids[0])
     assert holder
-    later_lease = reserve_range(cluster, reserved.vmids, [holder], time.time() + 600)
+    later_lease = acquire_lease(cluster, reserved.vmids, [holder], time.time() + 600)
     assert later_lease
     (problem,) = release_range(cluster, reserved)
     assert "taken the reservation over" in problem.problem
@@ -286,19 +286,19 @@ def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
 ) -> None:
     """Each earlier run may have been killed and may have left guests, but Proxmox limits the length of the notes."""
     vmids = cluster.lab.ranges()[1]
-    first = reserve_range(cluster, vmids, [], time.time() - GRACE_S)
+    first = acquire_lease(cluster, vmids, [], time.time() - GRACE_S)
     assert first
     name_of_first_run = f"smith-lab-{first.token}-web"
     stand_in.control("add", vmid=vmids[1], name=name_of_first_run, node="pve1")
     for _ in range(2):
-        assert reserve_range(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+        assert acquire_lease(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
     third = lease_in_notes(cluster.guest(vmids[0]).notes)  # type: ignore[union-attr]
     assert third is not None
-    assert (len(third.former_tokens), first.token in third.former_tokens) == (2, True)
+    assert (len(third.tokens_of_expired_runs), first.token in third.tokens_of_expired_runs) == (2, True)
     stand_in.control("remove", vmid=vmids[1])
-    fourth = reserve_range(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
+    fourth = acquire_lease(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
     assert fourth is not None
-    assert fourth.former_tokens == (third.token,)
+    assert fourth.tokens_of_expired_runs == (third.token,)
 
 
 def test_a_run_waits_until_another_run_has_ended(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:

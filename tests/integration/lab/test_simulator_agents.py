@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import load_type
+from smith_lab.fulcrum_setup import read_type_file
 from smith_lab.simulator.control import SimulatorThread, running_simulator
 from support.simulator_world import World, error_of
 
@@ -192,7 +192,7 @@ def test_the_url_is_404_if_a_secret_of_the_configuration_is_missing(world: World
 
 
 def test_an_agent_whose_type_has_no_templates_has_no_install_command(world: World) -> None:
-    agent_type = {**load_type("agent-type-proxmox.json"), "name": "plain", "configTemplate": "", "cmdTemplate": ""}
+    agent_type = {**read_type_file("agent-type-proxmox.json"), "name": "plain", "configTemplate": "", "cmdTemplate": ""}
     type_id = world.admin.create("agent-types", **agent_type)["id"]
     agent = world.admin.create("agents", name="p", providerId=world.ids.provider_id, agentTypeId=type_id)
     assert world.admin_caller.post(f"/agents/{agent['id']}/install-command").status_code == 400

@@ -85,14 +85,14 @@ def test_an_empty_report_completes_the_job(world: World) -> None:
 def test_instance_data_is_replaced_not_merged(world: World) -> None:
     service = world.created()
     for data in ({"a": 1, "b": 2}, {"b": 3}):
-        world.admin.start_action(service["id"], "snapshot")
+        world.admin.request_action(service["id"], "snapshot")
         world.agent.complete(world.claimed(service), agentInstanceData=data)
     assert world.service(service)["agentInstanceData"] == {"b": 3}
 
 
 def test_null_and_absent_members_keep_the_old_values(world: World) -> None:
     service = world.created(instance="agent/1")
-    world.admin.start_action(service["id"], "snapshot")
+    world.admin.request_action(service["id"], "snapshot")
     world.agent.complete(world.claimed(service), agentInstanceId=None)
     assert world.service(service)["agentInstanceId"] == "agent/1"
 
@@ -135,7 +135,7 @@ def test_an_empty_instance_id_must_be_unique_too(world: World) -> None:
 
 def test_a_service_may_report_its_instance_id_again(world: World) -> None:
     service = world.created(instance="agent/1")
-    world.admin.start_action(service["id"], "start")
+    world.admin.request_action(service["id"], "start")
     assert world.agent.complete(world.claimed(service), agentInstanceId="agent/1").status_code == 204
 
 
@@ -163,7 +163,7 @@ def test_a_failure_that_leads_to_a_terminal_state_keeps_the_instance_id_and_pers
     schema = {"properties": {"key": {"type": "string", "secret": {"type": "persistent"}}}}
     service = world.order_with(schema, {"key": "k"}, lifecycle).json()
     world.agent.complete(world.claimed(service), agentInstanceId="agent/1")
-    world.admin.start_action(service["id"], "break")
+    world.admin.request_action(service["id"], "break")
     world.agent.fail(world.claimed(service))
     after = world.service(service)
     assert (after["status"], after["agentInstanceId"]) == ("Gone", "agent/1")
@@ -181,13 +181,13 @@ def test_an_update_stores_its_params_and_discards_reported_properties(world: Wor
 
 def test_an_update_without_params_deletes_the_properties(world: World) -> None:
     service = world.created()
-    world.admin.start_action(service["id"], "update")
+    world.admin.request_action(service["id"], "update")
     assert "params" not in world.agent.pending()[0]
     world.agent.complete(world.claimed(service))
     assert "properties" not in world.service(service)
     patched = world.admin_caller.send("PATCH", f"/services/{service['id']}", {"properties": {"cores": 4}})
     assert (patched.status_code, patched.content) == (500, b"")
-    world.admin.start_action(service["id"], "start")
+    world.admin.request_action(service["id"], "start")
     assert world.agent.complete(world.claimed(service), properties={"vmid": 5}).status_code == 400
 
 
@@ -212,7 +212,7 @@ def test_the_error_message_may_be_missing_or_empty(world: World, body: dict[str,
 
 def test_a_failure_without_a_matching_transition_is_204_and_keeps_the_services_state(world: World) -> None:
     service = world.created()
-    world.admin.start_action(service["id"], "start")
+    world.admin.request_action(service["id"], "start")
     assert world.agent.fail(world.claimed(service), "PVE_TIMEOUT: no answer").status_code == 204
     assert (world.service(service)["status"], world.job_of(service)["status"]) == ("Stopped", "Failed")
 
@@ -231,7 +231,7 @@ def test_a_failure_without_a_matching_transition_is_204_and_keeps_the_services_s
 def test_the_first_matching_error_regexp_determines_the_state(world: World, message: str, state: str) -> None:
     service = world.created()
     for action, error in (("start", None), ("restart", message)):
-        world.admin.start_action(service["id"], action)
+        world.admin.request_action(service["id"], action)
         job = world.claimed(service)
         world.agent.complete(job) if error is None else world.agent.fail(job, error)
     assert world.service(service)["status"] == state

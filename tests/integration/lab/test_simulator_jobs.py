@@ -50,12 +50,12 @@ def test_a_single_job_embeds_agent_provider_and_consumer(world: World) -> None:
 
 def test_a_later_job_contains_the_instance_id_that_an_earlier_one_reported(world: World) -> None:
     service = world.created(instance="agent/7")
-    world.admin.start_action(service["id"], "start")
+    world.admin.request_action(service["id"], "start")
     assert world.agent.pending()[0]["service"]["agentInstanceId"] == "agent/7"
 
 
 def test_the_job_of_an_action_has_no_params(world: World) -> None:
-    world.admin.start_action(world.created()["id"], "start")
+    world.admin.request_action(world.created()["id"], "start")
     assert "params" not in world.agent.pending()[0]
 
 

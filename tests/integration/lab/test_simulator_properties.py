@@ -149,7 +149,7 @@ def test_a_state_authorizer_applies_to_updates_and_to_reports_of_agents_and_not_
 
 def test_cores_can_be_changed_only_in_the_state_stopped_and_the_disk_also_in_the_state_started(world: World) -> None:
     service = world.created()
-    world.admin.start_action(service["id"], "start")
+    world.admin.request_action(service["id"], "start")
     world.agent.complete(world.claimed(service))
     path = f"/services/{service['id']}"
     refused = world.admin_caller.send("PATCH", path, {"properties": {"cores": 4}})

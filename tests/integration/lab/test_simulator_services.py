@@ -119,7 +119,7 @@ def test_a_delete_is_204_and_the_service_row_stays(world: World) -> None:
 def test_a_create_that_is_repeated_after_a_failure_has_no_params(world: World) -> None:
     service = world.order()
     world.agent.fail(world.claimed(service))
-    world.admin.start_action(service["id"], "create")
+    world.admin.request_action(service["id"], "create")
     job = world.agent.pending()[0]
     assert ("params" in job, job["service"]["properties"]) == (False, service["properties"])
     world.agent.complete(world.claimed(service))
@@ -148,7 +148,7 @@ def test_an_action_is_allowed_in_a_state_from_which_it_has_only_an_error_transit
 def test_a_service_has_at_most_one_active_job(world: World) -> None:
     service = world.created()
     path = f"/services/{service['id']}"
-    world.admin.start_action(service["id"], "start")
+    world.admin.request_action(service["id"], "start")
     for claimed in (False, True):
         if claimed:
             world.claimed(service)

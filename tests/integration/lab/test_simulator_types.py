@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from smith_lab.fulcrum_setup import load_type
+from smith_lab.fulcrum_setup import read_type_file
 from smith_lab.simulator.control import SimulatorThread, running_simulator
-from smith_lab.simulator.definitions import stored_lifecycle, stored_schema
+from smith_lab.simulator.definitions import normalize_lifecycle, normalize_schema
 from support.simulator_world import SIMPLE_LIFECYCLE, UNKNOWN_ID, World
 
 
@@ -38,15 +38,15 @@ def _post_service_type(world: World, **changes: Any) -> int:
 
 
 def test_the_types_in_deploy_are_stored_in_the_form_of_fulcrumcore(world: World) -> None:
-    service_type = load_type("service-type-vm.json")
+    service_type = read_type_file("service-type-vm.json")
     stored = world.admin.call("GET", f"/service-types/{world.ids.service_type_id}")
     assert (stored["propertySchema"], stored["lifecycleSchema"]) == (
-        stored_schema(service_type["propertySchema"]),
-        stored_lifecycle(service_type["lifecycleSchema"]),
+        normalize_schema(service_type["propertySchema"]),
+        normalize_lifecycle(service_type["lifecycleSchema"]),
     )
-    agent_type = load_type("agent-type-proxmox.json")
+    agent_type = read_type_file("agent-type-proxmox.json")
     stored = world.admin.call("GET", f"/agent-types/{world.ids.agent_type_id}")
-    assert stored["configurationSchema"] == stored_schema(agent_type["configurationSchema"])
+    assert stored["configurationSchema"] == normalize_schema(agent_type["configurationSchema"])
     assert {name: stored[name] for name in ("configTemplate", "cmdTemplate")} == {
         name: agent_type[name] for name in ("configTemplate", "cmdTemplate")
     }
@@ -159,7 +159,7 @@ def test_duplicate_transitions_and_a_missing_action_create_are_not_refused(world
 
 def _post_agent_type(world: World, **changes: Any) -> int:
     """Create the agent type in deploy/ with another name and these changes; return the HTTP status."""
-    body = {**copy.deepcopy(load_type("agent-type-proxmox.json")), "name": "other", **changes}
+    body = {**copy.deepcopy(read_type_file("agent-type-proxmox.json")), "name": "other", **changes}
     return world.admin_caller.post("/agent-types", body).status_code
 
 

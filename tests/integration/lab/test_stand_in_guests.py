@@ -62,10 +62,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
     reaction="reads a missing fact from the guest's configuration; a missing fact is never taken as no",
 )
 def test_a_new_guests_row_has_only_its_identity(stand_in: ProxmoxStandIn, api: Any) -> None:
-    stand_in.control("statistics", lag_s=LAG_S)
+    stand_in.control("statistics", broadcast_interval_s=LAG_S)
     api.nodes("pve1").qemu(9000).clone.post(newid=VMID, name="web", full=1)
     assert row_of(api) == {**IDENTITY, "tags": "image"}  # the tags are those of the template
-    stand_in.control("statistics", lag_s=0.5)
+    stand_in.control("statistics", broadcast_interval_s=0.5)
     wait_until(lambda: "name" in row_of(api))
     assert (row_of(api)["name"], row_of(api)["status"], row_of(api)["template"]) == ("web", "stopped", 0)
 
@@ -77,7 +77,7 @@ def test_a_new_guests_row_has_only_its_identity(stand_in: ProxmoxStandIn, api: A
     reaction="passes the name to the module, and repeats a job that fails because of it",
 )
 def test_a_new_containers_row_has_no_name(stand_in: ProxmoxStandIn, api: Any) -> None:
-    stand_in.control("statistics", lag_s=LAG_S)
+    stand_in.control("statistics", broadcast_interval_s=LAG_S)
     stand_in.control("add_container", vmid=701, name="web", is_new=True)
     assert row_of(api, 701) == {**IDENTITY, "vmid": 701, "id": "lxc/701", "type": "lxc"}
     stand_in.control("remove", vmid=701)
@@ -91,7 +91,7 @@ def test_a_new_containers_row_has_no_name(stand_in: ProxmoxStandIn, api: Any) ->
 )
 def test_the_row_of_a_reused_vmid_shows_the_deleted_guest(stand_in: ProxmoxStandIn, api: Any) -> None:
     stand_in.control("add", vmid=VMID, name="former", status="running")
-    stand_in.control("statistics", lag_s=LAG_S)
+    stand_in.control("statistics", broadcast_interval_s=LAG_S)
     stand_in.control("remove", vmid=VMID)
     stand_in.control("add", vmid=VMID, name="new", node="pve2", is_new=True)
     assert (row_of(api)["name"], row_of(api)["status"], row_of(api)["node"]) == ("former", "running", "pve2")

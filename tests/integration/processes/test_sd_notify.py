@@ -93,7 +93,7 @@ def test_without_a_socket_nothing_is_sent_and_nothing_fails() -> None:
         notifier = Notifier({**environ, "WATCHDOG_USEC": "1000"})
         notifier.send_ready()
         notifier.send_status("working")
-        notifier.send_ping()
+        notifier.send_watchdog_ping()
         notifier.send_stopping()
 
 
@@ -102,7 +102,7 @@ def test_a_repeated_state_is_sent_only_once(manager: Manager, socket_path: str) 
     for _ in range(3):
         notifier.send_ready()
         notifier.send_status("working")
-        notifier.send_ping()
+        notifier.send_watchdog_ping()
     notifier.send_status("two\nlines\x1b[31m" + "x" * 500)
     assert [manager.receive(), manager.receive()] == ["READY=1", "STATUS=working"]
     line = manager.receive()
@@ -128,7 +128,7 @@ def test_only_the_process_named_by_watchdog_pid_sends_pings(
     timeout_us = 3600 * 10**6 * PINGS_PER_TIMEOUT
     notifier = Notifier({"NOTIFY_SOCKET": socket_path, "WATCHDOG_USEC": str(timeout_us), "WATCHDOG_PID": pid})
     for _ in range(5):
-        notifier.send_ping()
+        notifier.send_watchdog_ping()
     notifier.send_stopping()
     manager.receive_until("STOPPING=1")
     assert manager.received.count("WATCHDOG=1") == expected_pings

@@ -19,7 +19,7 @@ from executor.proxmox.setup.admin_session import AdminSession
 from executor.proxmox.setup.apply import apply_changes
 from executor.proxmox.setup.certificate import find_ca, normalize_fingerprint, read_fingerprint
 from executor.proxmox.setup.existing import read_existing_access
-from executor.proxmox.setup.plan import NeededAccess, SetupRefused, plan_changes
+from executor.proxmox.setup.plan import NeededAccess, SetupPrevented, plan_changes
 from executor.shared.error_codes import ErrorCode
 
 NEEDS = (*list_privilege_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
@@ -71,7 +71,7 @@ class Setup:
         changes = plan_changes(
             build_needed_access(needs_new_token=not self.secret), read_existing_access(self.session, USER)
         )
-        for change in apply_changes(self.session, changes, before_token_creation=list, store_secret=self._store):
+        for change in apply_changes(self.session, changes, record_token_creation=list, store_secret=self._store):
             self.applied.append(change.text)
         return [change.text for change in changes]
 
@@ -168,10 +168,10 @@ def test_the_ca_is_that_of_the_cluster_or_the_given_one(shared_stand_in: Proxmox
     assert find_ca(session) == shared_stand_in.ca_bundle.read_text()
     assert find_ca(session, shared_stand_in.ca_bundle.read_text()) == shared_stand_in.ca_bundle.read_text()
     shared_stand_in.use_certificate(names=["pve1.example.net"])
-    with pytest.raises(SetupRefused, match="host name or an address for which the certificate is valid"):
+    with pytest.raises(SetupPrevented, match="host name or an address for which the certificate is valid"):
         find_ca(log_in(shared_stand_in))
     shared_stand_in.use_certificate(is_ca_new=True)
-    with pytest.raises(SetupRefused, match="--ca-file FILE"):
+    with pytest.raises(SetupPrevented, match="--ca-file FILE"):
         find_ca(log_in(shared_stand_in))
     shared_stand_in.use_certificate()
 
@@ -185,4 +185,4 @@ def test_fingerprints_are_compared_in_one_form() -> None:
 
 def test_the_zones_of_vnets_are_read(shared_stand_in: ProxmoxStandIn) -> None:
     shared_stand_in.control("vnet", name="customers", zone="dc1")
-    assert ProxmoxReader.with_session(log_in(shared_stand_in)).vnet_zones() == {"customers": "dc1"}
+    assert ProxmoxReader.from_session(log_in(shared_stand_in)).vnet_zones() == {"customers": "dc1"}

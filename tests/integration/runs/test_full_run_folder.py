@@ -30,7 +30,7 @@ from executor.runs import execution, results
 from executor.runs.runner import Runner, RunnerPaths
 from executor.runs.warm.servers import WarmServerKeeper
 
-execution.MAX_SILENCE_AFTER_FULL_S = standstill_s
+execution.MAX_TIME_WITHOUT_OUTPUT_S = standstill_s
 home = folder / "ansible"
 paths = RunnerPaths(collection_folder=home, run_dir=folder / "run", artifacts_dir=folder / "artifacts")
 runner = Runner(paths, lambda: {"api_host": "pve.example"}, redactor=Redactor())

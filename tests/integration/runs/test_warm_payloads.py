@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from executor.runs.warm import payloads
-from executor.runs.warm.module_script import MODULE_PREFIX
+from executor.runs.warm.module_script import PROXMOX_MODULE_PREFIX
 
 ROOT = Path(__file__).parents[3]
-MODULE = f"{MODULE_PREFIX}proxmox_kvm"
+MODULE = f"{PROXMOX_MODULE_PREFIX}proxmox_kvm"
 PATH_IN_PAYLOAD = MODULE.replace(".", "/") + ".py"
 
 
@@ -75,4 +75,4 @@ def list_called_modules() -> set[str]:
 
 
 def test_the_list_of_modules_has_exactly_those_that_the_actions_call() -> None:
-    assert list_called_modules() == set(payloads.MODULES)
+    assert list_called_modules() == set(payloads.CALLED_PROXMOX_MODULES)

@@ -54,9 +54,10 @@ def test_runs_are_cold_if_ansible_lacks_a_private_name_that_they_need(
 
     assert not was_warm(run)
     assert unavailable(logs) == [
-        "warm runs need renamed in ansible.utils.vars, but the installed ansible-core lacks this name"
+        "warm runs need the name renamed in the Python module ansible.utils.vars, "
+        "but the installed version of this module lacks it"
     ]
-    with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but warm runs need renamed in ansible\.utils\.vars"):
+    with pytest.raises(SettingsError, match=r"SMITH_WARM is on, but warm runs need the name renamed in "):
         site.runner.start_warm_server(are_warm_runs_required=True)
 
 

@@ -15,7 +15,7 @@ from support.health_site import MakeSite, Site
 from support.web_world import PagesSite, running_pages
 
 from executor.agent.critical_job import CriticalJob
-from executor.agent.meters import Meters
+from executor.agent.meters import PrometheusMetrics
 from executor.agent.scheduler import Scheduler
 from executor.agent.state import AgentState
 from executor.database import nodes
@@ -102,9 +102,9 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 scheduler=scheduler,
                 engine=engine,
                 proxmox=ProxmoxReader(ProxmoxConnection.from_settings(settings), timeout_s=5),
-                meters=Meters(),
+                meters=PrometheusMetrics(),
                 measure_memory_mib=lambda: 12.0,
-                count_drift=lambda: {"vm_gone": 2},
+                count_drift_findings=lambda: {"vm_gone": 2},
             )
             return Site(handle, view)
 

@@ -165,7 +165,7 @@ def test_a_full_disk_makes_the_agent_unready_and_names_the_folder(
     site.until("/readyz", 200)
     monkeypatch.setitem(space.MIN_FREE_MIB, "data", 10**12)
     checks = site.until("/readyz", 503)
-    assert checks["disk"]["reason"] == "too little space in the folder for data"
+    assert checks["disk"]["reason"] == "too little space in the folder data"
     assert str(tmp_path) in checks["disk"]["detail"]
 
 

@@ -143,7 +143,7 @@ def test_an_unmapped_vm_that_a_drift_check_found_is_adopted(pages: PagesSite) ->
         name="web-7",
         repair=Repair.ADOPT,
     )
-    object.__setattr__(pages.view, "list_drift", lambda: [finding])
+    object.__setattr__(pages.view, "list_drift_findings", lambda: [finding])
     browser = pages.logged_in("Ada")
     form = {"kind": "unmapped_vm", "service": service_id, "vmid": "100555", "confirmed": "yes"}
     assert browser.act("/actions/repair", **form | {"vmid": "1"}).status == 409

@@ -26,7 +26,7 @@ def shown_pages(
     with running_pages(folder, empty_database, **database_settings) as site:
         filled = fill(site.engine, folder)
         finding = Finding(kind=DriftKind.VM_GONE, service_id="5", vmid=100123, text=f"gone {HOSTILE}", name=HOSTILE)
-        object.__setattr__(site.view, "list_drift", lambda: [finding])
+        object.__setattr__(site.view, "list_drift_findings", lambda: [finding])
         with transaction(site.engine) as session:
             operator_changes.retry_job(session, filled.pending, who=f"eve {HOSTILE}"[:90])
         yield site, site.logged_in(), filled

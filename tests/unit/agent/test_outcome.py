@@ -44,7 +44,7 @@ def outcome(result_or_error: Any, *, of: Job | None = None, stop_reason: str | N
         (DONE, {"stop_reason": StopSignal.AGENT_STOPPING}, "finish", "apply_result", None),
         (DONE, {"stop_reason": StopSignal.CANCELLED}, "finish", "apply_result", None),
         (DONE, {"has_database_refused_result": True}, "finish", "none", "INTERNAL"),
-        (DONE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (DONE, {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
         (failed_result(ErrorCode.INVALID_REQUEST), {}, "finish", "apply_result", "INVALID_REQUEST"),
         (failed_result(ErrorCode.VM_NOT_FOUND), {}, "finish", "apply_result", "VM_NOT_FOUND"),
         (
@@ -83,19 +83,19 @@ def outcome(result_or_error: Any, *, of: Job | None = None, stop_reason: str | N
             "CANCELLED",
         ),
         (failed_result(ErrorCode.CANCELLED), {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
-        (failed_result(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (failed_result(ErrorCode.CANCELLED), {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
         (DATABASE_OUTAGE, {}, "requeue", "none", None),
         (DATABASE_OUTAGE, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
-        (DATABASE_OUTAGE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (DATABASE_OUTAGE, {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
         (failed_result(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
         (failed_result(ErrorCode.LEASE_LOST), {"of": job(8), "is_mapping_reserved": True}, "requeue", "none", None),
-        (failed_result(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (failed_result(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
         (UNAVAILABLE, {}, "requeue", "none", None),
         (UNAVAILABLE, {"of": job(8)}, "requeue", "none", None),
-        (UNAVAILABLE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (UNAVAILABLE, {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
         (GONE, {}, "abandon", "none", "JOB_GONE"),
         (GONE, {"stop_reason": StopSignal.AGENT_STOPPING}, "abandon", "none", "JOB_GONE"),
-        (GONE, {"stop_reason": StopSignal.LEASE_LOST}, "discard", "none", None),
+        (GONE, {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
     ],
 )
 def test_the_outcome_of_an_attempt(
@@ -105,7 +105,7 @@ def test_the_outcome_of_an_attempt(
 
     assert (actual.ending, actual.mapping_change) == (Ending(ending), MappingChange(mapping_change))
     assert (actual.result.code if actual.result else None) == code
-    assert (actual.result is None) == (ending in ("requeue", "discard"))
+    assert (actual.result is None) == (ending in ("requeue", "leave_row"))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_the_wait_after_an_unavailability_respects_retry_after() -> None:
 
 
 def test_an_attempt_whose_lease_is_lost_is_discarded() -> None:
-    lost = Outcome(ending=Ending.DISCARD, reason="the lease was lost")
+    lost = Outcome(ending=Ending.LEAVE_ROW, reason="the lease was lost")
     assert outcome(DONE, stop_reason=StopSignal.LEASE_LOST) == lost
 
 

@@ -38,5 +38,5 @@ def test_an_outage_a_refused_login_and_a_start_without_an_answer_are_different_e
     assert [entry["event"] for entry in logs] == [f"{name}_not_answering", f"{name}_answered_again"]
     refused_link = Link(events)
     with structlog.testing.capture_logs() as logs:
-        refused_link.record_failed_call("HTTP 403", is_login_refused=True)
+        refused_link.record_failed_call("HTTP 403", has_refused_credentials=True)
     assert [entry["event"] for entry in logs] in (["fulcrum_token_refused"], ["proxmox_login_refused"])

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from executor.agent.token_use import is_token_used_elsewhere
-from executor.fulcrum.types import CoreAgent
+from executor.fulcrum.types import FulcrumAgent
 
 
 def ago(seconds: float | None) -> datetime | None:
@@ -31,7 +31,7 @@ def ago(seconds: float | None) -> datetime | None:
 def test_a_recent_heartbeat_that_is_not_ours_is_found(
     status: str, at_core_ago_s: float | None, ours_ago_s: float | None, offset_s: float, expected: bool
 ) -> None:
-    agent = CoreAgent.model_validate(
+    agent = FulcrumAgent.model_validate(
         {"id": "4f1c2b00-0000-4000-8000-000000000001", "status": status, "updatedAt": ago(at_core_ago_s)}
     )
     assert is_token_used_elsewhere(agent, ago(ours_ago_s), clock_offset_s=offset_s) is expected

@@ -18,7 +18,7 @@ from rich.console import Console
 from bench import playbook_process, plots, report, sizes
 from bench.__main__ import PARTS, _print_too_high_figures
 from bench.actions import ACTIONS, MAX_RATIOS_TO_PLAIN
-from bench.burst import busy_slots
+from bench.burst import busy_slot_counts
 from bench.measuring import measure_cpu_use, tree_cpu_s
 from bench.part import Goal, in_alternating_order
 
@@ -68,7 +68,7 @@ def test_every_second_round_runs_the_variants_in_reverse() -> None:
 
 
 def test_a_job_occupies_a_slot_from_its_start_to_its_end() -> None:
-    assert busy_slots(SPANS) == [(0.5, 1), (0.6, 2), (11.0, 1), (11.0, 2), (12.0, 1), (22.5, 0)]
+    assert busy_slot_counts(SPANS) == [(0.5, 1), (0.6, 2), (11.0, 1), (11.0, 2), (12.0, 1), (22.5, 0)]
 
 
 @pytest.mark.parametrize(("is_minimum", "expected"), [(False, [True, True, False]), (True, [False, True, True])])
@@ -136,14 +136,14 @@ def test_the_performance_page_gets_the_figures_between_its_marks(
     monkeypatch.setattr(report, "PERFORMANCE_PAGE", page)
     earlier = results(actions=actions_figures(plain=4.0, current=0.4), burst=burst_figures())
     later = results(actions=actions_figures(plain=4.0, current=0.2))
-    report.write_pages([earlier, later], PARTS)
+    report.write_docs_pages([earlier, later], PARTS)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith(f"{report.PAGE_END}\nafter\n")
     assert "old" not in text.split(report.PAGE_BEGIN)[1].split("\n")
     assert "| CPU of create, ratio to plain | actions | at most 0.08 | 0.05 | yes |" in text
     assert "![Busy slots over the time of the burst](performance/slots.svg)" in text
-    assert "| actions | 7 | 9 | 30% | no: trust the ratios, not the seconds |" in text
+    assert "| actions | 7 | 9 | 30% | no: only ratios between variants are reliable |" in text
 
 
 def test_the_performance_page_of_this_checkout_has_the_marks() -> None:

@@ -36,14 +36,14 @@ def test_the_load_is_the_sum_of_idle_nodes_and_the_jobs_of_the_busiest_hour() ->
     load = planning.load_in_busiest_hour(FIGURES, 3, vms)
     assert load.jobs_per_s == pytest.approx(1.0, rel=0.01)
     assert load.statements_per_s == pytest.approx(9 + 42, rel=0.01)
-    assert load.core_calls_per_s == pytest.approx(3 * (9 + 42), rel=0.01)
+    assert load.fulcrum_calls_per_s == pytest.approx(3 * (9 + 42), rel=0.01)
     assert load.metric_posts_per_s == pytest.approx(vms * 6 / 60)
 
 
 def test_a_round_of_metrics_takes_longer_than_its_interval_if_there_are_too_many_vms() -> None:
     assert planning.load_in_busiest_hour(FIGURES, 1, 100).metrics_round_s == planning.METRICS_INTERVAL_S
     assert planning.load_in_busiest_hour(FIGURES, 1, 100_000).metrics_round_s == pytest.approx(
-        600_000 / planning.MAX_ENTRIES_PER_S
+        600_000 / (planning.MAX_ENTRIES_PER_S * planning.SENDING_SHARE_OF_INTERVAL)
     )
 
 

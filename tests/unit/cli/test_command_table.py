@@ -14,7 +14,7 @@ import typer.main
 from executor import cli
 from executor.cli.commands import COMMANDS, EXTENSIONS, GROUPS, Command, Extension, Group
 from executor.cli.entry_points import ENTRY_POINT_GROUP
-from executor.cli.help_text import stored_examples
+from executor.cli.help_text import examples_section_of
 from executor.cli.lazy import import_function, top_level_commands
 
 
@@ -25,7 +25,7 @@ def test_the_help_of_a_row_is_the_first_line_of_its_functions_docstring(row: Com
 
 @pytest.mark.parametrize("row", COMMANDS, ids=lambda row: f"{row.group} {row.name}".strip())
 def test_a_command_that_is_shown_in_the_help_has_examples_that_use_it(row: Command) -> None:
-    section = stored_examples(import_function(row.module, row.function))
+    section = examples_section_of(import_function(row.module, row.function))
     assert row.is_hidden or (section and f"smith {row.group} {row.name}".replace("  ", " ") in section)
 
 
@@ -42,7 +42,7 @@ def test_every_function_with_examples_is_a_command() -> None:
     found = set()
     for module in pkgutil.iter_modules(cli.__path__):
         members = inspect.getmembers(importlib.import_module(f"executor.cli.{module.name}"), inspect.isfunction)
-        found |= {(member.__module__, name) for name, member in members if stored_examples(member)}
+        found |= {(member.__module__, name) for name, member in members if examples_section_of(member)}
     assert found <= {(f"executor.cli.{row.module}", row.function) for row in COMMANDS}
 
 

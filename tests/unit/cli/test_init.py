@@ -17,7 +17,7 @@ from executor.cli.init_proposal import Cluster, FoundTemplate, propose_settings,
 from executor.cli.init_settings import InitSettings, parse_address, parse_assignments
 from executor.cli.init_units import UnitKind, make_unit
 from executor.errors import SettingsError
-from executor.placement.templates import template_facts
+from executor.placement.templates import parse_template
 from executor.proxmox.rows import StorageRow, VmRow
 
 FIT = {"name": "debian-12", "template": 1, "scsi0": "local-lvm:base-9000-disk-0", "ide2": "local-lvm:vm-9000-cloudinit"}
@@ -25,8 +25,8 @@ FIT = {"name": "debian-12", "template": 1, "scsi0": "local-lvm:base-9000-disk-0"
 
 def template_with(vmid: int, name: str, **changes: Any) -> FoundTemplate:
     config = {**FIT, **changes}
-    facts = template_facts(VmRow(vmid=vmid, node="pve1", name=name), config)
-    return FoundTemplate(facts=facts, problem=why_template_unusable(facts, config))
+    facts = parse_template(VmRow(vmid=vmid, node="pve1", name=name), config)
+    return FoundTemplate(template=facts, problem=why_template_unusable(facts, config))
 
 
 def storages(nodes: Sequence[str], name: str, **changes: Any) -> list[StorageRow]:
@@ -181,11 +181,11 @@ def test_a_secret_file_is_private_and_its_record_is_removed_when_the_secret_is_s
 
 def test_each_unit_reads_the_settings_and_secrets_of_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "agent"
-    (systemd,) = make_unit(UnitKind.SYSTEMD, folder, None, has_ca=True).files.values()
+    (systemd,) = make_unit(UnitKind.SYSTEMD, folder, None, has_ca_file=True).files.values()
     assert f"EnvironmentFile={folder}/agent-smith.env\n" in systemd
     for name in ("fulcrum_api_token", "proxmox_token_secret"):
         assert f"LoadCredential={name}:{folder}/secrets/{name}\n" in systemd
-    quadlet = make_unit(UnitKind.QUADLET, folder, None, has_ca=True).files
+    quadlet = make_unit(UnitKind.QUADLET, folder, None, has_ca_file=True).files
     text = quadlet[Path("/etc/containers/systemd/agent-smith.container")]
     assert f"EnvironmentFile={folder}/agent-smith.env\n" in text
     assert f"Volume={folder}/secrets:/run/secrets:ro\n" in text
@@ -195,7 +195,7 @@ def test_each_unit_reads_the_settings_and_secrets_of_its_folder(tmp_path: Path) 
 
 
 def test_the_compose_file_has_the_agent_only(tmp_path: Path) -> None:
-    unit = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca=True)
+    unit = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca_file=True)
     document = yaml.safe_load(unit.files[tmp_path / "compose.yaml"])
     assert list(document["services"]) == ["agent-smith"]
     agent = document["services"]["agent-smith"]
@@ -203,15 +203,15 @@ def test_the_compose_file_has_the_agent_only(tmp_path: Path) -> None:
     assert f"{tmp_path}/proxmox-ca.pem:/etc/agent-smith/proxmox-ca.pem:ro" in agent["volumes"]
     assert document["volumes"] == {"data": {}}
     assert document["secrets"]["fulcrum_api_token"] == {"file": f"{tmp_path}/secrets/fulcrum_api_token"}
-    without_ca = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca=False).files[tmp_path / "compose.yaml"]
+    without_ca = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca_file=False).files[tmp_path / "compose.yaml"]
     assert yaml.safe_load(without_ca)["services"]["agent-smith"]["volumes"] == ["data:/data"]
 
 
 def test_a_container_has_a_fixed_path_of_the_ca_and_no_settings_for_its_folders(tmp_path: Path) -> None:
     files = SetupFolder(tmp_path)
-    by_hand = InitSettings({}, {}).values_for_agent(files, UnitKind.NONE, has_ca=True)
+    by_hand = InitSettings({}, {}).values_for_agent(files, UnitKind.NONE, has_ca_file=True)
     assert by_hand["SMITH_SECRETS_DIR"] == str(tmp_path / "secrets")
     assert by_hand["PROXMOX_CA_BUNDLE"] == str(tmp_path / "proxmox-ca.pem")
-    in_container = InitSettings(by_hand, {}).values_for_agent(files, UnitKind.QUADLET, has_ca=True)
+    in_container = InitSettings(by_hand, {}).values_for_agent(files, UnitKind.QUADLET, has_ca_file=True)
     assert in_container["PROXMOX_CA_BUNDLE"] == "/etc/agent-smith/proxmox-ca.pem"
     assert (in_container["SMITH_SECRETS_DIR"], in_container["SMITH_DATA_DIR"]) == ("", "")

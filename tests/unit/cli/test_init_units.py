@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from executor.cli.init_units import UnitKind, make_unit, require_startable_unit
+from executor.cli.init_units import UnitKind, make_unit, require_paths_usable_in_unit
 from executor.errors import SettingsError
 
 
@@ -18,7 +18,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if not analyze:
         pytest.skip("no systemd-analyze on this machine")
-    ((file, text),) = make_unit(UnitKind.SYSTEMD, tmp_path / "settings", tmp_path, has_ca=True).files.items()
+    ((file, text),) = make_unit(UnitKind.SYSTEMD, tmp_path / "settings", tmp_path, has_ca_file=True).files.items()
     file.write_text(text)
     verified = subprocess.run([analyze, "verify", file], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stderr) == (0, "")
@@ -28,7 +28,7 @@ def test_podmans_generator_accepts_the_quadlet(tmp_path: Path) -> None:
     generator = os.environ.get("QUADLET") or shutil.which("quadlet")
     if not generator:
         pytest.skip("no podman with quadlet (4.4 or newer) on this machine")
-    for file, text in make_unit(UnitKind.QUADLET, tmp_path / "settings", tmp_path, has_ca=True).files.items():
+    for file, text in make_unit(UnitKind.QUADLET, tmp_path / "settings", tmp_path, has_ca_file=True).files.items():
         file.write_text(text)
     environment = {**os.environ, "QUADLET_UNIT_DIRS": str(tmp_path)}
     done = subprocess.run([generator, "--dryrun"], env=environment, capture_output=True, text=True, check=False)
@@ -44,7 +44,7 @@ def test_docker_accepts_the_compose_file(tmp_path: Path) -> None:
     for name in ("agent-smith.env", "proxmox-ca.pem", "secrets/fulcrum_api_token", "secrets/proxmox_token_secret"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    ((file, text),) = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca=True).files.items()
+    ((file, text),) = make_unit(UnitKind.COMPOSE, tmp_path, None, has_ca_file=True).files.items()
     file.write_text(text)
     command = [docker, "compose", "--file", str(file), "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def test_docker_accepts_the_compose_file(tmp_path: Path) -> None:
 
 def test_the_printed_command_is_one_that_a_shell_can_read(tmp_path: Path) -> None:
     for kind in UnitKind:
-        command = make_unit(kind, tmp_path / "it's here", None, has_ca=True).start_command
+        command = make_unit(kind, tmp_path / "it's here", None, has_ca_file=True).start_command
         assert subprocess.run(["/bin/sh", "-n", "-c", command], capture_output=True, check=False).returncode == 0
 
 
@@ -64,7 +64,7 @@ def test_the_command_without_a_unit_starts_the_agent_with_the_settings(tmp_path:
     program = tmp_path / "smith"
     program.write_text('#!/bin/sh\nprintf "%s %s" "$SMITH_CLUSTER" "$1"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    command = make_unit(UnitKind.NONE, folder, None, has_ca=False).start_command
+    command = make_unit(UnitKind.NONE, folder, None, has_ca_file=False).start_command
     start, _, _end = command.rpartition("exec ")
     shown = subprocess.run(["/bin/sh", "-c", f"{start}exec {program} run)"], capture_output=True, text=True, check=True)
     assert shown.stdout == "dc1 run"
@@ -74,12 +74,12 @@ def test_the_command_without_a_unit_starts_the_agent_with_the_settings(tmp_path:
 @pytest.mark.parametrize("folder", ["/srv/my settings", "/srv/a:b", "/srv/100%", "/srv/$x", "/srv/a\nb"])
 def test_a_folder_whose_path_a_unit_would_interpret_is_refused(kind: UnitKind, folder: str) -> None:
     with pytest.raises(SettingsError, match="a unit does not accept"):
-        require_startable_unit(kind, Path(folder))
+        require_paths_usable_in_unit(kind, Path(folder))
 
 
 @pytest.mark.parametrize("folder", ["/root/agent-smith", "/home/ops/agent-smith", "/var/tmp/x"])  # noqa: S108
 def test_a_folder_that_systemd_hides_from_the_service_is_refused(folder: str) -> None:
     with pytest.raises(SettingsError, match="systemd hides"):
-        require_startable_unit(UnitKind.SYSTEMD, Path(folder))
-    require_startable_unit(UnitKind.QUADLET, Path(folder))
-    require_startable_unit(UnitKind.NONE, Path(folder))
+        require_paths_usable_in_unit(UnitKind.SYSTEMD, Path(folder))
+    require_paths_usable_in_unit(UnitKind.QUADLET, Path(folder))
+    require_paths_usable_in_unit(UnitKind.NONE, Path(folder))

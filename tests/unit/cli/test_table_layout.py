@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from executor.cli.table_layout import MIN_FLEXIBLE_WIDTH, columns_that_fit, flexible_widths
+from executor.cli.table_layout import MIN_FREE_TEXT_WIDTH, columns_that_fit, free_text_widths
 
 WIDTHS = {"id": 4, "fulcrum": 8, "name": 20, "attempt": 3, "error": 300}
 
@@ -47,13 +47,13 @@ def test_a_reason_is_left_out_before_the_columns_who_and_verb() -> None:
 
 def test_free_text_gets_the_rest_of_the_width() -> None:
     shown = ["id", "reason", "error"]
-    assert flexible_widths(shown, {"id": 4, "reason": 10, "error": 300}, 80) == {"reason": 10, "error": 62}
-    assert flexible_widths(shown, {"id": 4, "reason": 200, "error": 300}, 80) == {"reason": 36, "error": 36}
-    assert flexible_widths(shown, {"id": 4, "reason": 200, "error": 300}, 30) == {"reason": 20, "error": 20}
+    assert free_text_widths(shown, {"id": 4, "reason": 10, "error": 300}, 80) == {"reason": 10, "error": 62}
+    assert free_text_widths(shown, {"id": 4, "reason": 200, "error": 300}, 80) == {"reason": 36, "error": 36}
+    assert free_text_widths(shown, {"id": 4, "reason": 200, "error": 300}, 30) == {"reason": 20, "error": 20}
 
 
 def test_two_columns_stay_even_if_the_terminal_is_too_narrow() -> None:
     shown, width = columns_that_fit(WIDTHS, 10)
     assert shown == ["id", "error"]
-    assert width == 4 + MIN_FLEXIBLE_WIDTH + 2
+    assert width == 4 + MIN_FREE_TEXT_WIDTH + 2
     assert columns_that_fit({"id": 4, "name": 20}, 10) == (["id", "name"], 4 + 20 + 2)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from smith_lab.lab_test.lab_settings import PREFIX, REQUIRED_VARIABLES
+from smith_lab.lab_test.lab_settings import REQUIRED_VARIABLES, VARIABLE_PREFIX
 from support.ci_pipelines import FOLDER, SHELLS, read_yaml, shell_steps
 
 PAGE = (Path(__file__).parents[3] / "docs" / "ci.md").read_text(encoding="utf-8")
@@ -40,17 +40,17 @@ def test_the_ci_system_stores_the_reports_of_the_tests_also_after_a_failure() ->
 
 
 def test_the_page_and_the_workflow_name_every_required_variable() -> None:
-    required = {f"{PREFIX}{name}" for name in REQUIRED_VARIABLES} | {
+    required = {f"{VARIABLE_PREFIX}{name}" for name in REQUIRED_VARIABLES} | {
         "AGENT_SMITH_BUNDLE_URL",
         "AGENT_SMITH_BUNDLE_SHA256",
     }
     assert required <= set(read_yaml("github-actions.yml")["env"])
-    assert {name for name in required if name.removeprefix(PREFIX) not in PAGE} == set()
+    assert {name for name in required if name.removeprefix(VARIABLE_PREFIX) not in PAGE} == set()
     for name in SHELLS:
         assert f"deploy/ci/{name}" in PAGE
 
 
 def test_a_secret_is_read_from_the_secrets_of_the_ci_system() -> None:
     workflow = read_yaml("github-actions.yml")["env"]
-    assert workflow[f"{PREFIX}TOKEN_SECRET"] == "${{ secrets.LAB_PROXMOX_TOKEN_SECRET }}"
+    assert workflow[f"{VARIABLE_PREFIX}TOKEN_SECRET"] == "${{ secrets.LAB_PROXMOX_TOKEN_SECRET }}"
     assert "LAB_PROXMOX_TOKEN_SECRET = credentials(" in (FOLDER / "Jenkinsfile").read_text()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from executor.proxmox.privileges import PLACEMENT_NEED, list_privilege_needs
-from executor.proxmox.template_needs import needs_of_template
+from executor.proxmox.template_needs import privilege_needs_of_template
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
@@ -128,7 +128,7 @@ def test_the_script_grants_the_optional_privileges(node: Node) -> None:
     granted = {(path, role) for path, _who, role in with_options["acl"] if role in roles}
     assert granted == {("/nodes", "SmithNodes"), ("/vms", "SmithBackup"), ("/storage/local", "SmithImages")}
     needs = list_privilege_needs(
-        9, disk_storages=["local-lvm"], image_storages=["local", "local-lvm"], backup_storage="local-lvm"
+        9, disk_storages=["local-lvm"], iso_and_vztmpl_storages=["local", "local-lvm"], backup_storage="local-lvm"
     )
     assert {(need.path, need.role) for need in (*needs, PLACEMENT_NEED) if need.role in roles} == granted
 
@@ -151,7 +151,7 @@ def test_the_script_grants_what_a_template_with_a_physical_cd_drive_needs(node: 
     assert node.run(*STORAGE_OPTIONS).returncode == 0
     assert "SmithConsole" not in node.state()["roles"], "without the option the token gets no privilege on /"
     assert node.run(*STORAGE_OPTIONS, "--cd-drive").returncode == 0
-    (need,) = needs_of_template({"ide0": "cdrom,media=cdrom"})
+    (need,) = privilege_needs_of_template({"ide0": "cdrom,media=cdrom"})
     state = node.state()
     assert set(state["roles"][need.role]) == need.privileges
     granted = {(path, who) for path, who, role in state["acl"] if role == need.role}

@@ -9,7 +9,7 @@ import pytest
 
 from executor.doctor.checks import command_line, setting_line
 from executor.doctor.fulcrum_types import command_to_add_service_type
-from executor.fulcrum.types import CoreAgent
+from executor.fulcrum.types import FulcrumAgent
 
 NAMES = ("plain", "with space", "it's", "$(touch x)", "; rm -rf ~ #", "two\nlines\x1b[31m", "back\\slash", "Zoë ☃", "")
 
@@ -35,7 +35,7 @@ def test_a_placeholder_stays_readable() -> None:
 
 def test_the_names_of_an_agent_and_its_provider_are_quoted() -> None:
     participant = {"id": "4f1c2b00-0000-4000-8000-000000000002", "name": "it's; ls"}
-    agent = CoreAgent.model_validate(
+    agent = FulcrumAgent.model_validate(
         {"id": "4f1c2b00-0000-4000-8000-000000000001", "name": "a b", "participant": participant}
     )
     words = shlex.split(command_to_add_service_type(agent))

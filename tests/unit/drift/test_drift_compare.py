@@ -231,7 +231,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
         {
             "services": (service(status="Stopped", is_running=False),),
             "guests": (guest(is_running=True),),
-            "services_with_recent_job": frozenset({A}),
+            "services_with_recently_ended_job": frozenset({A}),
         },
         [],
     ),
@@ -288,7 +288,7 @@ def test_every_kind_of_difference_is_in_the_table() -> None:
 
 def test_every_finding_except_a_moved_vm_and_removed_volumes_needs_attention() -> None:
     found = [finding for row in DRIFT for finding in compare(facts(**row[1]))]
-    harmless = [finding for finding in found if not finding.needs_attention]
+    harmless = [finding for finding in found if not finding.needs_operator]
     assert {finding.kind for finding in harmless} == {DriftKind.VM_MOVED, DriftKind.VOLUMES_LEFT}
     assert {finding.repair for finding in harmless if finding.kind is DriftKind.VOLUMES_LEFT} == {
         Repair.REMOVE_VOLUMES_NOTE

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.fulcrum.types import (
-    CoreAgent,
-    CoreJob,
-    CoreService,
+    FulcrumAgent,
+    FulcrumJob,
+    FulcrumService,
     MetricType,
     ServiceType,
 )
@@ -59,7 +59,7 @@ def nested(levels: int) -> Any:
 
 
 def test_a_valid_job_is_read_without_defects() -> None:
-    job = CoreJob.parse(raw_job())
+    job = FulcrumJob.parse(raw_job())
     assert (job.id, job.action, job.status, job.priority) == (JOB_ID, "create", "Pending", 3)
     assert job.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     assert job.params["cores"] == 2
@@ -70,7 +70,7 @@ def test_a_valid_job_is_read_without_defects() -> None:
 
 
 def test_unknown_members_are_ignored_even_a_member_with_the_name_defects() -> None:
-    job = CoreJob.parse(raw_job(defects=["made up"], _defects=["made up"], futureThing={"a": 1}))
+    job = FulcrumJob.parse(raw_job(defects=["made up"], _defects=["made up"], futureThing={"a": 1}))
     assert job.defects == ()
 
 
@@ -101,7 +101,7 @@ def test_unknown_members_are_ignored_even_a_member_with_the_name_defects() -> No
     ],
 )
 def test_an_invalid_member_is_a_defect_and_the_job_keeps_its_id(members: dict[str, Any], defect: str) -> None:
-    job = CoreJob.parse(raw_job(**members))
+    job = FulcrumJob.parse(raw_job(**members))
     assert job.id == JOB_ID
     assert [text for text in job.defects if text.startswith(defect)] == list(job.defects)
     assert len(job.defects) == 1
@@ -110,7 +110,7 @@ def test_an_invalid_member_is_a_defect_and_the_job_keeps_its_id(members: dict[st
 
 def test_an_invalid_member_of_the_service_does_not_affect_its_other_members() -> None:
     service = raw_job()["service"] | {"status": 4, "properties": [1], "agentInstanceData": {"x": math.nan}}
-    job = CoreJob.parse(raw_job(service=service))
+    job = FulcrumJob.parse(raw_job(service=service))
     assert job.service
     assert (job.service.id, job.service.name, job.service.status) == (SERVICE_ID, "web-1", None)
     assert sorted(text.partition(":")[0] for text in job.defects) == [
@@ -122,14 +122,14 @@ def test_an_invalid_member_of_the_service_does_not_affect_its_other_members() ->
 
 def test_the_text_of_a_defect_does_not_contain_the_invalid_value() -> None:
     """A value may be a secret, and a defect is sent to FulcrumCore and logged."""
-    job = CoreJob.parse(raw_job(action={"password": "hunter2!"}, createdAt="hunter2!", service="hunter2!"))
+    job = FulcrumJob.parse(raw_job(action={"password": "hunter2!"}, createdAt="hunter2!", service="hunter2!"))
     assert len(job.defects) == 3
     assert "hunter2!" not in " ".join(job.defects)
 
 
 def test_the_repr_of_a_job_has_no_member_that_may_hold_secrets() -> None:
     text = repr(
-        CoreJob.parse(
+        FulcrumJob.parse(
             raw_job(params={"ciPassword": "hunter2!"}, service={"id": SERVICE_ID, "properties": {"p": "hunter2!"}})
         )
     )
@@ -140,25 +140,25 @@ def test_the_repr_of_a_job_has_no_member_that_may_hold_secrets() -> None:
 @pytest.mark.parametrize("ident", [None, 7, "", "1", JOB_ID + "\n", f"{{{JOB_ID}}}", JOB_ID.replace("-", ""), "ä" * 36])
 def test_a_job_without_a_uuid_cannot_be_read(ident: Any) -> None:
     with pytest.raises(ValueError, match="id"):
-        CoreJob.parse(raw_job(id=ident))
+        FulcrumJob.parse(raw_job(id=ident))
 
 
 def test_ids_are_written_in_lower_case() -> None:
     """FulcrumCore compares UUIDs as numbers, our database compares their text."""
-    assert CoreJob.parse(raw_job(id=JOB_ID.upper())).id == JOB_ID
+    assert FulcrumJob.parse(raw_job(id=JOB_ID.upper())).id == JOB_ID
 
 
 def test_a_time_with_another_zone_becomes_utc() -> None:
-    job = CoreJob.parse(raw_job(createdAt="2026-01-02T05:04:05+02:00", claimedAt="2026-01-02T03:04:05"))
+    job = FulcrumJob.parse(raw_job(createdAt="2026-01-02T05:04:05+02:00", claimedAt="2026-01-02T03:04:05"))
     assert job.created_at == job.claimed_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def test_a_job_is_the_same_after_storing_and_loading_it() -> None:
     """The poller stores the service as FulcrumCore sent it, and reads it after a restart."""
-    service = CoreJob.parse(raw_job()).service
+    service = FulcrumJob.parse(raw_job()).service
     assert service
     stored = json.loads(json.dumps(service.model_dump(mode="json", by_alias=True)))
-    assert CoreService.model_validate(stored) == service
+    assert FulcrumService.model_validate(stored) == service
 
 
 @settings(deadline=None)  # a slow machine must not fail the test
@@ -172,24 +172,24 @@ def test_a_job_is_the_same_after_storing_and_loading_it() -> None:
     )
 )
 def test_any_json_object_with_an_id_is_read_as_a_job(members: dict[str, Any]) -> None:
-    job = CoreJob.parse(members | {"id": JOB_ID})
+    job = FulcrumJob.parse(members | {"id": JOB_ID})
     json.dumps(job.model_dump(mode="json"), allow_nan=False).encode()
 
 
 def test_an_agent_is_disabled_by_its_status_or_by_that_of_its_participant() -> None:
-    def agent(status: str, participant: str) -> CoreAgent:
+    def agent(status: str, participant: str) -> FulcrumAgent:
         raw = {"id": AGENT_ID, "status": status, "participant": {"id": SERVICE_ID, "status": participant}}
-        return CoreAgent.parse(raw)
+        return FulcrumAgent.parse(raw)
 
     assert not agent("Connected", "Enabled").is_disabled
     assert agent("Disabled", "Enabled").is_disabled
     assert agent("Connected", "Disabled").is_disabled
-    assert not CoreAgent.parse({"id": AGENT_ID}).is_disabled
+    assert not FulcrumAgent.parse({"id": AGENT_ID}).is_disabled
 
 
 def test_an_agent_without_tags_and_configuration_has_empty_ones() -> None:
     """FulcrumCore sends `tags: null` if they were never set, and omits the configuration."""
-    agent = CoreAgent.parse({"id": AGENT_ID, "tags": None})
+    agent = FulcrumAgent.parse({"id": AGENT_ID, "tags": None})
     assert (agent.tags, agent.configuration, agent.defects) == ([], {}, ())
 
 
@@ -249,7 +249,7 @@ def test_json_is_read_with_a_byte_order_mark_and_with_the_last_of_two_equal_name
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e309", "9" * 5000, "-" + "9" * 5000])
 def test_a_number_that_is_not_finite_is_a_defect_of_its_job_and_of_no_other(number: str) -> None:
     valid_job, invalid_job = json.dumps(raw_job()), json.dumps(raw_job(params={"cores": "@"})).replace('"@"', number)
-    jobs = [CoreJob.parse(item) for item in parse_json(f"[{valid_job}, {invalid_job}]".encode())]
+    jobs = [FulcrumJob.parse(item) for item in parse_json(f"[{valid_job}, {invalid_job}]".encode())]
     assert [job.defects for job in jobs] == [(), ("params: a number that is not finite",)]
 
 
@@ -258,6 +258,6 @@ def test_json_that_is_nested_too_deeply_is_a_defect_of_its_job_and_of_no_other(l
     """The text also has brackets and quotes inside strings, which do not count as levels."""
     bomb = '{"text": "]]}\\"[[", "bomb": ' + '{"a":[' * levels + "1" + "]}" * levels + ', "after": 2}'
     valid_job, invalid_job = json.dumps(raw_job()), json.dumps(raw_job(params="@")).replace('"@"', bomb)
-    jobs = [CoreJob.parse(item) for item in parse_json(f"[{valid_job}, {invalid_job}, {valid_job}]".encode())]
+    jobs = [FulcrumJob.parse(item) for item in parse_json(f"[{valid_job}, {invalid_job}, {valid_job}]".encode())]
     assert [job.defects[0].partition(":")[0] if job.defects else "" for job in jobs] == ["", "params", ""]
     assert jobs[1].service == jobs[0].service

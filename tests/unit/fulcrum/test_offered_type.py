@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, load_type
+from executor.fulcrum.bootstrap import CONTAINER_SERVICE_TYPE_FILE, VM_SERVICE_TYPE_FILE, read_type_file
 from executor.fulcrum.offered_type import restrict_service_type
 from executor.settings.settings import Settings
 
@@ -15,7 +15,7 @@ TEMPLATES = {"proxmox_templates": "debian-12=9000,ubuntu-24.04=9001"}
 
 def offered_properties(file: str = VM_SERVICE_TYPE_FILE, **values: Any) -> dict[str, Any]:
     """Return the property schema of a shipped service type, restricted to these settings."""
-    properties: dict[str, Any] = restrict_service_type(load_type(file), Settings(**values))["propertySchema"][
+    properties: dict[str, Any] = restrict_service_type(read_type_file(file), Settings(**values))["propertySchema"][
         "properties"
     ]
     return properties
@@ -62,7 +62,7 @@ def test_an_agent_without_vm_templates_also_offers_only_its_bridges_vlans_and_ta
 
 @pytest.mark.parametrize("values", [{}, {"proxmox_bridges": "vmbr1", "proxmox_vlans": "20"}])
 def test_settings_without_templates_do_not_restrict_the_type(values: dict[str, str]) -> None:
-    assert offered_properties(**values) == load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    assert offered_properties(**values) == read_type_file(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
 
 
 @pytest.mark.parametrize("file", [VM_SERVICE_TYPE_FILE, CONTAINER_SERVICE_TYPE_FILE])
@@ -71,12 +71,12 @@ def test_tags_are_offered_only_if_the_settings_allow_some(file: str) -> None:
 
 
 def test_allowed_tags_are_offered() -> None:
-    shipped = load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    shipped = read_type_file(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
     assert offered_properties(**TEMPLATES, proxmox_tags="customer-*")["tags"] == shipped["tags"]
 
 
 def test_a_property_that_the_settings_do_not_limit_keeps_the_checks_of_the_shipped_type() -> None:
-    shipped = load_type(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
+    shipped = read_type_file(VM_SERVICE_TYPE_FILE)["propertySchema"]["properties"]
     unrestricted = offered_properties(
         **TEMPLATES, proxmox_any_template=True, proxmox_bridges="*", proxmox_vlans="*", proxmox_tags="*"
     )

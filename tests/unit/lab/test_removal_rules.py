@@ -30,7 +30,7 @@ VMIDS = range(FIRST, FIRST + SIZE)
 
 def reserve_for_run(until: int, **changes: Any) -> ReservedRange:
     """Return a range that a run of the lab tests has reserved until this time."""
-    return ReservedRange(vmids=VMIDS, lease=new_lease(until, **changes), base_prefix=LAB.name_prefix)
+    return ReservedRange(vmids=VMIDS, lease=new_lease(until, **changes), lab_name_prefix=LAB.name_prefix)
 
 
 def lease_vm(reserved: ReservedRange, **changes: Any) -> Guest:
@@ -65,7 +65,7 @@ def test_a_service_id_of_no_lab_names_no_lease(service_id: str) -> None:
 
 
 def test_the_notes_of_a_lease_are_readable_after_proxmox_has_stored_them() -> None:
-    lease = new_lease(NOW, former_tokens=("0123ab", "ffffff"))
+    lease = new_lease(NOW, tokens_of_expired_runs=("0123ab", "ffffff"))
     assert lease_in_notes(lease.notes().rstrip()) == lease
     assert lease_in_notes("smith-lab=xyz\nsmith-lab-until=1") is None
     assert lease_in_notes(f"smith-lab={lease.token}") is None
@@ -102,7 +102,7 @@ def test_a_guest_that_does_not_match_range_name_marker_and_state_is_not_removed(
         vm(reserved, lock="clone"),
         lease_vm(reserved, vmid=FIRST + 1),
         lease_vm(reserved, name="smith-lab-000000-lease"),
-        lease_vm(reserved, has_false_lease_name=True),
+        lease_vm(reserved, is_named_as_lease_but_in_use=True),
         vm(reserved, problem="595 No route to host"),
     ]
     assert [are_removable(guest) for guest in not_removable] == [[False]] * len(not_removable)
@@ -112,14 +112,14 @@ def test_a_clone_without_a_marker_is_removable_if_the_lease_names_its_expired_ru
     expired, live = reserve_for_run(EXPIRED), reserve_for_run(LIVE)
     assert are_removable(lease_vm(expired), vm(expired, notes="Debian 12"))[1]
     assert not are_removable(lease_vm(live), vm(live, notes="Debian 12"))[1]
-    taken_over = reserve_for_run(EXPIRED, former_tokens=(expired.lease.token,))
+    taken_over = reserve_for_run(EXPIRED, tokens_of_expired_runs=(expired.lease.token,))
     assert are_removable(lease_vm(taken_over), vm(expired, notes=""))[1]
 
 
 def test_guests_that_were_created_before_their_lease_was_extended_are_not_removed() -> None:
     reserved = reserve_for_run(EXPIRED)
     extended = ReservedRange(
-        vmids=VMIDS, lease=Lease(token=reserved.lease.token, expires_at_s=LIVE), base_prefix=LAB.name_prefix
+        vmids=VMIDS, lease=Lease(token=reserved.lease.token, expires_at_s=LIVE), lab_name_prefix=LAB.name_prefix
     )
     assert are_removable(lease_vm(extended), vm(reserved)) == [False, False]
 
@@ -147,5 +147,5 @@ def test_backups_of_expired_runs_are_removed() -> None:
     ]
     is_removable_by_name = {finding.name: finding.is_removable for finding in check_archives(archives, [], LAB, NOW)}
     assert is_removable_by_name == {"backups:expired": True, "backups:live": False}
-    lease_guest = lease_vm(ReservedRange(vmids=VMIDS, lease=extended, base_prefix=LAB.name_prefix))
+    lease_guest = lease_vm(ReservedRange(vmids=VMIDS, lease=extended, lab_name_prefix=LAB.name_prefix))
     assert not any(finding.is_removable for finding in check_archives(archives, [lease_guest], LAB, NOW))

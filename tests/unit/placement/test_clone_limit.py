@@ -61,14 +61,14 @@ def max_running_by_target(limit: CloneLimit, targets: list[str], threads: int = 
 
 
 def test_each_target_runs_no_more_clones_than_the_limit() -> None:
-    assert max_running_by_target(CloneLimit(max_limit=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
+    assert max_running_by_target(CloneLimit(max_clones_per_target=3), ["local-lvm@pve1", "local-lvm@pve2"]) == {
         "local-lvm@pve1": 3,
         "local-lvm@pve2": 3,
     }
 
 
 def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
-    limit = CloneLimit(max_limit=8)
+    limit = CloneLimit(max_clones_per_target=8)
     limits_seen = []
     for _ in range(5):
         clone(limit, LOCK_TIMED_OUT)
@@ -79,13 +79,13 @@ def test_each_lock_timeout_halves_the_limit_down_to_one() -> None:
 @pytest.mark.parametrize("text", LOCK_TIMEOUT_TEXTS)
 def test_the_timeout_of_a_storage_lock_halves_the_limit(text: str) -> None:
     """The error of a run contains the code that the error rules derive from Proxmox's text."""
-    limit, failure = CloneLimit(max_limit=8), classify_failure(text)
+    limit, failure = CloneLimit(max_clones_per_target=8), classify_failure(text)
     clone(limit, JobResult(succeeded=False, code=ErrorCode(failure.code), detail=f"{failure.text} (run x)"))
     assert limit.max_creates == 4
 
 
 def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> None:
-    limit = CloneLimit(max_limit=4)
+    limit = CloneLimit(max_clones_per_target=4)
     clone(limit, LOCK_TIMED_OUT)
     for _ in range(SUCCESSES_PER_RAISE - 1):
         clone(limit, CLONED)
@@ -101,13 +101,13 @@ def test_successes_raise_a_throttled_limit_step_by_step_up_to_the_setting() -> N
     "result", [LOCKED_BY_BACKUP, JobResult(succeeded=False, code=ErrorCode.CAPACITY, detail="full")]
 )
 def test_failures_other_than_lock_timeouts_do_not_change_the_limit(result: JobResult) -> None:
-    limit = CloneLimit(max_limit=8)
+    limit = CloneLimit(max_clones_per_target=8)
     clone(limit, result)
     assert limit.max_creates == 8
 
 
 def test_as_many_creates_may_run_as_the_limits_of_the_used_targets_allow() -> None:
-    limit = CloneLimit(max_limit=8)
+    limit = CloneLimit(max_clones_per_target=8)
     assert limit.max_creates == 8
     clone(limit, CLONED, "local-lvm@pve1")
     clone(limit, LOCK_TIMED_OUT, "local-lvm@pve2")
@@ -115,7 +115,7 @@ def test_as_many_creates_may_run_as_the_limits_of_the_used_targets_allow() -> No
 
 
 def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() -> None:
-    limit = CloneLimit(max_limit=1)
+    limit = CloneLimit(max_clones_per_target=1)
     questions: list[int] = []
 
     def may_wait_once() -> bool:
@@ -130,13 +130,13 @@ def test_a_create_that_may_not_wait_any_longer_is_cancelled_and_holds_no_slot() 
 
 
 def test_a_clone_that_has_ended_releases_its_slot_before_its_create_job_ends() -> None:
-    limit = CloneLimit(max_limit=1)
+    limit = CloneLimit(max_clones_per_target=1)
     with limit.acquire_slot("ceph", may_wait=lambda: True) as first:
         assert limit.max_creates == 1
-        first.end_clone()
+        first.mark_clone_ended()
         assert limit.max_creates == 2
         with limit.acquire_slot("ceph", may_wait=lambda: False) as second:
-            first.end_clone()  # has no effect
+            first.mark_clone_ended()  # has no effect
             with pytest.raises(JobError), limit.acquire_slot("ceph", may_wait=lambda: False):
                 pass
             second.result = LOCK_TIMED_OUT
@@ -145,7 +145,7 @@ def test_a_clone_that_has_ended_releases_its_slot_before_its_create_job_ends() -
 
 
 def test_a_with_block_that_raises_releases_its_slot() -> None:
-    limit = CloneLimit(max_limit=1)
+    limit = CloneLimit(max_clones_per_target=1)
     with pytest.raises(ZeroDivisionError), limit.acquire_slot("ceph", may_wait=lambda: True):
         _ = 1 / 0
     clone(limit, CLONED, "ceph")

@@ -42,7 +42,7 @@ def constraints(*usable: str, **changes: Any) -> PlacementConstraints:
     defaults: dict[str, Any] = {"memory_mib": 4096, "cores": 2, "storage": "ssd", "bridge": "vmbr0"}
     templates = dict.fromkeys(usable or ("pve1", "pve2", "pve3"), 9000)
     return PlacementConstraints(
-        template_vmid_by_node=templates, **({"preferred_node": next(iter(templates))} | defaults | changes)
+        template_vmid_by_candidate_node=templates, **({"preferred_node": next(iter(templates))} | defaults | changes)
     )
 
 
@@ -100,7 +100,7 @@ def test_the_fitting_node_with_the_highest_score_is_chosen(nodes: list[NodeFacts
             replace(constraints(), cores=17),
             PlacementRules(),
             "CAPACITY",
-            "pve1 has 16 CPUs, 17 cores requested for one guest",
+            "pve1 has only 16 CPUs, and the guest needs 17 cores",
         ),
         ([PVE1], constraints(), PlacementRules(cpu_overcommit=0.1), "CAPACITY", "cores free"),
         ([PVE1], constraints(), PlacementRules(memory_overcommit=0.05), "CAPACITY", "memory free"),
@@ -141,7 +141,7 @@ def test_only_the_nodes_of_the_rules_are_considered() -> None:
 
 
 def test_the_template_of_the_chosen_node_is_returned() -> None:
-    constraints_of_vm = replace(constraints(), template_vmid_by_node={"pve1": 9000, "pve2": 9002})
+    constraints_of_vm = replace(constraints(), template_vmid_by_candidate_node={"pve1": 9000, "pve2": 9002})
     assert (
         choose_node(constraints_of_vm, [replace(PVE1, in_progress_job_count=3), PVE2], PlacementRules()).template_vmid
         == 9002
@@ -175,7 +175,7 @@ def test_without_visible_capacity_the_reason_names_no_template_if_the_chosen_nod
     without_template = choose_node(constraints("pve1", "pve2", preferred_node=""), hidden, PlacementRules())
     other_node = choose_node(constraints("pve1", preferred_node="pve2"), hidden, PlacementRules())
     for placed in (without_template, other_node):
-        assert placed.reason.startswith(f"pve1: fits, but {LOAD_UNKNOWN_TEXT}")
+        assert placed.reason.startswith(f"pve1: the VM fits; {LOAD_UNKNOWN_TEXT}")
 
 
 def test_of_equal_nodes_the_first_in_alphabetical_order_is_chosen() -> None:
@@ -226,7 +226,7 @@ def test_a_vm_is_moved_only_to_a_much_better_node(
 ) -> None:
     constraints_of_vm = replace(
         constraints(*usable),
-        template_vmid_by_node=dict.fromkeys(usable, 0),
+        template_vmid_by_candidate_node=dict.fromkeys(usable, 0),
         preferred_node="pve1",
         source_text="its disks",
     )
@@ -263,7 +263,7 @@ node_strategy = st.builds(
 )
 def test_no_vm_is_placed_where_it_does_not_fit(nodes: list[NodeFacts], usable: set[str]) -> None:
     constraints_of_vm = replace(
-        constraints(), template_vmid_by_node=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1"
+        constraints(), template_vmid_by_candidate_node=dict.fromkeys(sorted(usable), 9000), preferred_node="pve1"
     )
     try:
         placed = choose_node(constraints_of_vm, nodes, PlacementRules())
@@ -309,8 +309,8 @@ def test_the_facts_of_a_node_count_its_running_guests_and_our_stopped_ones() -> 
 
 def test_the_placement_is_added_to_the_result_unless_the_result_is_empty() -> None:
     placed = Placement(node="pve1", template_vmid=9000, reason="a reason")
-    assert placed.add_to_result({}) == {}
-    assert placed.add_to_result({"vmid": 100})["placement"] == {
+    assert placed.add_placement_to_result({}) == {}
+    assert placed.add_placement_to_result({"vmid": 100})["placement"] == {
         "node": "pve1",
         "template_vmid": 9000,
         "reason": "a reason",

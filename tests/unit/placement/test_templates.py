@@ -36,7 +36,8 @@ def test_an_image_is_found_by_setting_then_name_then_tag(
     image: str, configured: dict, rows: list, expected_vmids: list
 ) -> None:
     assert [
-        template.vmid for template in templates.find_templates(image, configured, rows, is_any_template_allowed=True)
+        template.vmid
+        for template in templates.find_templates(image, configured, rows, are_unconfigured_templates_allowed=True)
     ] == expected_vmids
 
 
@@ -71,7 +72,7 @@ def test_an_image_without_exactly_one_template_is_refused_and_the_operator_reads
     image: str, configured: dict, rows: list, text: str
 ) -> None:
     with pytest.raises(JobError) as caught:
-        templates.find_templates(image, configured, rows, is_any_template_allowed=True)
+        templates.find_templates(image, configured, rows, are_unconfigured_templates_allowed=True)
     assert caught.value.code == "NOT_FOUND"
     assert text in caught.value.operator_detail
     assert image in caught.value.detail
@@ -82,16 +83,18 @@ def test_an_image_without_exactly_one_template_is_refused_and_the_operator_reads
 def test_the_tenants_error_for_a_template_that_is_not_configured_is_that_of_a_missing_template() -> None:
     for image in ("ubuntu-24.04", "noble", "windows"):
         with pytest.raises(JobError) as caught:
-            templates.find_templates(image, {"debian-12": 9000}, ROWS, is_any_template_allowed=False)
+            templates.find_templates(image, {"debian-12": 9000}, ROWS, are_unconfigured_templates_allowed=False)
         assert (caught.value.code, caught.value.detail) == ("NOT_FOUND", f"no template is called {image}")
         assert "configured templates: debian-12" in caught.value.operator_detail
-    assert templates.find_templates("debian-12", {"debian-12": 9000}, ROWS, is_any_template_allowed=False) == [DEBIAN]
+    assert templates.find_templates(
+        "debian-12", {"debian-12": 9000}, ROWS, are_unconfigured_templates_allowed=False
+    ) == [DEBIAN]
 
 
 def test_no_vm_is_created_from_a_container_template() -> None:
     container = VmRow(vmid=9009, node="pve1", name="alpine", is_template=True, kind="lxc")
     with pytest.raises(JobError):
-        templates.find_templates("alpine", {}, [container], is_any_template_allowed=True)
+        templates.find_templates("alpine", {}, [container], are_unconfigured_templates_allowed=True)
 
 
 def test_the_storages_of_every_volume_are_read_from_the_configuration() -> None:
@@ -104,10 +107,10 @@ def test_the_storages_of_every_volume_are_read_from_the_configuration() -> None:
         "net0": "virtio=BC:24:11:00:00:00,bridge=vmbr0",
         "scsihw": "virtio-scsi-pci",
     }
-    found = templates.template_facts(DEBIAN, config)
+    found = templates.parse_template(DEBIAN, config)
     assert found.storages == {"ceph", "local-lvm", "nfs"}
     assert found.has_cloud_init
-    assert not templates.template_facts(DEBIAN, {"scsi0": "ceph:base-9000-disk-0"}).has_cloud_init
+    assert not templates.parse_template(DEBIAN, {"scsi0": "ceph:base-9000-disk-0"}).has_cloud_init
 
 
 def storage(name: str, *nodes: str, is_shared: bool = False, is_available: bool = True) -> list[StorageRow]:
@@ -156,13 +159,13 @@ def test_a_node_clones_the_template_that_is_on_it_rather_than_another() -> None:
 
 
 def test_if_no_template_can_be_cloned_on_the_node_the_error_is_not_found() -> None:
-    assert templates.template_vmid_for_node("pve1", "debian-12", [FIRST], NODES_OF) == 9000
+    assert templates.choose_template_vmid("pve1", "debian-12", [FIRST], NODES_OF) == 9000
     with pytest.raises(
         JobError, match=r"NOT_FOUND: no clone of debian-12 can be created on pve2: template 9000 on pve1 \(local-lvm\)"
     ):
-        templates.template_vmid_for_node("pve2", "debian-12", [FIRST], NODES_OF)
+        templates.choose_template_vmid("pve2", "debian-12", [FIRST], NODES_OF)
 
 
 def test_if_storages_are_not_visible_a_clone_is_tried_and_proxmox_decides() -> None:
     uncertain = {9000: NodesForClone(nodes=frozenset({"pve1"}), is_complete=False)}
-    assert templates.template_vmid_for_node("pve2", "debian-12", [FIRST], uncertain) == 9000
+    assert templates.choose_template_vmid("pve2", "debian-12", [FIRST], uncertain) == 9000

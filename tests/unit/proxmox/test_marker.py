@@ -11,7 +11,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import guest_f
 
 from executor.proxmox.client import ProxmoxReader
 from executor.runs.extra_vars import make_description
-from executor.shared.marker import MARKER_LINE, is_service_id, markers_in, service_id_in, without_smith_lines
+from executor.shared.marker import MARKER_LINE, is_service_id, marker_values_in, service_id_in, without_smith_lines
 
 ROOT = Path(__file__).parents[3]
 CASES: list[dict[str, Any]] = json.loads((Path(__file__).parents[2] / "data" / "markers.json").read_text())
@@ -24,7 +24,7 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_the_executor_and_its_commands_read_the_service_of_the_case(case: dict[str, Any]) -> None:
-    assert markers_in(case["description"]) == case["markers"]
+    assert marker_values_in(case["description"]) == case["markers"]
     assert service_id_in(case["description"]) == case["service"]
     assert ProxmoxReader.service_id_in_marker({"description": case["description"]}) == case["service"]
 
@@ -37,10 +37,10 @@ def test_the_action_plugins_assign_a_vm_to_a_service_exactly_if_the_executor_doe
 
 
 def test_a_marker_in_the_description_of_a_service_is_removed(case: dict[str, Any]) -> None:
-    assert markers_in(make_description(case["description"])) == []
+    assert marker_values_in(make_description(case["description"])) == []
     written = notes.new_description({"service_id": ANY_SERVICE, "description": case["description"]})
     assert service_id_in(written) == ANY_SERVICE
-    assert markers_in(without_smith_lines(written)) == []
+    assert marker_values_in(without_smith_lines(written)) == []
 
 
 def test_each_case_has_a_service_only_if_its_marker_is_a_valid_id() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from executor.proxmox.privileges import find_unmet_needs, list_privilege_needs, make_pveum_commands
-from executor.proxmox.template_needs import needs_of_template, root_only_devices
+from executor.proxmox.template_needs import privilege_needs_of_template, root_only_devices
 
 
 def test_the_guest_agents_privilege_has_another_name_before_version_9() -> None:
@@ -29,7 +29,7 @@ def test_a_storage_that_is_named_twice_is_needed_once_and_a_bridge_only_if_it_is
 
 def test_image_and_backup_storages_need_privileges_of_their_own() -> None:
     additional_needs = list_privilege_needs(
-        9, disk_storages=["a"], image_storages=["local", "a"], backup_storage="nfs"
+        9, disk_storages=["a"], iso_and_vztmpl_storages=["local", "a"], backup_storage="nfs"
     )[2:]
     assert [(need.path, need.role) for need in additional_needs] == [
         ("/storage/local", "SmithImages"),
@@ -79,15 +79,15 @@ def test_the_table_of_privileges_in_the_documentation_has_every_privilege() -> N
             version,
             disk_storages=["a"],
             bridges={"vmbr0": "localnetwork"},
-            image_storages=["local"],
+            iso_and_vztmpl_storages=["local"],
             backup_storage="b",
         )
-        for need in [*needs, *needs_of_template({"rng0": "/dev/hwrng", "ide0": "cdrom,media=cdrom"})]:
+        for need in [*needs, *privilege_needs_of_template({"rng0": "/dev/hwrng", "ide0": "cdrom,media=cdrom"})]:
             assert need.privileges <= set(rows[need.role].replace(",", " ").split()), need.role
 
 
 def test_storages_may_be_given_by_an_iterator_that_is_read_once() -> None:
-    storages = {"image_storages": ["local", "a"], "backup_storage": "a"}
+    storages = {"iso_and_vztmpl_storages": ["local", "a"], "backup_storage": "a"}
     expected = list_privilege_needs(9, disk_storages=["b", "a"], **storages)
     assert list_privilege_needs(9, disk_storages=iter(["b", "a"]), **storages) == expected
     assert not [need for need in expected if need.path == "/storage/a" and need.role == "SmithImages"]
@@ -109,7 +109,7 @@ def test_storages_may_be_given_by_an_iterator_that_is_read_once() -> None:
     ],
 )
 def test_a_template_needs_privileges_for_its_devices(config: dict[str, str], paths: list[str]) -> None:
-    assert [need.path for need in needs_of_template(config)] == paths
+    assert [need.path for need in privilege_needs_of_template(config)] == paths
     assert root_only_devices(config) == []
 
 
@@ -121,4 +121,4 @@ def test_only_root_may_clone_a_template_with_a_device_that_has_no_mapping() -> N
         "usb1": "host=spice",
     }
     assert root_only_devices(config) == ["hostpci0", "hostpci1", "usb0"]
-    assert needs_of_template(config) == []
+    assert privilege_needs_of_template(config) == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from executor.proxmox.privileges import PLACEMENT_NEED, list_privilege_needs
-from executor.proxmox.setup.plan import AclEntry, ChangeKind, ExistingAccess, NeededAccess, SetupRefused, plan_changes
+from executor.proxmox.setup.plan import AclEntry, ChangeKind, ExistingAccess, NeededAccess, SetupPrevented, plan_changes
 
 NEEDS = (*list_privilege_needs(9, disk_storages=["local-lvm"], bridges={"vmbr0": "localnetwork"}), PLACEMENT_NEED)
 WANTED_WITH_NEW_TOKEN = NeededAccess(user="smith@pve", token_id="job", needs=NEEDS, pool="smith")
@@ -62,7 +62,10 @@ def test_only_missing_privileges_and_entries_are_added() -> None:
 
 def test_a_token_without_a_stored_secret_is_replaced_with_all_its_entries() -> None:
     changes = texts(WANTED_WITH_NEW_TOKEN)
-    assert changes[:2] == ["delete token smith@pve!job, whose secret is not stored", "create token smith@pve!job"]
+    assert changes[:2] == [
+        "delete token smith@pve!job, because Agent Smith does not know its secret",
+        "create token smith@pve!job",
+    ]
     assert len(changes) == 2 + len({(need.path, need.role) for need in NEEDS})
     assert all(text.endswith("to smith@pve!job") for text in changes[2:])
 
@@ -78,5 +81,5 @@ def test_two_needs_of_one_role_make_one_role_and_two_entries() -> None:
 
 
 def test_a_disabled_user_is_refused_and_the_error_names_the_remedy() -> None:
-    with pytest.raises(SetupRefused, match="pveum user modify smith@pve --enable 1"):
+    with pytest.raises(SetupPrevented, match="pveum user modify smith@pve --enable 1"):
         texts(WANTED_WITH_NEW_TOKEN, users={"smith@pve": False})

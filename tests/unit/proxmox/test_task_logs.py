@@ -12,8 +12,8 @@ import pytest
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import failures
 from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.proxmox_tasks import (
     error_with_cause,
-    is_end_unknown,
-    volumes_left_in,
+    is_task_outcome_unknown,
+    volumes_left_in_log,
 )
 
 from executor.shared.error_rules import classify_ansible_task_failure, classify_failure
@@ -192,7 +192,7 @@ def test_the_lines_about_steps_are_not_the_cause_of_a_failure(name: str) -> None
 
 @pytest.mark.parametrize("status", UNKNOWN_ENDS)
 def test_a_proxmox_task_whose_worker_was_killed_has_an_unknown_end(status: str) -> None:
-    assert is_end_unknown({"status": status})
+    assert is_task_outcome_unknown({"status": status})
 
 
 @pytest.mark.parametrize(
@@ -241,4 +241,4 @@ def test_the_volumes_that_a_deletion_could_not_remove_are_read_from_its_log() ->
         "error removing fleecing image 'local-lvm:vm-301-fleece-0' - busy",
         "WARN: failed to check if volume 'local-lvm:base-301-disk-2' is used by linked clones: busy",
     ]
-    assert volumes_left_in(log) == ["local-lvm:vm-301-disk-0", "gone:vm-301-disk-1", "local-lvm:vm-301-fleece-0"]
+    assert volumes_left_in_log(log) == ["local-lvm:vm-301-disk-0", "gone:vm-301-disk-1", "local-lvm:vm-301-fleece-0"]

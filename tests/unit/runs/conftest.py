@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.plan_requests import ACTIONS, make_settings
 
-from executor.runs.request import PlanSettings
+from executor.runs.request import PlaybookSettings
 
 
 @pytest.fixture
@@ -19,6 +19,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(folder: Path) -> PlanSettings:
+def settings(folder: Path) -> PlaybookSettings:
     """Return the settings with our playbooks and two templates."""
     return make_settings(folder)

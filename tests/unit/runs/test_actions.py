@@ -241,7 +241,7 @@ def test_an_action_with_an_unusable_schema_is_refused(
     action = action_with(provider_folder, schema)
     assert action.schema is not None
     with pytest.raises(UnusableSchemaError) as caught:
-        action_schema.read_schema(action.schema)
+        action_schema.read_validator(action.schema)
     assert message in str(caught.value)
     with pytest.raises(JobError) as refused:
         action_schema.check_properties(action, {})

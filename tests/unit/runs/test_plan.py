@@ -17,8 +17,8 @@ from executor.runs.actions import ACTION_PATTERN
 from executor.runs.extra_vars import MAX_DESCRIPTION_LENGTH, make_description
 from executor.runs.plan import plan
 from executor.runs.private_folder import validate_ident, write_extra_vars
-from executor.runs.request import PlanSettings
-from executor.shared.marker import markers_in, service_id_in
+from executor.runs.request import PlaybookSettings
+from executor.shared.marker import marker_values_in, service_id_in
 
 
 def test_the_ident_of_a_long_action_name_leaves_room_for_a_sockets_path(folder: Path) -> None:
@@ -37,7 +37,7 @@ def test_the_ident_of_each_possible_action_can_be_a_folder(action: str) -> None:
     assert validate_ident(run.ident) == run.ident
 
 
-def test_the_run_of_a_create_has_the_whole_configuration_of_the_vm(settings: PlanSettings) -> None:
+def test_the_run_of_a_create_has_the_whole_configuration_of_the_vm(settings: PlaybookSettings) -> None:
     properties = MINIMAL | {"ciUser": "admin", "ciPassword": "open-sesame", "sshPublicKeys": [KEY], "tags": ["web"]}
     run = plan(make_request(properties=properties, secrets=("open-sesame",)), settings)
     assert run.vm == {
@@ -67,7 +67,7 @@ def test_the_run_of_a_create_has_the_whole_configuration_of_the_vm(settings: Pla
 
 
 @pytest.mark.parametrize("action", [action for action in ACTIONS if action not in ("create", "update")])
-def test_our_other_actions_get_only_the_identity_and_the_timeouts(settings: PlanSettings, action: str) -> None:
+def test_our_other_actions_get_only_the_identity_and_the_timeouts(settings: PlaybookSettings, action: str) -> None:
     run = plan(make_request(action, {"cores": "nonsense", "secret": "x"}, node="pve2"), settings)
     limits = {"timeout_s", "shutdown_timeout_s", "address_timeout_s"}
     assert set(run.vm) == {"service_id", "vmid", "name", "cluster", "node"} | limits
@@ -102,20 +102,20 @@ def test_the_node_of_the_mapping_takes_precedence_over_the_node_of_the_settings(
     ("time_left_s", "timeout_s", "shutdown_timeout_s"), [(280.0, 240, 60), (100.9, 100, 50), (10.0, 10, 5), (0.5, 0, 1)]
 )
 def test_the_timeout_of_a_run_is_within_the_jobs_deadline(
-    settings: PlanSettings, time_left_s: float, timeout_s: int, shutdown_timeout_s: int
+    settings: PlaybookSettings, time_left_s: float, timeout_s: int, shutdown_timeout_s: int
 ) -> None:
     run = plan(make_request("stop", time_left_s=time_left_s), settings)
     assert (run.vm["timeout_s"], run.vm["shutdown_timeout_s"]) == (timeout_s, shutdown_timeout_s)
     assert run.timeout_s == min(time_left_s, 240.0)
 
 
-def test_each_run_has_a_unique_ident_that_can_name_a_folder(settings: PlanSettings) -> None:
+def test_each_run_has_a_unique_ident_that_can_name_a_folder(settings: PlaybookSettings) -> None:
     idents = {plan(make_request("stop"), settings).ident for _ in range(50)}
     assert len(idents) == 50
     assert all(ident.startswith("stop-") and ident.replace("-", "").isalnum() for ident in idents)
 
 
-def test_an_image_without_a_template_is_not_found(settings: PlanSettings, folder: Path) -> None:
+def test_an_image_without_a_template_is_not_found(settings: PlaybookSettings, folder: Path) -> None:
     with pytest.raises(
         JobError, match=r"PROXMOX_TEMPLATES has no template arch \(configured templates: debian-12, ubuntu"
     ) as caught:
@@ -126,13 +126,13 @@ def test_an_image_without_a_template_is_not_found(settings: PlanSettings, folder
 
 
 @pytest.mark.parametrize("image", [None, ...])
-def test_a_create_without_an_image_is_refused(settings: PlanSettings, image: Any) -> None:
+def test_a_create_without_an_image_is_refused(settings: PlaybookSettings, image: Any) -> None:
     properties = {name: value for name, value in (MINIMAL | {"image": image}).items() if value is not ...}
     with pytest.raises(JobError, match="INVALID_REQUEST: image is missing"):
         plan(make_request(properties=properties), settings)
 
 
-def test_an_unsupported_action_is_refused_before_its_properties(settings: PlanSettings) -> None:
+def test_an_unsupported_action_is_refused_before_its_properties(settings: PlaybookSettings) -> None:
     with pytest.raises(JobError, match="UNSUPPORTED_ACTION"):
         plan(make_request("explode", {"cores": "nonsense"}), settings)
 
@@ -162,7 +162,7 @@ FULL = MINIMAL | {
     ids=str,
 )
 def test_an_update_changes_network_and_logins_only_where_they_differ(
-    settings: PlanSettings, changed: dict[str, Any], expected_members: dict[str, Any]
+    settings: PlaybookSettings, changed: dict[str, Any], expected_members: dict[str, Any]
 ) -> None:
     run = plan(make_request("update", FULL | changed, previous_properties=FULL), settings)
     assert {name: run.vm[name] for name in ("network", "cloud_init") if name in run.vm} == expected_members
@@ -170,19 +170,19 @@ def test_an_update_changes_network_and_logins_only_where_they_differ(
     assert not {"template_vmid", "storage", "pool"} & set(run.vm)
 
 
-def test_an_update_that_removes_all_keys_is_refused(settings: PlanSettings) -> None:
+def test_an_update_that_removes_all_keys_is_refused(settings: PlaybookSettings) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST: sshPublicKeys cannot be emptied"):
         plan(make_request("update", FULL | {"sshPublicKeys": []}, previous_properties=FULL), settings)
 
 
-def test_an_update_without_a_login_does_not_change_it(settings: PlanSettings) -> None:
+def test_an_update_without_a_login_does_not_change_it(settings: PlaybookSettings) -> None:
     run = plan(make_request("update", MINIMAL, previous_properties=FULL), settings)
     assert not {"network", "cloud_init"} & set(run.vm)
 
 
 @pytest.mark.parametrize("changed", [{"cores": "4"}, {"memoryMb": 0}, {"network": {"mode": "static"}}], ids=str)
 def test_the_properties_of_an_update_are_checked_like_those_of_a_create(
-    settings: PlanSettings, changed: dict[str, Any]
+    settings: PlaybookSettings, changed: dict[str, Any]
 ) -> None:
     with pytest.raises(JobError, match="INVALID_REQUEST"):
         plan(make_request("update", FULL | changed, previous_properties=FULL), settings)
@@ -190,7 +190,7 @@ def test_the_properties_of_an_update_are_checked_like_those_of_a_create(
 
 @pytest.mark.parametrize("injection", INJECTIONS)
 def test_text_with_an_injection_reaches_ansible_unchanged(
-    settings: PlanSettings, tmp_path: Path, injection: str
+    settings: PlaybookSettings, tmp_path: Path, injection: str
 ) -> None:
     """The file that Ansible reads marks the text as unsafe, so that it is never evaluated as a template."""
     properties = MINIMAL | {"ciPassword": injection, "sshPublicKeys": [f"{KEY} {injection.splitlines()[0]}"]}
@@ -234,8 +234,8 @@ VICTIM = "ffffffff-2222-4000-8000-000000000002"
 def test_the_name_of_a_service_cannot_forge_the_marker_of_another_service(name: str) -> None:
     """A description, even one with several lines, must not identify a VM of another service."""
     assert service_id_in(f"smith-uid={VICTIM}")
-    assert not markers_in(make_description(name))
-    assert not markers_in(f"{make_description(name)}\nsmith")
+    assert not marker_values_in(make_description(name))
+    assert not marker_values_in(f"{make_description(name)}\nsmith")
 
 
 @given(st.text())

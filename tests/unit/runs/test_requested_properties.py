@@ -11,7 +11,7 @@ from support.plan_requests import INJECTIONS, KEY, MINIMAL, make_request
 
 from executor.errors import JobError
 from executor.runs.plan import plan
-from executor.runs.request import PlanSettings
+from executor.runs.request import PlaybookSettings
 from executor.runs.vm_properties import read_properties
 from executor.shared.error_codes import ErrorCode
 
@@ -256,7 +256,7 @@ def test_fifty_keys_are_accepted_and_one_more_is_refused() -> None:
     ],
 )
 def test_the_property_network_becomes_the_first_network_interface_of_the_run(
-    settings: PlanSettings, network: dict[str, Any], expected: dict[str, Any]
+    settings: PlaybookSettings, network: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     run = plan(make_request(properties=MINIMAL | {"network": network}), settings)
     assert run.vm["network"] == expected
@@ -265,7 +265,7 @@ def test_the_property_network_becomes_the_first_network_interface_of_the_run(
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        ({"mode": "static"}, "mode static needs ipv4Cidr"),
+        ({"mode": "static"}, "needs ipv4Cidr, because mode is static"),
         ({"mode": "bridge"}, "network.mode"),
         ({"mode": True}, "network.mode"),
         ({"vlan": -1}, "network.vlan"),
@@ -275,20 +275,20 @@ def test_the_property_network_becomes_the_first_network_interface_of_the_run(
         ({"bridge": "x" * 16}, "network.bridge"),
         ({"ipv4Cidr": "192.0.2.10"}, "needs a prefix length"),
         ({"ipv4Cidr": "dhcp"}, "needs a prefix length"),
-        ({"ipv4Cidr": "dhcp/24"}, "is not an IP address"),
-        ({"ipv4Cidr": "192.0.2.10/33"}, "is not an IP address"),
-        ({"ipv4Cidr": "192.0.2.256/24"}, "is not an IP address"),
-        ({"ipv4Cidr": "2001:db8::1/64"}, "is not an IP address"),
+        ({"ipv4Cidr": "dhcp/24"}, "is not an IPv4 address"),
+        ({"ipv4Cidr": "192.0.2.10/33"}, "is not an IPv4 address"),
+        ({"ipv4Cidr": "192.0.2.256/24"}, "is not an IPv4 address"),
+        ({"ipv4Cidr": "2001:db8::1/64"}, "is not an IPv4 address"),
         ({"ipv4Cidr": "192.0.2.0/24"}, "is the address of the network"),
         ({"ipv4Cidr": "192.0.2.255/24"}, "is the address of the network or the broadcast"),
-        ({"ipv4Cidr": "192.0.2.10/24,gw=192.0.2.1"}, "is not an IP address"),
+        ({"ipv4Cidr": "192.0.2.10/24,gw=192.0.2.1"}, "is not an IPv4 address"),
         ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "198.51.100.1"}, "ipv4Gateway is outside"),
         ({"ipv4Cidr": "192.0.2.10/24", "ipv4Gateway": "192.0.2.10"}, "ipv4Gateway is the address of the guest itself"),
-        ({"ipv4Cidr": "192.0.2.10/24"}, "ipv4Cidr needs mode static"),
-        ({"mode": "dhcp", "ipv4Gateway": "192.0.2.1"}, "ipv4Gateway needs mode static"),
-        ({"ipv6Cidr": "2001:db8::10/64"}, "ipv6Cidr needs ipv6Mode static"),
-        ({"ipv6Mode": "slaac", "ipv6Gateway": "fe80::1"}, "ipv6Gateway needs ipv6Mode static"),
-        ({"ipv4Gateway": "2001:db8::1"}, "is not an IP address"),
+        ({"ipv4Cidr": "192.0.2.10/24"}, "ipv4Cidr is only allowed if mode is static"),
+        ({"mode": "dhcp", "ipv4Gateway": "192.0.2.1"}, "ipv4Gateway is only allowed if mode is static"),
+        ({"ipv6Cidr": "2001:db8::10/64"}, "ipv6Cidr is only allowed if ipv6Mode is static"),
+        ({"ipv6Mode": "slaac", "ipv6Gateway": "fe80::1"}, "ipv6Gateway is only allowed if ipv6Mode is static"),
+        ({"ipv4Gateway": "2001:db8::1"}, "is not an IPv4 address"),
         ({"dnsServers": ["192.0.2.1"] * 4}, "network.dnsServers"),
         ({"dnsServers": ["dns.example.net"]}, "is not an IP address"),
         ({"dnsServers": ["fe80::1%\neth0 evil"]}, "an address with an IPv6 zone"),

@@ -9,7 +9,7 @@ import pytest
 
 from executor.errors import JobError
 from executor.runs.plan import plan
-from executor.runs.request import PlanSettings, RunRequest
+from executor.runs.request import PlaybookSettings, RunRequest
 from executor.runs.vm_properties import read_properties
 
 MINIMAL: dict[str, Any] = {"cores": 2, "memoryMb": 2048, "diskGb": 20, "image": "debian-12"}
@@ -35,7 +35,7 @@ def plan_vm(
     **other_settings: Any,
 ) -> dict[str, Any]:
     """Return the extra variable `vm` of the planned run. `before`: the properties before an update."""
-    settings = PlanSettings(
+    settings = PlaybookSettings(
         cluster="default",
         templates={"debian-12": 9000},
         os_templates={"debian-12": VOLUME},
@@ -151,8 +151,8 @@ def test_a_guest_with_an_os_template_is_a_container() -> None:
 
 
 WRONG_SOURCES = [
-    (MINIMAL | {"osTemplate": "debian-12"}, "image and osTemplate exclude each other"),
-    (MINIMAL | {"iso": "local:iso/d.iso"}, "image and iso exclude each other"),
+    (MINIMAL | {"osTemplate": "debian-12"}, "set only one of image and osTemplate"),
+    (MINIMAL | {"iso": "local:iso/d.iso"}, "set only one of image and iso"),
     (MINIMAL | {"swapMb": 512}, "a VM does not support swapMb"),
     (
         CONTAINER | {"sockets": 2, "tags": ["a"], "ciUser": "admin"},
@@ -249,7 +249,7 @@ DELETIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"delete_grace_s": 60}, {"grace_s": 60}),
     ({"purges_deleted_vms": True}, {"purge": True}),
-    ({"removes_volumes_left": True}, {"remove_volumes_left": True}),
+    ({"removes_remaining_volumes": True}, {"remove_volumes_left": True}),
     ({"makes_final_backup": True, "backup_storage": "backups"}, {"final_backup": "backups"}),
     ({"backup_storage": "backups"}, {}),
 ]

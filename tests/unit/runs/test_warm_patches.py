@@ -89,8 +89,8 @@ def test_a_missing_name_is_a_reason_against_warm_runs(fields: dict[str, str], mo
 
     assert not name.is_defined(read_package_file)
     assert (
-        why_warm_runs_unavailable()
-        == f"warm runs need {name.name} in {name.module}, but the installed ansible-core lacks this name"
+        why_warm_runs_unavailable() == f"warm runs need the name {name.name} in the Python module {name.module}, "
+        "but the installed version of this module lacks it"
     )
 
 

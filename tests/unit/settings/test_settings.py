@@ -118,7 +118,7 @@ def test_without_arguments_the_process_environment_is_read(monkeypatch: pytest.M
 def test_every_missing_setting_of_fulcrumcore_and_of_proxmox_is_reported() -> None:
     settings = load()
     with pytest.raises(SettingsError) as caught:
-        settings.require_fulcrum()
+        settings.require_fulcrum_settings()
     assert str(caught.value).splitlines() == [
         "FULCRUM_API_URL is missing: URL of FulcrumCore, without the path `/api/v1`. "
         "Example: FULCRUM_API_URL=https://core.example.net",
@@ -126,7 +126,7 @@ def test_every_missing_setting_of_fulcrumcore_and_of_proxmox_is_reported() -> No
         "Example: FULCRUM_API_TOKEN=the-token-shown-once",
     ]
     with pytest.raises(SettingsError) as caught:
-        settings.require_proxmox()
+        settings.require_proxmox_settings()
     names = [line.split()[0] for line in str(caught.value).splitlines()]
     assert names == ["PROXMOX_HOST", "PROXMOX_USER", "PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"]
 
@@ -134,21 +134,21 @@ def test_every_missing_setting_of_fulcrumcore_and_of_proxmox_is_reported() -> No
 @pytest.mark.parametrize("missing_name", ["PROXMOX_HOST", "PROXMOX_USER", "PROXMOX_TOKEN_ID", "PROXMOX_TOKEN_SECRET"])
 def test_proxmox_needs_all_of_host_user_token_and_secret(missing_name: str) -> None:
     settings = load({name: value for name, value in COMPLETE.items() if name != missing_name})
-    settings.require_fulcrum()
+    settings.require_fulcrum_settings()
     with pytest.raises(SettingsError, match=rf"^{missing_name} is missing: [^\n]*$"):
-        settings.require_proxmox()
+        settings.require_proxmox_settings()
 
 
 def test_a_login_at_proxmox_needs_either_a_token_or_a_password() -> None:
-    load(COMPLETE).require_proxmox()
+    load(COMPLETE).require_proxmox_settings()
     password = {name: value for name, value in COMPLETE.items() if "TOKEN_" not in name}
-    load({**password, "PROXMOX_PASSWORD": SECRET}).require_proxmox()
+    load({**password, "PROXMOX_PASSWORD": SECRET}).require_proxmox_settings()
 
 
 def test_a_password_beside_a_token_is_refused() -> None:
     """The Ansible modules would use the password and proxmoxer the token."""
     with pytest.raises(SettingsError, match=r"^PROXMOX_PASSWORD must not be set together with PROXMOX_TOKEN_ID"):
-        load({**COMPLETE, "PROXMOX_PASSWORD": SECRET}).require_proxmox()
+        load({**COMPLETE, "PROXMOX_PASSWORD": SECRET}).require_proxmox_settings()
 
 
 # Display
@@ -228,8 +228,8 @@ def test_the_name_of_a_setting_ends_with_its_unit() -> None:
 def test_the_example_file_has_every_required_setting(dotenv: Path) -> None:
     dotenv.write_text(example_env())
     settings = load(env_file=dotenv)
-    settings.require_fulcrum()
-    settings.require_proxmox()
+    settings.require_fulcrum_settings()
+    settings.require_proxmox_settings()
 
 
 def test_importing_the_settings_imports_no_client_library() -> None:

@@ -49,9 +49,9 @@ def test_without_a_position_the_newest_run_is_read(tmp_path: Path) -> None:
 def test_a_run_whose_output_is_on_another_machine_is_reported(tmp_path: Path) -> None:
     reader = OutputReader()
     assert reader.read([RunOutput(ident="run-1", file=None, has_run_ended=True)]) == []
-    assert reader.run_without_output == "run-1"
+    assert reader.run_ident_with_missing_output == "run-1"
     assert reader.read([_output(tmp_path / "not-written-yet")]) == []
-    assert reader.run_without_output == ""
+    assert reader.run_ident_with_missing_output == ""
 
 
 @given(parts=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=40), max_size=12))

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs the server of the Proxmox stand-in, which extends fakepve, a simulation of the Proxmox API.
+"""Runs the Proxmox stand-in: a server that extends fakepve, a simulation of the Proxmox API.
 
     python -m smith_lab.proxmox.fakepve_server settings.json
 
-The server simulates a cluster with templates, adds functions that fakepve lacks, and has a control port for tests.
+The server simulates a cluster with templates, adds functions that fakepve lacks, and has a control port, by which
+tests read and change the cluster.
 `smith_lab.proxmox.stand_in` runs this module as a process. fakepve is under the AGPL, so this package is also under the
 AGPL, and no module outside this package imports it.
 
 The settings file is a JSON object with the members `host`, `port`, `control_port`, `ca`, `cert`, `key`, `user`,
-`token_id`, `token_secret`, `root_password`, `time_scale`, `statistics_interval_s`, `login_delay_s`, `ready_file` and
+`token_id`, `token_secret`, `root_password`, `time_scale`, `statistics_interval_s`, `delay_of_401_s`, `ready_file` and
 `changes_file`. `user` is the owner of the API token `token_id`; if `user` is empty, there is no token.
 `root_password` is the password of root@pam. `ca`, `cert` and `key` are the paths of the CA's certificate, the server's
 certificate and its key. `time_scale` is the number of real seconds for each second of simulated Proxmox time.
-`statistics_interval_s` is the number of real seconds between two broadcasts of statistics; lists of guests may be
-outdated by up to this time. `login_delay_s` is the number of real seconds by which the answer to a refused login is
-delayed.
+`statistics_interval_s` is the number of real seconds between two broadcasts in which each node sends the statistics of
+its guests. The API's lists of guests show the statistics of the last broadcast.
+`delay_of_401_s` is the number of real seconds by which an answer 401 is delayed.
 If a port is 0, the operating system chooses the port.
 Once both ports answer, the server writes their numbers to the file that `ready_file` names. The server stops when its
 standard input closes, which also happens when the process that started the server ends. If `changes_file` names a file,
@@ -44,8 +45,9 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster.time_scale = settings["time_scale"]
     seed_cluster(cluster, settings)
     cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
+    # Tests may change the interval and the delay. `clear_faults` of the control port sets them to the defaults again.
     cluster.statistics_interval_s = cluster.default_statistics_interval_s = settings["statistics_interval_s"]
-    cluster.login_delay_s = cluster.default_login_delay_s = settings["login_delay_s"]
+    cluster.delay_of_401_s = cluster.default_delay_of_401_s = settings["delay_of_401_s"]
     statistics_task = asyncio.ensure_future(cluster.send_statistics_repeatedly())
     await cluster.start(settings["cert"], settings["key"])
     runner = web.AppRunner(ControlPort(cluster).app())

@@ -26,15 +26,17 @@ DEFAULT_NODE_STATS = {"cpu": 0.02, "maxcpu": 64, "mem": 8 * GIB, "maxmem": 4096 
 #: The members of a node's row that Proxmox sends only to a caller with Sys.Audit on this node.
 NODE_STATISTICS = ("uptime", "cpu", "maxcpu", "mem", "maxmem", "disk", "maxdisk")
 #: Separates alternative privileges: the caller needs only one of them. Proxmox's error texts use the same separator.
-ANY_OF = "|"
+OR_SIGN = "|"
 CLOUD_INIT_KEYS = ("ciuser", "cipassword", "sshkeys", "nameserver", "searchdomain", "citype", "ciupgrade", "cicustom")
 
-#: True during a request that starts a guest without a check of the privilege VM.PowerMgmt.
-_IS_START_UNCHECKED: ContextVar[bool] = ContextVar("is_start_unchecked", default=False)
+#: Whether `require` checks the privilege VM.PowerMgmt. False during requests for which Proxmox does not check it.
+_MUST_CHECK_POWER: ContextVar[bool] = ContextVar("must_check_power", default=True)
 
 
 class AccessChecks(BridgeAccess):
-    """Checks the privileges that Proxmox checks and fakepve does not check. Completes the answers about nodes and HA.
+    """Checks the privileges that Proxmox checks and fakepve does not check. Adds members to answers about nodes and HA.
+
+    The base class BridgeAccess checks the access to network bridges.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `request[USER]` is the caller: the user or token that sent the request. `die` makes the exception for an error
@@ -56,7 +58,11 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate a permission rule. fakepve has the rules of Proxmox VE 9. For version 8, change their privileges."""
+        """Evaluate the permission rule `check`. fakepve has the rules of Proxmox VE 9. For version 8, they are changed.
+
+        The rule ["perm", path, privileges, …] requires the privileges on the path. `declared` contains the parameters
+        that the schema of the Proxmox API declares for the request.
+        """
         if check[0] == "perm" and self.version.startswith("8."):
             check = [*check[:2], _privileges_of_version_8(check[2]), *check[3:]]
         is_allowed, refusal = super()._check(user, check, values, declared)
@@ -64,17 +70,23 @@ class AccessChecks(BridgeAccess):
 
     def require(self, user: str, path: str, privilege: str) -> None:
         """Raise PveError (403) if the caller lacks the privilege."""
-        if not (privilege == "VM.PowerMgmt" and _IS_START_UNCHECKED.get()):
+        if privilege != "VM.PowerMgmt" or _MUST_CHECK_POWER.get():
             super().require(user, path, privilege)
 
     async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
-        """Roll a VM back. With `start`, version 8 does not check VM.PowerMgmt (qemu-server: PVE/API2/Qemu.pm)."""
-        with _unchecked_start(is_unchecked=self.version.startswith("8.")):
+        """Roll a VM back. If the parameter `start` is set, the VM is then started.
+
+        For this start, version 8 does not check VM.PowerMgmt (qemu-server: PVE/API2/Qemu.pm).
+        """
+        with _power_checks(are_enabled=not self.version.startswith("8.")):
             return str(await super()._qm_rollback(v, user))
 
     async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
-        """Roll a container back. No version checks VM.PowerMgmt for `start` (pve-container: API2/LXC/Snapshot.pm)."""
-        with _unchecked_start(is_unchecked=True):
+        """Roll a container back. If the parameter `start` is set, the container is then started.
+
+        For this start, no version checks VM.PowerMgmt (pve-container: API2/LXC/Snapshot.pm).
+        """
+        with _power_checks(are_enabled=False):
             return str(await super()._lxc_rollback(user, v))
 
     async def _cluster_status(self, request: web.Request) -> web.Response:
@@ -125,7 +137,7 @@ class AccessChecks(BridgeAccess):
                 row["status"] = "offline"
 
     async def _ha_manager_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Return the HA state as nested objects, as Proxmox does. fakepve's generic answer has no nested objects."""
+        """Return the HA state as nested objects, as Proxmox does. fakepve's answer has no nested objects."""
         self.require(user, "/", "Sys.Audit")
         state_by_node = {
             name: "maintenance" if node.get("maintenance") else "online" for name, node in sorted(self.nodes.items())
@@ -141,22 +153,25 @@ class AccessChecks(BridgeAccess):
         if key == "hookscript":
             return "VM.Config.Options"
         if key in CLOUD_INIT_KEYS or key.startswith("ipconfig"):
-            return ANY_OF.join(("VM.Config.Cloudinit", "VM.Config.Network"))
+            return OR_SIGN.join(("VM.Config.Cloudinit", "VM.Config.Network"))
         return str(super()._config_priv(key))
 
     def allowed(self, user: str, path: str, privilege: str) -> bool:
-        """Return whether a caller has a privilege on a path. If ANY_OF joins several privileges, one is enough."""
-        return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(ANY_OF))
+        """Return whether a caller has a privilege on a path. If OR_SIGN joins several privileges, one is enough."""
+        return any(super(AccessChecks, self).allowed(user, path, each) for each in privilege.split(OR_SIGN))
 
     def granted_paths(self, user: str) -> set[str]:
-        """Return the paths on which fakepve's member `acl` grants privileges to a user, or to a token and its user."""
+        """Return the paths on which fakepve's member `acl` grants privileges to the caller.
+
+        If the caller is a token (`user!token_id`), the paths of the token's user are included.
+        """
         owners = (user, user.partition("!")[0])
         return {path for owner in owners for path, _privileges in (self.acl or {}).get(owner, [])}
 
     def _qm_perm(self, user: str, vmid: int, pool: Any, *privileges: str) -> None:
-        """Check the privileges for a new VM, except VM.Config.CDROM.
+        """Check the caller's privileges for a new VM. `pool` is the VM's pool or None.
 
-        Proxmox requires VM.Config.CDROM only for changes of a VM that exists.
+        VM.Config.CDROM is not checked: Proxmox requires it only for changes of a VM that exists.
         """
         privileges_to_check = [privilege for privilege in privileges if privilege != "VM.Config.CDROM"]
         if privileges_to_check:
@@ -183,14 +198,17 @@ class AccessChecks(BridgeAccess):
         if local_volumes and v.get("target") not in (None, "", v["node"]):
             raise die(f"can't clone VM to node '{v['target']}' (VM uses local storage)")
         new_storage = v.get("storage")
-        if new_storage and v.get("target") not in (None, "", v["node"]) and not self._is_shared(f"{new_storage}:x"):
+        if new_storage and v.get("target") not in (None, "", v["node"]) and not self._is_storage_shared(new_storage):
             raise die(f"can't clone to non-shared storage '{new_storage}'")
         return str(await super()._qm_clone(v, user))
 
     def _is_shared(self, volume: str) -> bool:
         """Return whether all nodes can access the storage of this volume."""
         storage, _name = volume_ref(volume)
-        return bool(self.storages.get(storage or "", {}).get("shared"))
+        return self._is_storage_shared(storage or "")
+
+    def _is_storage_shared(self, name: str) -> bool:
+        return bool(self.storages.get(name, {}).get("shared"))
 
 
 def _privileges_to_clone(key: str, value: str) -> list[tuple[str, str]]:
@@ -216,19 +234,20 @@ def _privileges_to_clone(key: str, value: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _unchecked_start(*, is_unchecked: bool) -> Iterator[None]:
-    """During the block, do not check VM.PowerMgmt if `is_unchecked` is true."""
-    token = _IS_START_UNCHECKED.set(is_unchecked)
+def _power_checks(*, are_enabled: bool) -> Iterator[None]:
+    """During the block, check VM.PowerMgmt only if `are_enabled` is true."""
+    token = _MUST_CHECK_POWER.set(are_enabled)
     try:
         yield
     finally:
-        _IS_START_UNCHECKED.reset(token)
+        _MUST_CHECK_POWER.reset(token)
 
 
 def _privileges_of_version_8(privileges: list[str]) -> list[str]:
     """Return the privileges that version 8 requires in place of these privileges of version 9.
 
-    Version 8 has no privileges VM.GuestAgent.* and requires VM.Monitor instead.
+    Version 8 has no privileges VM.GuestAgent.*, so they are omitted. If no privilege is left, version 8 requires
+    VM.Monitor.
     """
     common_privileges = [privilege for privilege in privileges if not privilege.startswith("VM.GuestAgent.")]
     return privileges if common_privileges == privileges else common_privileges or ["VM.Monitor"]

@@ -21,7 +21,7 @@ from fakepve.server import API, ok, params
 
 from smith_lab.proxmox.fakepve_server.user_config import UserConfig
 
-#: Members of the request that creates a user. Answers about the user repeat them.
+#: Parameters of the request that creates a user. Answers about the user contain their values.
 USER_MEMBERS = ("expire", "firstname", "lastname", "email", "comment", "keys")
 _NAME = r"[A-Za-z0-9._-]+"
 #: The paths that may have access control entries, as in Proxmox's function `check_path`.
@@ -37,12 +37,15 @@ class AccessRequests(UserConfig):
     """Handles requests below `/access`.
 
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
-    `die` makes the exception for an error answer.
+    `die` and `param_error` make the exception for an error answer. `accounts` contains every user with the values of
+    USER_MEMBERS. fakepve's members `users` and `apitokens` contain only secrets: the passwords by user, and the secrets
+    by token. fakepve's method `need_quorum` raises PveError if the cluster has no quorum.
+    `refused_users_and_tokens` contains the disabled users and the expired tokens.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.totp_code = ""  #: the second factor of every login with a password; '' if there is none
+        self.totp_code = ""  #: the second factor of a login with a password; '': none is needed
         self._challenges: dict[str, str] = {}  #: maps each challenge for a second factor to the user who logs in
 
     def _routes_roles_and_users(self) -> list[tuple[str, str, Any]]:
@@ -122,7 +125,7 @@ class AccessRequests(UserConfig):
         for name in sorted(self.accounts):
             if not (may_see_all or name == user):
                 continue
-            is_enabled = int(name not in self.unusable_logins)
+            is_enabled = int(name not in self.refused_users_and_tokens)
             row = {**self.accounts[name], "userid": name, "enable": is_enabled, "realm-type": name.rpartition("@")[2]}
             if v.get("full"):
                 row |= {"groups": "", "tokens": self._tokens_of(name)}
@@ -165,7 +168,7 @@ class AccessRequests(UserConfig):
         return {"info": token_info, "value": value, "full-tokenid": f"{user}!{token}"}
 
     async def _token_delete(self, v: dict[str, Any], _user: str) -> None:
-        """Delete a token and its access control entries. Proxmox drops the entries when it next reads user.cfg."""
+        """Delete a token and its access control entries."""
         user, token = v["userid"], v["tokenid"]
         self._require_token(user, token)
         self.need_quorum()
@@ -232,6 +235,7 @@ class AccessRequests(UserConfig):
         """Log in. With a second factor, the first answer has a challenge, which the second request repeats."""
         values = await params(request)
         challenge = values.get("tfa-challenge")
+        # Below `/api2/extjs`, the prefix for Proxmox's web UI, a password is enough in this simulation.
         if not self.totp_code or not request.path.startswith(API):
             return await super()._ticket(request)
         user = str(values.get("username", ""))
@@ -250,4 +254,4 @@ class AccessRequests(UserConfig):
 
     def check_password(self, user: str, password: str) -> bool:
         """Return whether the password is correct and the user is enabled."""
-        return user not in self.unusable_logins and bool(super().check_password(user, password))
+        return user not in self.refused_users_and_tokens and bool(super().check_password(user, password))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Handles the request vzdump: makes a backup. fakepve itself answers this request, but makes no backup.
 
-As in Proxmox, the answer to a request is usually the UPID of a Proxmox task. The request succeeds and the Proxmox task
-fails if the storage is wrong, if the guest is missing or locked, or if the caller may not back the guest up.
+fakepve is the simulation of Proxmox that this package extends. As in Proxmox, the request starts a Proxmox task. The
+request succeeds, and only the Proxmox task fails, if the storage is wrong, if the guest is missing or locked, or if the
+caller may not back the guest up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ GIB = 1024**3
 
 
 class Backups(TimedTasks):
-    """Makes archives (backups) of guests. `v` contains the values of a request, as in fakepve."""
+    """Makes archives (backups) of guests.
+
+    `v` contains the values of a request: the parameters of the path, the query and the body. fakepve's method
+    `need_quorum` raises PveError if the cluster has no quorum, `_qm_lock` sets or removes the lock of any guest, and
+    `pause` waits for a number of simulated seconds. `task_seconds` contains this number for each type of Proxmox task.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -51,7 +57,7 @@ class Backups(TimedTasks):
             self._check_backup_limit(guest, storage, may_remove_old_archives=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
-                # `task` has waited without the lock. This wait is with the lock.
+                # The base class has waited this time already, but without the guest's lock.
                 await self.pause(self.task_seconds["vzdump"])
             finally:
                 self._qm_lock(guest, None)
@@ -70,7 +76,7 @@ class Backups(TimedTasks):
             raise TaskError(f"could not get storage information for '{storage}': {cause}")
 
     def _log_backup_error(self, vmid: int, cause: str) -> TaskError:
-        """Log why a guest cannot be backed up; return the error of the Proxmox task, which does not name the cause."""
+        """Write the cause to the log of the guest's newest backup task; return the task's error, without the cause."""
         self._log_of("vzdump", str(vmid)).append(f"ERROR: Backup of VM {vmid} failed - {cause}")
         return TaskError("job errors")
 
@@ -85,7 +91,7 @@ class Backups(TimedTasks):
             raise self._log_backup_error(guest.vmid, text)
 
     def _backup_limit(self, storage: str) -> int:
-        """Return the N of the storage's retention `keep-last=N`: how many archives of a guest are kept; 0: all."""
+        """Return how many archives of a guest the storage keeps: N in `prune-backups: keep-last=N`. 0 means all."""
         match = re.fullmatch(r"keep-last=(\d+)", str(self.storages[storage].get("prune-backups") or ""))
         return int(match.group(1)) if match else 0
 

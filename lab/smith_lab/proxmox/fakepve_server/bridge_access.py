@@ -13,16 +13,19 @@ DEFAULT_BRIDGES = ("vmbr0", "vmbr1")
 
 
 class BridgeAccess(FakePve):
-    """Stores the bridges and VNets of the cluster, and checks the privilege SDN.Use for NICs."""
+    """Stores the bridges and VNets of the cluster, and checks the privilege SDN.Use for NICs.
+
+    fakepve is the simulation of Proxmox that this package extends.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bridges: set[str] = set(DEFAULT_BRIDGES)
         self.unlisted_bridges: set[str] = set()  #: bridges that exist, but are not in /etc/network/interfaces
-        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; `do_vnet` in verbs_cluster.py adds them
+        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; tests add VNets (`do_vnet` in verbs_cluster.py)
 
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
-        """Require SDN.Use for each NIC in these values."""
+        """Require SDN.Use for each NIC in these values of a guest's configuration."""
         for key, value in values.items():
             if re.fullmatch(r"net\d+", key):
                 self._check_bridge(user, str(value))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Records which cloud-init values of a running VM were changed, but are not on the VM's cloud-init drive yet.
 
-As in Proxmox, a changed cloud-init value is part of a running VM's configuration at once, and never a pending value.
+As in Proxmox, a changed cloud-init value is part of a running VM's configuration at once, and does not stay pending.
 The drive gets the changed value when the VM is started, or by a request that generates the drive again.
 """
 
@@ -17,8 +17,8 @@ from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, Conf
 
 #: The keys whose changes Proxmox records for the cloud-init drive.
 RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
-#: The recorded keys whose new values become part of a running VM's configuration at once. The new value of a NIC may
-#: stay pending.
+#: The recorded keys whose new values become part of a running VM's configuration at once. The other recorded keys are
+#: `name` and `netN`; their new values may stay pending.
 KEY_APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 
 
@@ -26,7 +26,8 @@ class CloudInitDrives(ConfigurationChanges):
     """Records the changes of cloud-init values, and answers the requests to read or apply these changes.
 
     The record of a VM maps each changed key to the value on the drive, or to None if the drive does not have the key.
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `v` contains the values of a request: the parameters of the path, the query and the body.
+    fakepve is the simulation of Proxmox that this package extends.
     """
 
     def __init__(self, **kwargs: Any) -> None:

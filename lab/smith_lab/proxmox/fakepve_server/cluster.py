@@ -7,44 +7,47 @@ from smith_lab.proxmox.fakepve_server.access_requests import AccessRequests
 from smith_lab.proxmox.fakepve_server.backups import Backups
 from smith_lab.proxmox.fakepve_server.cloud_init import CloudInitDrives
 from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
-from smith_lab.proxmox.fakepve_server.config_refusals import ConfigRefusals
-from smith_lab.proxmox.fakepve_server.disturbances import Disturbances
+from smith_lab.proxmox.fakepve_server.config_refusals import ConfigChangeChecks
+from smith_lab.proxmox.fakepve_server.disturbances import DisturbancesByRequestCount
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
-from smith_lab.proxmox.fakepve_server.features import Features
+from smith_lab.proxmox.fakepve_server.features import FeatureRequests
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
-from smith_lab.proxmox.fakepve_server.listener import Listener
+from smith_lab.proxmox.fakepve_server.listener import HttpsPort
 from smith_lab.proxmox.fakepve_server.networks import Networks
 from smith_lab.proxmox.fakepve_server.operations import DiskAndNodeOperations
 from smith_lab.proxmox.fakepve_server.partial_clones import PartialClones
 from smith_lab.proxmox.fakepve_server.power import PowerRequests
-from smith_lab.proxmox.fakepve_server.refused_requests import RefusedRequests
+from smith_lab.proxmox.fakepve_server.refused_requests import CredentialAndPathChecks
 from smith_lab.proxmox.fakepve_server.rollbacks import Rollbacks
-from smith_lab.proxmox.fakepve_server.setup_reads import SetupReads
+from smith_lab.proxmox.fakepve_server.setup_reads import CertificateRequests
 from smith_lab.proxmox.fakepve_server.statistics import Statistics
-from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
-from smith_lab.proxmox.fakepve_server.task_requests import TaskRequests
+from smith_lab.proxmox.fakepve_server.task_answers import TaskStatusAndLogs
+from smith_lab.proxmox.fakepve_server.task_requests import ChecksInProxmoxTasks
 
 
 class Cluster(
-    Disturbances,
-    RefusedRequests,
+    DisturbancesByRequestCount,
+    CredentialAndPathChecks,
     RequestFaults,
     AccessRequests,
-    SetupReads,
-    TaskAnswers,
+    CertificateRequests,
+    TaskStatusAndLogs,
     Statistics,
     PartialClones,
-    TaskRequests,
+    ChecksInProxmoxTasks,
     Networks,
-    Features,
+    FeatureRequests,
     PowerRequests,
     Rollbacks,
     ClusterOptions,
-    ConfigRefusals,
+    ConfigChangeChecks,
     CloudInitDrives,
     DiskAndNodeOperations,
     Backups,
     GuestAgentAndUsage,
-    Listener,
+    HttpsPort,
 ):
-    """The simulated cluster. Each base class adds functions of one area to fakepve's class FakePve."""
+    """The simulated cluster. Each base class adds functions of one area to the class FakePve.
+
+    FakePve is the simulation of Proxmox in the library fakepve.
+    """

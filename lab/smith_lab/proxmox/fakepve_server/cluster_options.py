@@ -14,27 +14,30 @@ from fakepve.routing import split_list
 
 from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 
-#: fakepve's permission rule for the request that reads the options of the cluster.
+#: The permission rule, in fakepve's schema, for the request that reads the options of the cluster.
 OPTIONS_PERMISSIONS = schema.load().paths["/cluster/options"]["GET"].get("permissions")
 
 
 class ClusterOptions(ConfigurationChanges):
-    """Stores the options of the cluster. `user-tag-access` and `registered-tags` decide which tags may be changed.
+    """Stores the options of the cluster that decide which tags may be changed.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    The options are `registered-tags` and the members of `user-tag-access`: `user-allow` and `user-allow-list`.
+    `v` contains the values of a request: the parameters of the path, the query and the body.
+    fakepve is the simulation of Proxmox that this package extends.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.options: dict[str, Any] = {}  #: `do_options` in verbs_cluster.py sets them
+        self.options: dict[str, Any] = {}  #: tests set them (`do_options` in verbs_cluster.py)
 
     def _routes_cluster_options(self) -> list[tuple[str, str, Any]]:
         """Return the route of the request. fakepve calls every method whose name starts with `_routes_`."""
         return [("GET", "/cluster/options", self._cluster_options)]
 
     def check_permissions(self, user: str, perms: Any, values: dict[str, Any], declared: Any = None) -> None:
-        """Check the permissions of a request by fakepve's rule.
+        """Check the permissions of a request by `perms`, the permission rule in fakepve's schema.
 
+        `values` contains the values of the request. `declared` contains the parameters that the schema allows in it.
         For the cluster's options, nothing is checked: every user may read them, and fakepve's rule for them is wrong.
         """
         if perms is None or perms is not OPTIONS_PERMISSIONS:
@@ -45,16 +48,19 @@ class ClusterOptions(ConfigurationChanges):
         allowed_tags = {"allowed-tags": sorted(self._allowed_tags(user))}
         if not self.allowed(user, "/", "Sys.Audit"):
             return allowed_tags
-        user_tag_access = {"user-allow": self._user_allow(), "user-allow-list": self.options.get("user-allow-list", [])}
+        user_tag_access = {
+            "user-allow": self._user_allow_option(),
+            "user-allow-list": self.options.get("user-allow-list", []),
+        }
         registered_tags = {"registered-tags": self.options.get("registered-tags", [])}
         return {"keyboard": "en-us", "user-tag-access": user_tag_access, **registered_tags, **allowed_tags}
 
-    def _user_allow(self) -> str:
+    def _user_allow_option(self) -> str:
         return str(self.options.get("user-allow", "free"))
 
     def _allowed_tags(self, user: str) -> set[str]:
         is_privileged = self.allowed(user, "/", "Sys.Modify")
-        user_allow, registered_tags = self._user_allow(), set(self.options.get("registered-tags", []))
+        user_allow, registered_tags = self._user_allow_option(), set(self.options.get("registered-tags", []))
         tags = set() if user_allow == "none" and not is_privileged else set(self.options.get("user-allow-list", []))
         if user_allow in ("free", "existing") or is_privileged:
             tags |= {tag for guest in [*self.vms, *self.cts] for tag in split_list(guest.config.get("tags"))}
@@ -74,7 +80,8 @@ class ClusterOptions(ConfigurationChanges):
         """Raise PveError (403) if the caller may not use a tag that is added or removed."""
         if self.allowed(user, "/", "Sys.Modify"):
             return
-        may_use_any_tag, registered_tags = self._user_allow() == "free", set(self.options.get("registered-tags", []))
+        may_use_any_tag = self._user_allow_option() == "free"
+        registered_tags = set(self.options.get("registered-tags", []))
         for tag in sorted({*split_list(old_tags)} ^ {str(tag).lower() for tag in split_list(new_tags)}):
             if tag in registered_tags or not (may_use_any_tag or tag in self._allowed_tags(user)):
                 raise PveError(403, f"Permission check failed (/, Sys.Modify for modifying tag '{tag}')")

@@ -30,12 +30,16 @@ CPU_MODEL = re.compile(
 )
 
 
-class ConfigRefusals(ConfigurationChanges):
-    """Checks a change of a configuration before the change is applied."""
+class ConfigChangeChecks(ConfigurationChanges):
+    """Checks a change of a configuration before the change is applied.
+
+    fakepve is the simulation of Proxmox that this package extends. Its functions
+    `die` and `param_error` make the exception for an error answer.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.vmids_that_keep_devices: set[int] = set()  #: guests from which no device can be unplugged
+        self.vmids_without_hot_unplug: set[int] = set()  #: guests from which no device can be unplugged
 
     async def _apply_config(self, vm: FakeVm, user: str, changes: dict[str, Any]) -> None:
         """Change the configuration. Raises PveError if Proxmox would refuse the change.
@@ -63,8 +67,11 @@ class ConfigRefusals(ConfigurationChanges):
             raise param_error(**{option: text.format(option) for option in unreleased_devices})
 
     def _apply(self, ct: Any, selection: Any = None, running: bool = False) -> None:
-        """Apply the pending values of a container, except the values of NICs that the container does not release."""
-        if not running or ct.vmid not in self.vmids_that_keep_devices:
+        """Apply the pending values of a container, except the values of NICs that the container does not release.
+
+        `selection` contains the keys to apply; None: all.
+        """
+        if not running or ct.vmid not in self.vmids_without_hot_unplug:
             super()._apply(ct, selection, running)
             return
         unreleased_nics = [option for option in ct.pending if re.match(r"net\d+$", option) and option in ct.config]
@@ -95,10 +102,10 @@ class ConfigRefusals(ConfigurationChanges):
     def _take_unreleased_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
         """Remove from `updates` the changes of devices that a running VM does not release, and return these changes.
 
-        The value of a removed device is None. A NIC that gets another model or MAC address is also such a device: the
-        VM would have to release the old NIC.
+        The value of a removed device is None. A change of a NIC's model or MAC address is included, because the VM
+        would have to release the old NIC.
         """
-        if vm.status != "running" or vm.vmid not in self.vmids_that_keep_devices:
+        if vm.status != "running" or vm.vmid not in self.vmids_without_hot_unplug:
             return {}
         deleted = split_list(updates.get("delete"))
         deleted_devices = [
@@ -150,7 +157,7 @@ def require_valid_ssh_keys(encoded: str | None) -> None:
 
 
 def is_ssh_key(line: str) -> bool:
-    """Return whether a line contains the type of a key and a key of this type with complete data."""
+    """Return whether a line contains a key type, followed by the complete data of a key of this type."""
     match = re.search(r"(?:^|\s)((?:sk-)?(?:ssh|ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?:\s|$)", line)
     if not match:
         return False

@@ -23,7 +23,9 @@ class ConfigurationChanges(AccessChecks):
     """Handles pending values, new and detached disks, and tags as Proxmox does.
 
     A pending value is a changed value that takes effect when the VM is started again. The pending value None removes
-    the key. fakepve's methods `_qm_…` work on VMs and their volumes.
+    the key. fakepve is the simulation of Proxmox that this package extends. Its methods `_qm_…`
+    work on VMs and their volumes. Their argument `default` is the storage for a new disk whose value names no storage.
+    `die` makes the exception for an error answer.
     """
 
     async def _config_get(self, request: web.Request) -> web.Response:
@@ -55,6 +57,7 @@ class ConfigurationChanges(AccessChecks):
         self._check_bridges(user, {key: value for key, value in vm.config.items() if key in changed_keys})
         for key in list(updates):
             if DRIVE_KEY.match(key):
+                # fakepve ignores `pool`. With the `default` None, a new disk whose value names no storage is refused.
                 self._qm_check_drive(user, vm.vmid, pool=None, key=key, value=updates[key], default=None)
                 updates[key], _created = self._qm_new_drive(vm.vmid, key, updates[key], default=None)
             elif re.fullmatch(r"net\d+", key):
@@ -73,11 +76,12 @@ class ConfigurationChanges(AccessChecks):
         self._apply_hotplug(vm)
 
     async def _wait_for_config_lock(self, vm: FakeVm) -> None:
-        """Wait until no other request changes the configuration. Then fakepve compares the digests.
+        """Wait until no other operation has the lock of the VM's configuration file, which is not `vm.lock`.
 
-        Without this wait, fakepve would compare the digests before it waits for the lock. Proxmox compares the digests
-        while it has the lock (qemu-server: `update_vm_api` in PVE/API2/Qemu.pm). No other coroutine runs between the
-        release of the lock in this method and fakepve's comparison, so the configuration cannot change in between.
+        Proxmox compares the digest in the request with the configuration while it has the lock (qemu-server:
+        `update_vm_api` in PVE/API2/Qemu.pm). fakepve compares without the lock. The lock may be released here, because
+        no other coroutine runs before fakepve compares. The second argument of `acquire` and `release` names the holder
+        of the lock.
         """
         try:
             await self.acquire(vm, "digest")

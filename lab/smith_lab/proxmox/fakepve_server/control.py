@@ -17,15 +17,17 @@ from smith_lab.proxmox.fakepve_server.faults import hide_secrets
 from smith_lab.proxmox.fakepve_server.verbs_cluster import ClusterVerbs
 from smith_lab.proxmox.fakepve_server.verbs_guests import GuestVerbs
 
-#: Maximum size of a request, which may contain the body of an answer that a test injects.
+#: Maximum size of a request. A request for the verb `fail` may contain the body of an error answer.
 MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 
 class ControlPort(ClusterVerbs, GuestVerbs):
     """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
 
-    After each verb, the nodes send their statistics at once, so lists of guests show the change at once. With the
-    member `is_new`, the nodes send nothing for the guest that the verb names, as if this guest was created just now.
+    Lists of guests show the statistics that the simulated nodes last sent. The nodes send them at an interval, and also
+    after each verb, so lists show the change at once. If the body of a verb's request contains `"is_new": true`, the
+    statistics sent after the verb leave out the guest whose VMID is the member `vmid` of the body. So lists show this
+    guest as Proxmox shows a guest that was just created.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -42,10 +44,10 @@ class ControlPort(ClusterVerbs, GuestVerbs):
         readers: dict[str, Callable[[], Any]] = {
             "guests": self._guests,
             "requests": lambda: self.cluster.request_log,
-            "changing_requests": lambda: [call for call in self.cluster.request_log if call["method"] != "GET"],
+            "changing_requests": lambda: [row for row in self.cluster.request_log if row["method"] != "GET"],
             "tasks": self._tasks,
             "storages": self._storages,
-            "holding": lambda: self.cluster.is_holding,
+            "holding": lambda: self.cluster.is_holding,  # whether an answer waits for the verb `clear_faults`
             "health": lambda: {"ok": True},
         }
         reader = readers.get(request.match_info["collection"])

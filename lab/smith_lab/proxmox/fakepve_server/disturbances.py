@@ -11,10 +11,10 @@ from fakepve.server import API, ok
 
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
 from smith_lab.proxmox.fakepve_server.statistics import Statistics
-from smith_lab.proxmox.fakepve_server.task_answers import TaskAnswers
+from smith_lab.proxmox.fakepve_server.task_answers import TaskStatusAndLogs
 
-#: How a request fails, by the kind of the disturbance: the status (0: no answer), the text, and whether the request is
-#: processed before the failure.
+#: How a request fails, by the kind of the disturbance: the status (0: the connection is closed without an answer), the
+#: text, and whether the request is processed before the failure.
 FAILURE_BY_KIND: dict[str, tuple[int, str, bool]] = {
     "refused_login": (401, "Authentication failed!", False),
     "unreachable_node": (595, "No route to host", False),
@@ -24,11 +24,12 @@ FAILURE_BY_KIND: dict[str, tuple[int, str, bool]] = {
 }
 
 
-class Disturbances(RequestFaults, TaskAnswers, Statistics):
-    """Applies the disturbances that the verb `disturb` of the control port sets.
+class DisturbancesByRequestCount(RequestFaults, TaskStatusAndLogs, Statistics):
+    """Applies the disturbances that tests set with the verb `disturb` of the control port, an HTTP port for tests.
 
-    A disturbance has the members `kind`, `vmid` and `requests`. It is applied just before the answer to the n-th
-    request from now; n is `requests`.
+    A disturbance has the members `kind`, `vmid` and `requests`. Each request reduces `requests` by one. The disturbance
+    is applied just before the answer to the request with which `requests` becomes 0. `_apply_disturbance` and
+    `_apply_to_guest` apply the kinds.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -37,7 +38,10 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         self.hidden_vmids: set[int] = set()  #: VMIDs of guests that the list of resources must not contain
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
-        """Apply the disturbances that are due with this request, and then answer it."""
+        """Apply the disturbances that are due with this request, and then answer it.
+
+        `handler`, `generic` and `path_node` come from fakepve, the simulation of Proxmox, and are only passed on.
+        """
         for disturbance in list(self.disturbances):
             disturbance["requests"] -= 1
             if not disturbance["requests"]:
@@ -54,6 +58,7 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         if kind in FAILURE_BY_KIND:
             status, text, is_processed = FAILURE_BY_KIND[kind]
             fault = {"method": request.method, "path": request.path.removeprefix(API), "times": 1, "delay_s": 0}
+            # `after` means that the request fails after it is processed.
             self.faults.insert(0, {**fault, "status": status, "text": text, "after": is_processed})
         elif kind == "hide":
             self.hidden_vmids.add(vmid)
@@ -68,7 +73,7 @@ class Disturbances(RequestFaults, TaskAnswers, Statistics):
         if kind == "move" and not guest.lock:
             guest.node = "pve1" if guest.node == "pve2" else "pve2"
         elif kind == "lock" and not guest.lock:
-            self._qm_lock(guest, "backup")
+            self._qm_lock(guest, "backup")  # fakepve's method for VMs and containers
         elif kind == "unlock" and guest.lock == "backup":
             self._qm_lock(guest, None)
         elif kind == "lose_name":

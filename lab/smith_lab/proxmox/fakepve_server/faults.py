@@ -18,32 +18,37 @@ from fakepve.server import API, FakePve, error, params
 
 #: Parameters of requests, and keys of configurations, that `hide_secrets` replaces with stars.
 SECRET_PARAMS = ("cipassword", "password")
-#: Seconds between two checks whether a delayed answer may be sent.
+#: Seconds between two checks whether a held answer may be sent.
 HOLD_POLL_S = 0.05
 
 
 class RequestFaults(FakePve):
-    """Logs every request, and makes a request fail if a fault matches it.
+    """Logs requests, and makes a request fail if a fault matches it.
 
-    If several faults match a request, the first fault applies.
+    If several faults match a request, the first fault applies. A test can also hold an answer: the request is
+    processed, but its answer is not sent until the test clears the faults (`do_clear_faults` in verbs_cluster.py).
+    fakepve is the simulation of Proxmox that this package extends.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
-        self.faults: list[dict[str, Any]] = []  #: `do_fail` in verbs_cluster.py adds faults and explains their keys
+        self.faults: list[dict[str, Any]] = []  #: tests add them; `do_fail` in verbs_cluster.py explains the keys
         self.request_log: list[dict[str, Any]] = []
-        self.changes_until_hold = 0  #: n: the answer to the n-th POST, PUT or DELETE from now is delayed; 0: none
-        #: Method and path (a regular expression) of a request whose answer is delayed. `do_hold` sets both.
+        #: Each POST, PUT or DELETE request reduces this number. The answer to the request that reduces it to 0 is
+        #: held. If it is 0 already, requests do not change it.
+        self.changes_until_hold = 0
+        #: Method and path (a regular expression) of the request whose answer a test wants to hold.
         self.request_to_hold: tuple[str, str] | None = None
         #: The number of successful POST, PUT and DELETE requests, by version of Proxmox VE.
         self.accepted_changes: Counter[str] = Counter()
-        self.is_holding = False  #: whether the answer to a processed request is delayed until `do_clear_faults`
+        self.is_holding = False  #: whether an answer is held now
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
         """Log the request and answer it. If a fault matches, send the fault's error or close the connection.
 
-        fakepve calls this method for every request. `handler`, `generic` and `path_node` are only passed on.
+        fakepve calls this method for every request, except one that needs a valid token or ticket and has none.
+        `handler`, `generic` and `path_node` are only passed on.
         """
         path = request.path.removeprefix(API)
         arrival = {"time": time.time(), "client": request.remote}
@@ -58,7 +63,7 @@ class RequestFaults(FakePve):
             if self._count_and_check_hold(request.method, path):
                 await self._wait_for_clear_faults()
             return answer
-        if fault["after"]:
+        if fault["after"]:  # process the request before it fails
             await super()._answer(request, handler, generic, path_node)
         await asyncio.sleep(fault["delay_s"])
         if not fault["status"]:
@@ -70,7 +75,7 @@ class RequestFaults(FakePve):
         return error(fault["status"], fault["text"])
 
     def _count_and_check_hold(self, method: str, path: str) -> bool:
-        """Return whether the answer to this request must be delayed (`do_hold`, `do_hold_change`). Count changes."""
+        """Return whether the answer to this request must be held. Count this request if it is a POST, PUT or DELETE."""
         if self.request_to_hold and method == self.request_to_hold[0] and re.fullmatch(self.request_to_hold[1], path):
             self.request_to_hold = None
             return True

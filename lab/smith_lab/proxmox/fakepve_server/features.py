@@ -15,13 +15,15 @@ from fakepve.qemu import drives_of
 from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
-class Features(AccessChecks):
+class FeatureRequests(AccessChecks):
     """Handles the requests whose path ends with `feature`. Their parameter `feature` may be `snapshot` or `clone`.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `v` contains the values of a request: the parameters of the path, the query and the body.
+    fakepve is the simulation of Proxmox that this package extends.
     """
 
     def _routes_features(self) -> list[tuple[str, str, Any]]:
+        """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
         return [
             ("GET", "/nodes/{node}/qemu/{vmid}/feature", self._feature_of_vm),
             ("GET", "/nodes/{node}/lxc/{vmid}/feature", self._feature_of_container),

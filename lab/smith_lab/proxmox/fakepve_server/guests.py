@@ -10,7 +10,8 @@ from typing import Any
 from fakepve.model import FakeVm, PveError
 from fakepve.server import FakePve
 
-#: Seconds of simulated Proxmox time between the start of a VM and the first answer of its guest agent.
+#: Seconds of simulated Proxmox time between the start of a VM and the first answer of its guest agent. A simulated
+#: second is `time_scale` real seconds.
 GUEST_AGENT_START_SECONDS = 5
 #: By how many bytes each usage counter of a running VM grows in a second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
@@ -19,14 +20,20 @@ VM_STATE_PATHS = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/curren
 
 
 class GuestAgentAndUsage(FakePve):
-    """Answers requests for the guest agent's data and for the usage of VMs."""
+    """Answers requests for the guest agent's data and for the usage of VMs.
+
+    fakepve is the simulation of Proxmox that this package extends.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vmids_without_guest_agent: set[int] = set()  #: VMIDs of VMs in which no guest agent runs
 
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
-        """Answer a guest agent request. Raises PveError unless the VM's configuration enables the guest agent."""
+        """Answer a guest agent request. Raises PveError unless the VM's configuration enables the guest agent.
+
+        `match` is the entry for the request's path in the schema of Proxmox's API.
+        """
         vm = self.find(values["node"], values["vmid"])
         if vm.status != "running":
             raise PveError(500, f"VM {vm.vmid} is not running")
@@ -69,7 +76,7 @@ class GuestAgentAndUsage(FakePve):
         return usage
 
     def _complete(self, path: str, answer: Any, **values: Any) -> Any:
-        """Complete an answer as fakepve does, but without `memhost` in version 8, which has no such member."""
+        """Add the members that Proxmox sends and the answer lacks. Proxmox VE 8 does not send `memhost`."""
         completed = super()._complete(path, answer, **values)
         if path in VM_STATE_PATHS and self.version.startswith("8."):
             for row in completed if isinstance(completed, list) else [completed]:

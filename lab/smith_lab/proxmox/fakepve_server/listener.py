@@ -11,8 +11,11 @@ from aiohttp import hdrs, web
 from fakepve.server import FakePve
 
 
-class Listener(FakePve):
-    """Opens the port as fakepve does, and keeps the TLS context. The control port replaces the certificate in it."""
+class HttpsPort(FakePve):
+    """Opens the port as fakepve does, and keeps the TLS context, in which a test can replace the certificate.
+
+    fakepve is the simulation of Proxmox that this package extends.
+    """
 
     tls_context: ssl.SSLContext
     #: The seconds by which the header `Date` of answers differs from this machine's clock.

@@ -14,22 +14,24 @@ from typing import Any
 from fakepve.model import TaskError
 from fakepve.routing import die
 
-from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
+from smith_lab.proxmox.fakepve_server.access import OR_SIGN, AccessChecks
 
 #: Some of the CPU models that Proxmox lists.
 CPU_MODELS = ("host", "max", "kvm64", "qemu64", "x86-64-v2-AES", "x86-64-v3", "x86-64-v4", "EPYC", "Skylake-Server")
-#: The caller needs one of these privileges to see a bridge.
-PRIVILEGES_TO_SEE_BRIDGE = ANY_OF.join(("SDN.Use", "SDN.Audit"))
+#: The caller needs one of these privileges to see a bridge. OR_SIGN is the separator of alternative privileges.
+PRIVILEGES_TO_SEE_BRIDGE = OR_SIGN.join(("SDN.Use", "SDN.Audit"))
 #: The caller needs one of these privileges to read a VNet.
-PRIVILEGES_TO_READ_VNET = ANY_OF.join(("SDN.Audit", "SDN.Allocate"))
+PRIVILEGES_TO_READ_VNET = OR_SIGN.join(("SDN.Audit", "SDN.Allocate"))
 BRIDGE_IN_NIC = re.compile(r"(?:^|,)bridge=([^,]+)")
 
 
 class Networks(AccessChecks):
     """Answers the requests for bridges, VNets and CPU models, and checks bridges when a guest starts.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
-    `ttype` is the type of a Proxmox task, such as `qmstart`.
+    `v` contains the values of a request: the parameters of the path, the query and the body.
+    `ttype` is the type of a Proxmox task, such as `qmstart`. `tid` is the id of its object, mostly a VMID. `vm` is its
+    guest: a VM, a container or None. `body` does the work of the Proxmox task. `die` makes the exception for an error
+    answer. fakepve is the simulation of Proxmox that this package extends.
     """
 
     def _routes_networks(self) -> list[tuple[str, str, Any]]:
@@ -89,5 +91,6 @@ class Networks(AccessChecks):
     def _require_existing_bridges(self, guest: Any) -> None:
         nics = [str(value) for key, value in guest.config.items() if re.fullmatch(r"net\d+", key)]
         for bridge in [bridge for nic in nics for bridge in BRIDGE_IN_NIC.findall(nic)]:
+            # `unlisted_bridges` are bridges that exist, but that Proxmox does not list.
             if bridge not in {*self.bridges, *self.unlisted_bridges, *self.vnets}:
                 raise TaskError(f"bridge '{bridge}' does not exist")

@@ -20,21 +20,20 @@ GIB = 1024**3
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     """Handles requests that change disks or migrate VMs.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body. `die` makes
-    the exception for an error answer. fakepve's methods `_qm_…` work on VMs and their volumes.
+    `v` contains the values of a request: the parameters of the path, the query and the body. `die` and `param_error`
+    make the exception for an error answer. fakepve is the simulation of Proxmox that this package extends. Its
+    methods `_qm_…` work on VMs and their volumes, and `need_quorum` raises PveError if the cluster has no quorum.
     """
 
     def _routes_disk_and_node_operations(self) -> list[tuple[str, str, Any]]:
-        """Return the routes of the requests that this class handles.
-
-        fakepve calls every method whose name starts with `_routes_`, and adds the returned routes.
-        """
+        """Return the routes of requests. fakepve calls every method whose name starts with `_routes_`."""
         vm_path = "/nodes/{node}/qemu/{vmid}"
         return [
             ("PUT", vm_path + "/resize", self._resize),
             ("POST", vm_path + "/migrate", self._migrate),
             ("POST", vm_path + "/move_disk", self._move_disk),
             ("PUT", vm_path + "/unlink", self._unlink),
+            # A base class, AccessChecks, handles the request for the status of the HA manager.
             ("GET", "/cluster/ha/status/manager_status", self._ha_manager_status),
         ]
 

@@ -21,36 +21,44 @@ TEMPORARY_CONFIG = {"description": " qmclone temporary file", "lock": "clone"}
 
 
 class PartialClones(TimedTasks):
-    """Hides a clone's configuration until its first drive is copied. The drives are copied in order of their keys."""
+    """Hides a clone's configuration until its first drive is copied. The drives are copied in order of their keys.
+
+    fakepve is the simulation of Proxmox that this package extends. `time_scale` is the number of real
+    seconds for each second of simulated Proxmox time; with 0, every Proxmox task ends at once. `task_seconds` contains
+    the simulated seconds of each type of Proxmox task.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._show_tasks: set[asyncio.Future[None]] = (
-            set()
-        )  #: asyncio tasks that show a configuration, kept from the garbage collection
+        #: The asyncio tasks that restore a configuration. Without these references, Python may garbage-collect them.
+        self._restore_tasks: set[asyncio.Future[None]] = set()
 
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task. During a `qmclone`, the configuration of the clone `vm` is hidden at first."""
+        """Start a Proxmox task. During a `qmclone`, the configuration of the clone `vm` is hidden at first.
+
+        `ttype` is the type of the Proxmox task. `body` does its work. For a `qmclone`, `tid` is the VMID of the source,
+        and `vm` is the clone.
+        """
         if ttype != "qmclone" or vm is None or not self.time_scale:
             return str(await super().task(node, ttype, tid, user, body, vm=vm, **kwargs))
         source = self.vm(int(tid))
         first_drive_share = _share_of_first_drive(source.config if source else {})
-        show_config = _hide_config(vm)
+        restore_config = _hide_config(vm)
 
-        async def show_and_complete() -> Any:
-            show_config()
+        async def restore_and_complete() -> Any:
+            restore_config()
             return await body()
 
-        async def show_after_first_drive() -> None:
+        async def restore_after_first_drive() -> None:
             await self.pause(self.task_seconds["qmclone"] * first_drive_share)
-            show_config()
+            restore_config()
 
-        upid = str(await super().task(node, ttype, tid, user, show_and_complete, vm=vm, **kwargs))
-        show_task = asyncio.ensure_future(show_after_first_drive())
-        self._show_tasks.add(show_task)
-        show_task.add_done_callback(self._show_tasks.discard)
+        upid = str(await super().task(node, ttype, tid, user, restore_and_complete, vm=vm, **kwargs))
+        restore_task = asyncio.ensure_future(restore_after_first_drive())
+        self._restore_tasks.add(restore_task)
+        restore_task.add_done_callback(self._restore_tasks.discard)
         return upid
 
 
@@ -59,15 +67,15 @@ def _hide_config(vm: FakeVm) -> Callable[[], None]:
     config, name, temporary_config = vm.config, vm.name, dict(TEMPORARY_CONFIG)
     vm.config, vm.name = temporary_config, f"VM {vm.vmid}"
 
-    def show() -> None:
+    def restore() -> None:
         if vm.config is temporary_config:
             vm.config, vm.name = config, name
 
-    return show
+    return restore
 
 
 def _share_of_first_drive(config: dict[str, Any]) -> float:
-    """Return the share of a clone's duration in which the first drive is copied.
+    """Return the fraction (0 to 1) of a `qmclone`'s duration that the copying of the first drive takes.
 
     Return 0 if the first drive is a cloud-init drive, or if the source has no drive to copy.
     """

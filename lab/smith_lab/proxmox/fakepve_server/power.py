@@ -12,17 +12,21 @@ from aiohttp import web
 from fakepve.model import FakeVm, PveError, TaskError
 from fakepve.server import FakePve
 
-#: The power actions for which Proxmox first checks whether the VM runs on the node in the request.
+#: The power actions before which Proxmox checks whether the VM runs. The check fails if the VM is on another node.
 ACTIONS_ON_A_RUNNING_VM = ("reboot", "reset", "suspend", "resume")
 #: The HA state in which the HA manager accepts no request.
 ERROR_STATE = "error"
 
 
 class PowerRequests(FakePve):
-    """Handles requests for power states. The methods `_ha_request` and `_ct_ha` are fakepve's."""
+    """Handles requests for power states.
+
+    fakepve is the simulation of Proxmox that this package extends. Its methods `_ha_request` (for a VM) and `_ct_ha`
+    (for a container) start the Proxmox task that requests a state from the HA manager.
+    """
 
     async def _status_action(self, request: web.Request) -> web.Response:
-        """Handle a power action. Send Proxmox's error text if one of ACTIONS_ON_A_RUNNING_VM names a wrong node."""
+        """Handle a power action. For ACTIONS_ON_A_RUNNING_VM, send Proxmox's error text if the node is wrong."""
         try:
             return await super()._status_action(request)
         except PveError as exc:

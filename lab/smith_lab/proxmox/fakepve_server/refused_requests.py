@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Answers requests without a valid login, for an unknown path and for an unknown node as Proxmox does.
+"""Answers as Proxmox does if a request has no valid credentials, or if its path or its node does not exist.
 
 The sources are pve-manager (PVE/HTTPServer.pm) and pve-http-server (PVE/APIServer/AnyEvent.pm).
 """
@@ -17,16 +17,21 @@ from fakepve.server import API, FakePve, error
 LOGIN_PATH = "/access/ticket"
 
 
-class RefusedRequests(FakePve):
-    """Handles the requests that Proxmox refuses before it calls the function for their path."""
+class CredentialAndPathChecks(FakePve):
+    """Handles the requests that Proxmox refuses before it calls the function for their path.
+
+    Credentials are a password, a ticket or an API token. A login is the request that sends a password and gets a
+    ticket. fakepve is the simulation of Proxmox that this package extends.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.login_delay_s = 0.0  #: real seconds by which an answer 401 is delayed; Proxmox: 3
-        self.default_login_delay_s = 0.0  #: the verb `clear_faults` sets `login_delay_s` to this value
-        self.is_user_list_missing = False  #: if true, every login is refused, as while pmxcfs restarts
-        #: Disabled users and expired tokens. Their logins are refused. A disabled user's tokens are refused, too.
-        self.unusable_logins: set[str] = set()
+        self.delay_of_401_s = 0.0  #: seconds by which an answer 401 is delayed; Proxmox: 3
+        #: The value of `delay_of_401_s` after a test has cleared the faults (`do_clear_faults` in verbs_cluster.py).
+        self.default_delay_of_401_s = 0.0
+        self.refuses_all_credentials = False  #: whether all credentials are refused, as while pmxcfs restarts
+        #: Disabled users and expired tokens. Their credentials are refused. A disabled user's tokens are refused, too.
+        self.refused_users_and_tokens: set[str] = set()
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -34,30 +39,38 @@ class RefusedRequests(FakePve):
         answer: web.StreamResponse = await super()._middleware(request, handler)
         if answer.status != 401:
             return answer
-        await asyncio.sleep(self.login_delay_s)
+        await asyncio.sleep(self.delay_of_401_s)
         if request.path.endswith(LOGIN_PATH):
             return answer
-        has_login = "Authorization" in request.headers or "PVEAuthCookie" in request.cookies
-        return web.Response(status=401, reason="Authentication failed!" if has_login else "No ticket", body=b"")
+        has_credentials = "Authorization" in request.headers or "PVEAuthCookie" in request.cookies
+        return web.Response(status=401, reason="Authentication failed!" if has_credentials else "No ticket", body=b"")
 
     def _authenticate(self, request: web.Request) -> Any:
-        """Return the user or token that sends the request. Raises PveError (401) if the login must be refused."""
-        if self.is_user_list_missing:
+        """Return the user or token that sends the request. Raises PveError (401) if its credentials are refused."""
+        if self.refuses_all_credentials:
             raise PveError(401, "Authentication failed!")
         user_or_token = super()._authenticate(request)
-        if user_or_token and self.unusable_logins & {user_or_token, user_or_token.partition("!")[0]}:
+        token_and_user = {user_or_token, user_or_token.partition("!")[0]} if user_or_token else set()
+        if self.refused_users_and_tokens & token_and_user:
             raise PveError(401, "Authentication failed!")
         return user_or_token
 
     async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
-        """Answer a request. If the node in the path does not exist, answer with an error."""
+        """Answer a request. If the node in the path does not exist, answer with an error.
+
+        fakepve calls this method for every request, except one that needs a valid token or ticket and has none.
+        `handler` and `generic` are only passed on.
+        """
         if path_node and path_node not in self.nodes:
             cause = f"failed to get address info for: {path_node}: Name or service not known"
             return error(500, f"hostname lookup '{path_node}' failed - {cause}")
         return await super()._answer(request, handler, generic, path_node)
 
     async def answer(self, request: web.Request, match: Any, params: Any, user: str, call: Any = None) -> Any:
-        """Answer a request by the schema of the Proxmox API. Raises PveError (501) if the schema lacks the path."""
+        """Return the data for a request that fakepve checks by the schema of the Proxmox API.
+
+        `match` is the schema's entry for the path. Raises PveError (501) if there is no entry.
+        """
         if match is None:
             raise PveError(501, f"Method '{request.method} {request.path.removeprefix(API)}' not implemented")
         return await super().answer(request, match, params, user, call)

@@ -27,8 +27,10 @@ _TARGET_SNAPSHOT: ContextVar[str] = ContextVar("snapshot", default="")
 class Rollbacks(FakePve):
     """Makes the Proxmox task of a rollback fail, before any change, if a volume cannot be rolled back.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
-    `ttype` is the type of a Proxmox task, such as `qmrollback`.
+    `v` contains the values of a request: the parameters of the path, the query and the body.
+    `ttype` is the type of a Proxmox task, such as `qmrollback`. `tid` is the id of its object, mostly a VMID. `vm` is
+    its guest: a VM, a container or None. `body` does the work of the Proxmox task.
+    fakepve is the simulation of Proxmox that this package extends.
     """
 
     async def _qm_rollback(self, v: dict[str, Any], user: str) -> str:
@@ -79,7 +81,7 @@ class Rollbacks(FakePve):
 
 @contextmanager
 def _with_target_snapshot(name: str) -> Iterator[None]:
-    """Set the name of the snapshot for the block. In the block, fakepve starts the Proxmox task."""
+    """Set _TARGET_SNAPSHOT while the `with` block runs. In this block, fakepve starts the Proxmox task."""
     token = _TARGET_SNAPSHOT.set(name)
     try:
         yield

@@ -10,7 +10,8 @@ from smith_lab.proxmox.fakepve_server.cluster import Cluster
 
 GIB = 1024**3
 MIB = 1024**2
-#: The privileges that `deploy/pveum-role.sh --backup` grants on VMs and on storages of Proxmox VE 9.
+#: The privileges of Agent Smith on VMs and on storages of Proxmox VE 9. `deploy/pveum-role.sh --backup`, the script for
+#: installations, grants the same privileges.
 VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
     "VM.Backup",  # only with --backup
@@ -23,7 +24,8 @@ STORAGE_PRIVILEGES = ["Datastore.AllocateSpace", "Datastore.Audit"]
 def seed_cluster(cluster: Cluster, settings: dict[str, Any]) -> None:
     """Add two nodes, storages, two VM templates, a container template, a pool, and a user with a token.
 
-    Without a user, the cluster is in the state before `smith init`: Agent Smith has no pool, no token and no role.
+    `settings` contains the user (`user`) and the token (`token_id`, `token_secret`). If `user` is empty, the cluster is
+    in the state before `smith init`: Agent Smith has no pool, no token and no role.
     """
     for node in ("pve1", "pve2"):
         cluster.add_node(node)
@@ -82,7 +84,7 @@ def add_template(
         "ostype": "l26",
         "scsihw": "virtio-scsi-pci",
         "scsi0": f"{storage}:{disk},size={disk_gib}G",
-        "ide2": f"{cluster._new_cloud_init(storage, vmid)},media=cdrom",
+        "ide2": f"{cluster._add_cloud_init_volume(storage, vmid)},media=cdrom",
         "net0": f"virtio=BC:24:11:00:00:{vmid % 100:02X},bridge=vmbr0",
         "boot": "order=scsi0",
         "serial0": "socket",

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives import hashes
 from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
-class SetupReads(AccessChecks):
-    """Handles requests that only `smith init` sends.
+class CertificateRequests(AccessChecks):
+    """Handles the requests for certificates. Only `smith init` sends them.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    `v` contains the values of a request: the parameters of the path, the query and the body.
+    fakepve is the simulation of Proxmox that this package extends.
     """
 
     def __init__(self, **kwargs: Any) -> None:

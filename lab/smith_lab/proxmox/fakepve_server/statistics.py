@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Sends the statistics of guests, nodes and storages in broadcasts at an interval, as Proxmox's daemon pvestatd does.
 
-In the list `/cluster/resources` only the identity of a guest, its lock, tags, pool and HA state are current. The
+In the list `/cluster/resources` only the VMID of a guest, its node, lock, tags, pool and HA state are current. The
 guest's name, its status, its usage and whether it is a template come from the broadcasts of pvestatd (pve-manager:
 PVE/API2Tools.pm). Proxmox sends a broadcast every 10 s, and drops a broadcast after 5 minutes (pve-cluster: pmxcfs,
 status.c).
@@ -25,21 +25,27 @@ CURRENT_MEMBERS = ("id", "type", "node", "vmid", "pool", "lock", "tags", "hastat
 CURRENT_NODE_MEMBERS = ("id", "type", "node", "ssl_fingerprint")
 #: The members of a storage's row that come from a broadcast.
 STORAGE_STATISTICS = ("disk", "maxdisk")
-#: The maximum share of the time in which a broadcast is made. So with thousands of guests, the interval is longer.
+#: The interval is extended if making a broadcast (for thousands of guests) takes more than this share of it.
 MAX_BROADCAST_SHARE = 0.05
 ROOT = "root@pam"
 
 
 class Statistics(AccessChecks):
-    """Stores the statistics of all nodes at an interval. Lists of guests, nodes and storages show these statistics."""
+    """Stores the statistics of all nodes at an interval, which simulates the broadcasts.
+
+    Lists of guests, nodes and storages show the stored statistics.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.statistics_interval_s = 0.0  #: real seconds between two broadcasts; lists may be outdated by this time
-        self.default_statistics_interval_s = 0.0  #: `clear_faults` sets `statistics_interval_s` to this value
+        #: Seconds between two broadcasts. With 0, there is a broadcast about every 0.1 s.
+        self.statistics_interval_s = 0.0
+        #: Tests set `statistics_interval_s` to this value again (`do_clear_faults` in verbs_cluster.py).
+        self.default_statistics_interval_s = 0.0
         self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
-        self._broadcast_by_vmid: dict[int, dict[str, Any]] = {}  #: the newest statistics that were sent for each guest
-        self._reporting_nodes: set[str] = set()  #: the nodes that have sent the newest broadcast
+        #: The newest statistics that were sent for each guest.
+        self._sent_statistics_by_vmid: dict[int, dict[str, Any]] = {}
+        self._reporting_nodes: set[str] = set()  #: the nodes whose statistics were sent and not dropped
 
     async def send_statistics_repeatedly(self) -> None:
         """Send a broadcast of every node at the interval, until the caller cancels this coroutine."""
@@ -57,13 +63,14 @@ class Statistics(AccessChecks):
     def send_statistics(self, *, without_vmid: int | None = None) -> None:
         """Send a broadcast of each node that is online and not in `silent_nodes`.
 
-        The broadcast contains nothing about the guest with the VMID `without_vmid`. As in Proxmox, the statistics of a
-        removed guest stay: until the next broadcast, lists show them for a new guest with the same VMID.
+        The broadcast contains nothing about the guest with the VMID `without_vmid`, which a test has just added. If a
+        removed guest had the same VMID, lists show the removed guest's statistics until the next broadcast, as in
+        Proxmox.
         """
         self._reporting_nodes = {name for name in self.nodes if self._is_reporting(name)}
         for row in self._guest_statistics():
             if row["node"] in self._reporting_nodes and row["vmid"] != without_vmid:
-                self._broadcast_by_vmid[row["vmid"]] = {
+                self._sent_statistics_by_vmid[row["vmid"]] = {
                     name: value for name, value in row.items() if name not in CURRENT_MEMBERS
                 }
 
@@ -75,7 +82,7 @@ class Statistics(AccessChecks):
         self._reporting_nodes.discard(node)
         for guest in [*self.vms, *self.cts]:
             if guest.node == node:
-                self._broadcast_by_vmid.pop(guest.vmid, None)
+                self._sent_statistics_by_vmid.pop(guest.vmid, None)
 
     def _guest_statistics(self) -> list[dict[str, Any]]:
         vms = [
@@ -89,25 +96,25 @@ class Statistics(AccessChecks):
             }
             for vm in self.vms
         ]
-        return vms + self.ct_resources(ROOT, "vm")
+        return vms + self.ct_resources(ROOT, "vm")  # the type `vm` includes containers
 
     async def _resources(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._resources(request)).text)["data"]
         converters = {"qemu": self._guest_row, "lxc": self._guest_row}
-        converters |= {"node": self._resource_of_node, "storage": self._storage_row}
+        converters |= {"node": self._node_row_with_ha_state, "storage": self._storage_row}
         return ok([converters[row["type"]](row) if row["type"] in converters else row for row in rows])
 
     async def _nodes(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._nodes(request)).text)["data"]
         return ok([self._node_row(row) for row in rows])
 
-    def _resource_of_node(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _node_row_with_ha_state(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a node in the list of resources, with the node's HA state if the HA manager has a state."""
         return {**self._node_row(row), **({"hastate": self._ha_state(row["node"])} if self._has_ha_state() else {})}
 
     def _guest_row(self, row: dict[str, Any]) -> dict[str, Any]:
         current = {name: row[name] for name in CURRENT_MEMBERS if name in row}
-        return {**current, "status": "unknown", **self._broadcast_by_vmid.get(row["vmid"], {})}
+        return {**current, "status": "unknown", **self._sent_statistics_by_vmid.get(row["vmid"], {})}
 
     def _node_row(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row of a node. Its status is unknown if the node is not offline but has sent no broadcast."""

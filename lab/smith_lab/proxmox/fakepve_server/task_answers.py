@@ -18,8 +18,12 @@ from fakepve.server import USER, FakePve, ok
 UPID = re.compile(r"UPID:[^:\s]+:[0-9A-Fa-f]{8}:[0-9A-Fa-f]{8,9}:[0-9A-Fa-f]{8}:[^:\s]+:[^:\s]*:[^:\s]+:")
 
 
-class TaskAnswers(FakePve):
-    """Handles the list, the status and the log of Proxmox tasks. A log has 50 lines unless the request has `limit`."""
+class TaskStatusAndLogs(FakePve):
+    """Handles the list, the status and the log of Proxmox tasks. A log has 50 lines unless the request has `limit`.
+
+    fakepve is the simulation of Proxmox that this package extends. `request[USER]` is the user or token that sent the
+    request, and None without credentials. `param_error` makes the exception for an error answer.
+    """
 
     def forget_tasks(self, vmid: int) -> None:
         """Remove the Proxmox tasks of a guest and their logs, as the rotation of the logs does."""
@@ -27,6 +31,7 @@ class TaskAnswers(FakePve):
         self.tasks = {upid: task for upid, task in self.tasks.items() if task["id"] != str(vmid)}
 
     def _task_view(self, task: dict[str, Any], listing: bool = False) -> dict[str, Any]:
+        """Return the members of a Proxmox task that an answer contains. `listing`: the answer is the list of tasks."""
         view: dict[str, Any] = super()._task_view(task, listing)
         if listing and task["status"] == "running":
             view.pop("tokenid", None)
@@ -45,7 +50,7 @@ class TaskAnswers(FakePve):
         return task
 
     async def _task_log(self, request: web.Request) -> web.Response:
-        """Return the log of a Proxmox task. If the task was removed, return one line: the log file does not exist."""
+        """Return the log of a Proxmox task. If it was removed, return Proxmox's line for a missing file."""
         try:
             answer: web.Response = await super()._task_log(request)
         except PveError as exc:

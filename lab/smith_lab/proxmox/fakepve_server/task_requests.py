@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Starts failing Proxmox tasks for some requests, as Proxmox does. fakepve answers these requests with an error.
+"""Starts Proxmox tasks that fail, for invalid requests that Proxmox accepts and fakepve refuses.
 
-For these requests, Proxmox reads the guest only in the Proxmox task. So the request succeeds, and the Proxmox task
-fails (qemu-server: PVE/API2/Qemu.pm).
+fakepve is the library that simulates the Proxmox API. Proxmox reads the guest of such a request only in the Proxmox
+task. So the request succeeds, and the Proxmox task fails (qemu-server: PVE/API2/Qemu.pm).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 TASK_TYPE_BY_ACTION = {"start": "qmstart", "stop": "qmstop", "shutdown": "qmshutdown"}
 
 
-class TaskRequests(TimedTasks):
-    """Handles power requests for missing and stopped VMs, and the checks that Proxmox makes inside its tasks.
+class ChecksInProxmoxTasks(TimedTasks):
+    """Makes the checks that Proxmox makes inside a Proxmox task, not when the request arrives.
 
-    `ttype` is the type of a Proxmox task, such as `qmstart`.
+    `ttype` is the type of a Proxmox task, such as `qmstart`. `tid` is the id of the object on which it works, mostly a
+    VMID. `body` is the function that does its work. `p` contains the parameters of a request.
     """
 
     async def _status_action(self, request: web.Request) -> web.Response:
@@ -33,6 +34,7 @@ class TaskRequests(TimedTasks):
         try:
             return await super()._status_action(request)
         except PveError as exc:
+            # The message for a missing VM is `Configuration file '…' does not exist`.
             if action not in TASK_TYPE_BY_ACTION or not exc.message.startswith("Configuration file"):
                 raise
             text = exc.message
@@ -46,7 +48,7 @@ class TaskRequests(TimedTasks):
         return await self.task(node, ttype, vmid, user, fail)
 
     async def _do_shutdown(self, vm: FakeVm, user: str, p: dict[str, Any]) -> str:
-        """Shut a VM down. For a stopped VM, the Proxmox task only checks that the VM is not locked."""
+        """Shut a VM down. For a stopped VM that HA does not manage, the Proxmox task only checks the VM's lock."""
         if vm.status == "running" or vm.ha_managed:
             return str(await super()._do_shutdown(vm, user, p))
 
@@ -59,7 +61,7 @@ class TaskRequests(TimedTasks):
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task, which first checks what Proxmox checks inside a task of this type."""
+        """Start a Proxmox task. The start, backup or removal of a VM first makes the checks for this type of task."""
 
         async def checked_body() -> Any:
             if ttype == "qmstart" and vm is not None:
@@ -69,9 +71,9 @@ class TaskRequests(TimedTasks):
             if ttype == "qmdestroy" and vm is not None and vm.template:
                 self._check_linked_clones(vm)
             if ttype == "qmdestroy" and vm is not None:
-                _keep_volumes_of_snapshots(vm)
-                if vm.lock == "suspended":  # a hibernated VM may be destroyed
-                    self._qm_lock(vm, None)
+                _remove_drives_from_snapshots(vm)
+                if vm.lock == "suspended":
+                    self._qm_lock(vm, None)  # clear the lock, because Proxmox destroys a hibernated VM
             return await body()
 
         return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
@@ -91,25 +93,29 @@ class TaskRequests(TimedTasks):
             raise TaskError("job errors") from exc
 
     def _check_linked_clones(self, template: FakeVm) -> None:
-        """Raise TaskError if a volume of the template has linked clones. Volumes on LVM-thin are not checked."""
+        """Raise TaskError if a volume of the template has linked clones. Proxmox does not check volumes on LVM-thin."""
         for _key, volume, _props in drives_of(template.config, skip_cdrom=True):
             storage_name, name = volume_ref(volume)
             storage = self.storages.get(storage_name or "", {})
-            bases = [volume.get("base") for volume in storage.get("volumes", {}).values()]
-            if storage.get("type") != "lvmthin" and f"{template.vmid}/{name.split('/')[-1]}" in bases:
+            base_volumes = [volume.get("base") for volume in storage.get("volumes", {}).values()]
+            if storage.get("type") != "lvmthin" and f"{template.vmid}/{name.split('/')[-1]}" in base_volumes:
                 raise TaskError(f"base volume '{volume}' is still in use by linked cloned")
 
     def _qm_alloc(
         self, sid: str, vmid: int, fmt: str | None, size: int, linked_from: str | None = None
     ) -> tuple[str, str]:
-        """Allocate a volume. For a linked clone, store the base volume in the new volume's member `base`."""
+        """Allocate a volume on the storage `sid`; return the volume's id and format.
+
+        For a linked clone, `linked_from` is the base volume, such as `9000/base-9000-disk-0`. It is stored in the new
+        volume's member `base`.
+        """
         volume, fmt = super()._qm_alloc(sid, vmid, fmt, size, linked_from)
         if linked_from:
             self.storages[sid]["volumes"][volume_ref(volume)[1]]["base"] = linked_from
         return volume, str(fmt)
 
 
-def _keep_volumes_of_snapshots(vm: FakeVm) -> None:
-    """Remove the drives from a VM's snapshots. Then fakepve removes only the volumes of the current configuration."""
+def _remove_drives_from_snapshots(vm: FakeVm) -> None:
+    """Remove the drives from a VM's snapshots. So volumes that only a snapshot names are not deleted, as in Proxmox."""
     for name, snapshot in vm.snapshots.items():
         vm.snapshots[name] = {key: value for key, value in snapshot.items() if not DRIVE_KEY.match(key)}

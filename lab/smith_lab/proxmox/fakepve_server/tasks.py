@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs Proxmox tasks that take time. A Proxmox task fails if a test has added a fault for it."""
+"""Simulates Proxmox tasks that take time. A Proxmox task fails if a test has added a fault for it.
+
+The base class FakePve is from fakepve, a library that simulates the Proxmox API.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from fakepve.model import FakeVm, TaskError
 from fakepve.qemu import drives_of, join_drive, volume_ref
 from fakepve.server import FakePve
 
-#: How many Proxmox seconds a Proxmox task of each type takes. A Proxmox second is `time_scale` real seconds.
+#: How many Proxmox seconds (seconds of simulated time) a Proxmox task of each type takes. The attribute `time_scale` of
+#: the simulated cluster is the number of real seconds in a Proxmox second.
 TASK_SECONDS = {
     "qmclone": 10,
     "qmstart": 2,
@@ -42,15 +46,16 @@ CLOUD_INIT_BYTES = 4 * 1024**2
 
 
 class TimedTasks(FakePve):
-    """Delays each Proxmox task by the time of its type, and gives each clone its own cloud-init volume."""
+    """Makes each Proxmox task take the time in `task_seconds`, and gives each clone its own cloud-init volume."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.task_faults: list[dict[str, Any]] = []  #: `do_fail_task` in verbs_cluster.py adds faults
-        self.task_seconds = dict(TASK_SECONDS)
+        #: Each fault makes some Proxmox tasks fail. `do_fail_task` in verbs_cluster.py adds and explains faults.
+        self.task_faults: list[dict[str, Any]] = []
+        self.task_seconds = dict(TASK_SECONDS)  #: Proxmox seconds, by type of Proxmox task
         self.unremovable_volumes: set[str] = set()  #: ids of volumes that Proxmox cannot remove
-        self.filled_bytes: dict[str, int] = {}  #: how many bytes `do_fill` has filled, by storage
-        #: n: every n-th allocation fails with a timeout of the storage's lock; 0: none.
+        self.filled_bytes: dict[str, int] = {}  #: how many bytes a test has filled, by storage
+        #: If 3, every third allocation of a disk fails with a timeout of the storage's lock. If 0, none fails.
         self.allocations_per_lock_timeout = 0
         #: How many Proxmox tasks have allocated a disk since `allocations_per_lock_timeout` was set.
         self.allocation_count = 0
@@ -60,8 +65,10 @@ class TimedTasks(FakePve):
     ) -> str:
         """Start a Proxmox task of the type `ttype`, such as `qmclone`.
 
-        The Proxmox task waits for the time of its type. Then it fails if a fault matches it. Otherwise it calls `body`,
-        the function that does the work. `tid` is the id of the object on which the Proxmox task works, mostly a VMID.
+        The Proxmox task waits for the seconds in `task_seconds`. Then it calls `body`, the function that does the work.
+        A fault that matches the Proxmox task makes it fail before `body` is called. If the fault's member `after` is
+        true, it fails after `body` has done the work. `tid` is the id of the object on which the Proxmox task works,
+        mostly a VMID. `vm` is the guest that the Proxmox task changes or creates.
         """
 
         async def timed_body() -> Any:
@@ -74,18 +81,20 @@ class TimedTasks(FakePve):
             if ttype == "qmclone" and vm is not None:
                 self._replace_cloud_init_volume(vm)
             if ttype == "qmdestroy":
-                self._fail_with_warnings_if_logged(str(tid))
+                self._fail_if_warnings_were_logged(str(tid))
             if fault:
                 self._fail_with_fault(fault, ttype, tid, vm)
             return result
 
         if ttype == "qmclone" and self.version.startswith("8."):
-            kwargs["log"] = []  # only Proxmox VE 9 logs the VMIDs of the template and of the clone
+            # The argument `log` is the first line of the log, with the VMIDs of template and clone. Proxmox 8 does not
+            # write this line.
+            kwargs["log"] = []
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 
     async def _pause_with_progress(self, ttype: str, tid: str) -> None:
         """Wait for the time of a Proxmox task. If it copies a disk, also log its progress, as in Proxmox."""
-        seconds = self.task_seconds.get(ttype, 0)
+        seconds = self.task_seconds.get(ttype, 0)  # Proxmox seconds, as fakepve's `pause` expects
         if ttype not in COPYING_TASKS:
             await self.pause(seconds)
             return
@@ -95,9 +104,9 @@ class TimedTasks(FakePve):
             log.append(f"transferred {tenth * 0.8:.1f} GiB of 8.0 GiB ({tenth * 10}.00%)")
 
     def _qm_free(self, volid: str) -> None:
-        """Remove a volume of a guest. An ISO image belongs to no guest, so it stays.
+        """Remove the volume with the id `volid`, unless it is an ISO image, which belongs to no guest.
 
-        A volume that cannot be removed stays. The destruction of its VM logs a warning and continues.
+        A volume that cannot be removed stays. A warning is logged, and the deletion of its VM continues.
         """
         if str(volume_ref(volid)[1]).startswith("iso/"):
             return
@@ -107,8 +116,8 @@ class TimedTasks(FakePve):
         else:
             super()._qm_free(volid)
 
-    def _fail_with_warnings_if_logged(self, tid: str) -> None:
-        """Raise TaskError `WARNINGS: <count>` if the log of the deletion has warnings and the version is not 8."""
+    def _fail_if_warnings_were_logged(self, tid: str) -> None:
+        """Raise TaskError `WARNINGS: <count>` if the deletion of a VM logged warnings. Proxmox 8 ignores warnings."""
         count = sum(line.startswith("WARN: ") for line in self._log_of("qmdestroy", tid))
         if count and not self.version.startswith("8."):
             raise TaskError(f"WARNINGS: {count}")
@@ -118,7 +127,10 @@ class TimedTasks(FakePve):
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _fail_if_lock_timeout_is_due(self, ttype: str, vm: Any) -> None:
-        """Count an allocation. Raise TaskError, with the next text of LOCK_TIMEOUT_TEXTS, for every n-th allocation."""
+        """Count an allocation. For every n-th allocation, raise TaskError with the next text of LOCK_TIMEOUT_TEXTS.
+
+        Before TaskError is raised, a guest that the Proxmox task has begun to create is removed.
+        """
         if not self.allocations_per_lock_timeout or ttype not in ALLOCATING_TASKS:
             return
         self.allocation_count += 1
@@ -130,9 +142,14 @@ class TimedTasks(FakePve):
         raise TaskError(f"clone failed: {text}" if ttype == "qmclone" else text)
 
     def _use_matching_fault(self, ttype: str, tid: Any, vm: Any) -> dict[str, Any] | None:
-        """Return the first fault that matches this Proxmox task, or None. Reduce the fault's `times` by one."""
+        """Return the first fault that matches this Proxmox task, or None.
+
+        The fault's `times` is how many more Proxmox tasks it makes fail. If `times` is negative, all fail. Each match
+        reduces `times` by one. At 0, the fault is removed.
+        """
         for fault in self.task_faults:
-            # A fault without a VMID matches all Proxmox tasks of its type.
+            # A fault without a VMID matches all Proxmox tasks of its type. For a qmclone, `tid` is the VMID of the
+            # template, and `vm` is the clone. A fault with either VMID matches.
             matching_vmids = (None, int(tid or 0), getattr(vm, "vmid", None))
             if fault["type"] != ttype or fault["vmid"] not in matching_vmids:
                 continue
@@ -146,7 +163,7 @@ class TimedTasks(FakePve):
         """Write the fault's lines to the log of the Proxmox task, and raise TaskError with the fault's text.
 
         If the fault names a lock, this lock is set on the guest. Otherwise, a guest that this Proxmox task creates is
-        removed, unless the text is `WARNINGS: <count>`: then the Proxmox task has succeeded.
+        removed. With the text `WARNINGS: <count>`, the guest stays, because Proxmox counts this as success.
         """
         self._log_of(ttype, str(tid)).extend(fault.get("log") or [])
         if lock := fault.get("leaves_lock"):
@@ -156,7 +173,7 @@ class TimedTasks(FakePve):
         raise TaskError(fault["text"])
 
     def _set_lock_of_fault(self, guest: Any, lock: str) -> None:
-        """Set a guest's lock. For the lock `destroyed`, first remove disks and configuration, as a deletion does."""
+        """Set a guest's lock. If it is `destroyed`, first remove the guest's disks and config, as a deletion does."""
         if lock == "destroyed":
             for _key, volume, _props in drives_of(guest.config):
                 self._qm_free(volume)
@@ -177,9 +194,9 @@ class TimedTasks(FakePve):
         for key, volume, props in drives_of(vm.config):
             storage, name = volume_ref(volume)
             if storage and CLOUD_INIT_VOLUME.search(name):
-                vm.config[key] = join_drive(self._new_cloud_init(storage, vm.vmid), props)
+                vm.config[key] = join_drive(self._add_cloud_init_volume(storage, vm.vmid), props)
 
-    def _new_cloud_init(self, storage: str, vmid: int) -> str:
+    def _add_cloud_init_volume(self, storage: str, vmid: int) -> str:
         """Add a cloud-init volume for a VM to a storage; return the volume's id."""
         name = f"vm-{vmid}-cloudinit"
         volume = {

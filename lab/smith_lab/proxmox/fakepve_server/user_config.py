@@ -4,8 +4,9 @@
 The sources are pve-access-control: PVE/AccessControl.pm (roles, add_role_privs, check_path) and PVE/RPCEnvironment.pm
 (permissions, which intersects the privileges of a token with those of its user).
 
-seed.py and the control port (`do_grant`) also grant privileges. These privileges have no access control entries, so
-`GET /access/acl` does not list them.
+fakepve, the library that simulates the Proxmox API, has a method `grant`. It grants a privilege without an access
+control entry, so `GET /access/acl` does not list the privilege. Two callers use it: seed.py, which fills a new cluster,
+and the control port, through which tests change the cluster.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from fakepve.shapes import PRIVILEGES, ROLES
 
-from smith_lab.proxmox.fakepve_server.access import ANY_OF, AccessChecks
+from smith_lab.proxmox.fakepve_server.access import OR_SIGN, AccessChecks
 
 ROOT = "root@pam"
 #: The paths in the answer to `GET /access/permissions`, besides the paths of access control entries.
@@ -27,12 +28,15 @@ AclKey = tuple[str, str, str, str]
 class UserConfig(AccessChecks):
     """The content of Proxmox's file user.cfg, and the privileges that follow from it.
 
-    `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
+    The base class AccessChecks checks the privileges that `grant` has granted. This class adds those from roles.
+
+    In `allowed`, `granted_paths` and `_permissions`, `user` is the id of a user or of a token, such as `smith@pve!job`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.acl = {}  # with None, fakepve would allow everything
+        self.acl = {}  # the privileges that `grant` has granted; with None, fakepve would allow everything
+        #: The properties of each user, such as `comment`, by user id.
         self.accounts: dict[str, dict[str, Any]] = {ROOT: {}}
         self.user_tokens: dict[str, dict[str, dict[str, Any]]] = {ROOT: {}}  #: the tokens of each user, by token id
         #: The roles that exist in every cluster. Proxmox calls them special.
@@ -41,7 +45,10 @@ class UserConfig(AccessChecks):
         self.acl_entries: dict[AclKey, int] = {}  #: the value is 1 if the entry applies below its path, too
 
     def add_account(self, user: str, token: str = "") -> None:
-        """Add a user, and a token if `token` is given. The caller adds the secret of the token to `apitokens`."""
+        """Add a user, and a token if `token` is given.
+
+        The caller adds the token's secret to `apitokens`, in which fakepve stores the secrets.
+        """
         self.accounts.setdefault(user, {})
         tokens = self.user_tokens.setdefault(user, {})
         if token:
@@ -54,20 +61,21 @@ class UserConfig(AccessChecks):
         return frozenset({*(name for name in PRIVILEGES if not name.startswith("VM.GuestAgent.")), "VM.Monitor"})
 
     def allowed(self, user: str, path: str, privilege: str) -> bool:
-        """Return whether a caller has a privilege on a path. If ANY_OF joins several privileges, one is enough."""
+        """Return whether a user or token has a privilege on a path. Of several privileges (`A|B`), one is enough."""
         if super().allowed(user, path, privilege):
             return True
-        return not self.privileges_from_roles(user, path).isdisjoint(privilege.split(ANY_OF))
+        return not self.privileges_from_roles(user, path).isdisjoint(privilege.split(OR_SIGN))
 
     def granted_paths(self, user: str) -> set[str]:
-        """Return the paths on which the control port or an entry grants privileges to a user or a token."""
+        """Return the paths on which `grant` or an access control entry has granted privileges to a user or a token."""
         owners = (user, user.partition("!")[0])
         return super().granted_paths(user) | {path for path, _kind, owner, _role in self.acl_entries if owner in owners}
 
     def privileges_from_roles(self, user_or_token: str, path: str) -> frozenset[str]:
         """Return the privileges of a user or token on a path.
 
-        A token with privilege separation has only the privileges that its user has, too.
+        A token with privilege separation (`privsep`) has a privilege only if roles grant it to both the token and its
+        user.
         """
         user, _, token = user_or_token.partition("!")
         if user == ROOT:
@@ -87,7 +95,7 @@ class UserConfig(AccessChecks):
     def _privileges_of(self, roles: set[str]) -> frozenset[str]:
         return frozenset().union(*(self.roles.get(role, frozenset()) for role in roles))
 
-    def _roles_on(self, ugid: str, kind: str, path: str) -> set[str]:
+    def _roles_on(self, user_or_token: str, kind: str, path: str) -> set[str]:
         """Return the roles of a user or token on a path.
 
         The entries for the user or token on this path name the roles. If this path has no such entries, the entries of
@@ -99,24 +107,31 @@ class UserConfig(AccessChecks):
             roles_on_path = {
                 role
                 for (entry_path, entry_kind, entry_id, role), propagates in self.acl_entries.items()
-                if (entry_path, entry_kind, entry_id) == (each_path, kind, ugid) and (propagates or each_path == path)
+                if (entry_path, entry_kind, entry_id) == (each_path, kind, user_or_token)
+                and (propagates or each_path == path)
             }
             roles = roles_on_path or roles
         if "NoAccess" in roles:
             return set()
         for pool in self._pools_with(path):
-            roles |= self._roles_on(ugid, kind, f"/pool/{pool}")
+            roles |= self._roles_on(user_or_token, kind, f"/pool/{pool}")
         return roles
 
     def _pools_with(self, path: str) -> list[str]:
-        """Return the pools that contain the guest or the storage of the path."""
+        """Return the pools that contain the guest or the storage of the path.
+
+        In fakepve, `pools` has the VMIDs of each pool, and `pool_info` has its storages.
+        """
         if match := re.fullmatch(r"/vms/(\d+)", path):
             return [name for name, vmids in self.pools.items() if int(match[1]) in vmids]
         storage = path.removeprefix("/storage/")
         return [name for name, info in self.pool_info.items() if path != storage and storage in info["storage"]]
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Return the privileges that roles grant, and the privileges that the control port has granted."""
+        """Return the privileges that roles grant, and the privileges that `grant` has granted.
+
+        `v` contains the parameters of the request. `userid` and `path` are optional.
+        """
         granted = await super()._permissions(v, user)
         user_or_token = v.get("userid") or user
         paths = [v["path"]] if v.get("path") else [*TOP_PATHS, *(key[0] for key in self.acl_entries)]

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Implements the verbs of the control port that change faults, time, nodes, storages and access rights."""
+"""Implements the verbs of the control port that change faults, time, nodes, storages and access rights.
+
+The control port is a port through which tests and the demo change the simulated cluster. A verb is the name of a
+change, such as `fail`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ GUEST_AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", "VM.Monitor")
 class ClusterVerbs:
     """Implements POST /<verb> by the method `do_<verb>`, whose parameters are the members of the request's JSON."""
 
-    cluster: Cluster
+    cluster: Cluster  #: set by the subclass ControlPort
 
     def do_fail(
         self,
@@ -31,11 +35,11 @@ class ClusterVerbs:
         body: str | None = None,
         is_cut: bool = False,
     ) -> None:
-        """Answer the next `times` matching requests with an error; -1: all. If `status` is 0, close the connection.
+        """Answer the next `times` matching requests with an error. If `status` is 0, close the connection instead.
 
-        With `after`, each request is processed before the error is sent. `path` may contain shell wildcards. `body`
-        (base64) replaces the body of the error. With `is_cut`, only the first half of the body is sent; then the
-        connection closes.
+        If `times` is -1, all matching requests fail. With `after`, each request is processed before the error is sent.
+        `delay_s` is how long the error is delayed. `path` may contain shell wildcards. `body` (base64) replaces the
+        body of the error. With `is_cut`, only the first half of the body is sent; then the connection closes.
         """
         fault = {"method": method, "path": path, "status": status, "text": text, "times": times}
         self.cluster.faults.append({**fault, "after": after, "delay_s": delay_s, "body": body, "is_cut": is_cut})
@@ -51,23 +55,27 @@ class ClusterVerbs:
         leaves_lock: str = "",
         after: bool = False,
     ) -> None:
-        """Make the next `times` Proxmox tasks of a type (qmclone, resize, ...) fail after their usual time; -1: all.
+        """Make the next `times` Proxmox tasks of a type (qmclone, resize, ...) fail after their usual time.
 
-        The failed Proxmox task writes the lines `log`. If `leaves_lock` is given, the guest keeps this lock. With
-        `after`, the Proxmox task does its work before it fails.
+        If `times` is -1, all of them fail. The failed Proxmox task writes the lines `log`. If `leaves_lock` is given,
+        the guest keeps this lock. With `after`, the Proxmox task does its work before it fails.
         """
         fault = {"type": type, "text": text, "times": times, "vmid": vmid}
         self.cluster.task_faults.append({**fault, "log": list(log), "leaves_lock": leaves_lock, "after": after})
 
     def do_storage_locks(self, every: int) -> None:
-        """Make every n-th Proxmox task that allocates a disk fail with a timeout of the storage's lock; n is `every`.
+        """Make Proxmox tasks that allocate a disk fail with a timeout of the storage's lock.
 
-        With 0, no Proxmox task fails for this reason.
+        If `every` is 3, every third of them fails. If it is 0, none fails for this reason.
         """
         self.cluster.allocations_per_lock_timeout, self.cluster.allocation_count = every, 0
 
     def do_disturb(self, disturbances: list[dict[str, Any]]) -> None:
-        """Replace the disturbances that have not been applied yet. `disturbances.py` explains disturbances."""
+        """Replace the disturbances that have not been applied yet.
+
+        A disturbance changes a guest, or makes a request fail, when a given number of requests have arrived.
+        `disturbances.py` explains its members.
+        """
         self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
 
     def do_forget_tasks(self, vmid: int) -> None:
@@ -75,13 +83,13 @@ class ClusterVerbs:
         self.cluster.forget_tasks(vmid)
 
     def do_logins(self, accepted: bool = True, delay_s: float | None = None) -> None:
-        """Set whether logins are accepted, and by how many seconds the answer to a refused login is delayed.
+        """Set whether credentials are accepted, and by how many seconds an answer 401 is delayed.
 
-        With `accepted=False`, every login is refused, as while Proxmox's daemon pmxcfs restarts.
+        With `accepted=False`, all credentials are refused, as while Proxmox's daemon pmxcfs restarts.
         """
-        self.cluster.is_user_list_missing = not accepted
+        self.cluster.refuses_all_credentials = not accepted
         if delay_s is not None:
-            self.cluster.login_delay_s = delay_s
+            self.cluster.delay_of_401_s = delay_s
 
     def do_user(self, user: str, enabled: bool) -> None:
         """Enable or disable a user, as `pveum user modify --enable` does."""
@@ -92,7 +100,7 @@ class ClusterVerbs:
         self._set_login_usable(token, not expired)
 
     def _set_login_usable(self, user_or_token: str, is_usable: bool) -> None:
-        unusable = self.cluster.unusable_logins
+        unusable = self.cluster.refused_users_and_tokens
         (unusable.discard if is_usable else unusable.add)(user_or_token)
 
     def do_certificate(self, certificate: str, key: str) -> None:
@@ -108,15 +116,15 @@ class ClusterVerbs:
         del self.cluster.pools[pool]
 
     def do_add_storage(self, storage: str, **values: Any) -> None:
-        """Add a storage that the API token may use, such as a storage of type `dir` with the content `images`."""
+        """Add a storage, such as one of type `dir` with the content `images`. Every user and token may use it."""
         self.cluster.storages[storage] = {"active": 1, "files": set(), "volumes": {}, **values}
         for user_or_token in list(self.cluster.acl or {}):
             self.cluster.grant(user_or_token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
 
     def do_hold_change(self, number: int) -> None:
-        """Process the n-th POST, PUT or DELETE from now, but delay the answer until `do_clear_faults`.
+        """Process a later POST, PUT or DELETE request, but delay its answer until `do_clear_faults`.
 
-        n is `number`.
+        `number` selects the request: 1 is the next POST, PUT or DELETE request, 2 is the one after it.
         """
         self.cluster.changes_until_hold = number
 
@@ -128,16 +136,17 @@ class ClusterVerbs:
         self.cluster.request_to_hold = (method, path)
 
     def do_clear_faults(self) -> None:
-        """Remove all faults, disturbances and delays, accept all logins, and give the cluster quorum.
+        """Remove all faults, disturbances and delays, accept all valid credentials, and give the cluster quorum.
 
-        Nodes, statistics, bridges and the options of the cluster get their defaults again.
+        Nodes, statistics, bridges and the options of the cluster get their defaults again. Guests that a disturbance
+        has hidden appear in the list `/cluster/resources` again.
         """
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
         self.cluster.allocations_per_lock_timeout = 0
-        self.cluster.is_user_list_missing = False
-        self.cluster.unusable_logins.clear()
-        self.cluster.login_delay_s = self.cluster.default_login_delay_s
+        self.cluster.refuses_all_credentials = False
+        self.cluster.refused_users_and_tokens.clear()
+        self.cluster.delay_of_401_s = self.cluster.default_delay_of_401_s
         self.cluster.answer_delay_s = 0.0
         self.cluster.changes_until_hold, self.cluster.is_holding = 0, False
         self.cluster.request_to_hold = None
@@ -164,14 +173,15 @@ class ClusterVerbs:
         """Add a node, which is online and has no guests."""
         self.cluster.add_node(node)
 
-    def do_statistics(self, lag_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
+    def do_statistics(self, broadcast_interval_s: float | None = None, silent_nodes: Sequence[str] = ()) -> None:
         """Set the real seconds between two broadcasts of statistics, and which nodes send none.
 
-        Lists may be outdated by up to this interval. The statistics that silent nodes have sent are dropped at once. In
-        Proxmox, they are dropped after 5 minutes.
+        Each node broadcasts its statistics and those of its guests and storages to the cluster. Until the next
+        broadcast, lists of guests, nodes and storages show the statistics of the last one. The cluster drops the
+        statistics of silent nodes at once. A Proxmox cluster drops them 5 minutes after the last broadcast.
         """
-        if lag_s is not None:
-            self.cluster.statistics_interval_s = lag_s
+        if broadcast_interval_s is not None:
+            self.cluster.statistics_interval_s = broadcast_interval_s
         self.cluster.silent_nodes = set(silent_nodes)
         for node in silent_nodes:
             self.cluster.forget_statistics(node)
@@ -197,7 +207,10 @@ class ClusterVerbs:
         self.cluster.totp_code = code
 
     def do_options(self, **options: Any) -> None:
-        """Set `user_allow` (free, existing, list or none), `user_allow_list` or `registered_tags` of the cluster."""
+        """Replace the options of the cluster that limit which tags a user may set.
+
+        The options are `user_allow` (free, existing, list or none), `user_allow_list` and `registered_tags`.
+        """
         self.cluster.options = {name.replace("_", "-"): value for name, value in options.items()}
 
     def do_bridges(self, bridges: Sequence[str] = DEFAULT_BRIDGES, unlisted: Sequence[str] = ()) -> None:
@@ -232,7 +245,7 @@ class ClusterVerbs:
         self.cluster.storages[storage].update(values)
 
     def do_fill(self, storage: str, left: int) -> None:
-        """Fill a storage with data of another client, so that `left` bytes are free, until `do_end_fill`."""
+        """Fill a storage, as if by another client, so that `left` bytes are free. `do_end_fill` removes the data."""
         self.do_end_fill(storage)
         values = self.cluster.storages[storage]
         self.cluster.filled_bytes[storage] = values["avail"] - left
@@ -249,8 +262,8 @@ class ClusterVerbs:
     def do_version(self, version: str) -> None:
         """Set the version of Proxmox VE.
 
-        The privilege for the guest agent's data has another name in version 8. Where it is granted, change the name, as
-        `deploy/pveum-role.sh` grants the privilege of the installed version.
+        The privilege for the guest agent's data has another name in version 8. Replace the old name in all
+        granted privileges.
         """
         self.cluster.version = version
         old_name, new_name = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)
@@ -271,7 +284,7 @@ class ClusterVerbs:
             self.cluster.grant(user_or_token, path, privilege)
 
     def do_token_secret(self, secret: str) -> None:
-        """Change the secret of every token, as an operator does to replace a secret."""
+        """Replace the secret of every token."""
         for token in self.cluster.apitokens:
             self.cluster.apitokens[token] = secret
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Implements the verbs of the control port that change VMs and containers."""
+"""Implements the verbs of the control port that change VMs and containers.
+
+The control port is a port through which tests and the demo change the simulated cluster. A verb is the name of a
+change, such as `lock`.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,7 @@ class GuestVerbs:
             self.cluster.add_vm(new_vmid, name, node=node, status=status, config=dict(config or {}))
 
     def do_add_volume(self, storage: str, volume: str, vmid: int, size: int) -> None:
-        """Add a volume of a guest to a storage."""
+        """Add a volume of a guest to a storage. `volume` is its name without the storage, such as `vm-100-disk-1`."""
         values = {"content": "images", "format": "raw", "size": size, "vmid": vmid, "ctime": int(time.time())}
         self.cluster.storages[storage].setdefault("volumes", {})[volume] = values
 
@@ -82,7 +86,10 @@ class GuestVerbs:
         guest.name = guest.config["name"] = name
 
     def do_configure(self, vmid: int, values: dict[str, Any]) -> None:
-        """Change the configuration of a guest at once, without pending values. A null value removes the key."""
+        """Change the configuration of a guest. A null value removes the key.
+
+        Each value is in effect at once, also a value that Proxmox would apply only at the guest's next start.
+        """
         guest = self._find_guest(vmid)
         for key, value in values.items():
             if value is None:
@@ -107,6 +114,8 @@ class GuestVerbs:
         """
         node, user = node or self._find_guest(vmid).node, user or next(iter(self.cluster.apitokens))
         upid, pid, start = self.cluster._upid(node, type, vmid, user)
+        # `pstart` is the start time of the process `pid`. fakepve, the library that simulates the Proxmox API, writes
+        # `pid * 7` in the UPID.
         task = {"upid": upid, "node": node, "pid": pid, "pstart": pid * 7, "starttime": start, "endtime": start}
         task |= {"type": type, "id": str(vmid), "user": user, "status": "stopped", "exitstatus": exitstatus, "log": []}
         self.cluster.tasks[upid] = task
@@ -121,8 +130,10 @@ class GuestVerbs:
         """Set how a guest behaves.
 
         The attribute `agent` sets whether a guest agent runs. `keeps_devices` sets whether the running guest refuses to
-        release a device. All other attributes are attributes of fakepve's class FakeVm: acpi, shutdown_secs,
-        start_secs, stop_secs, start_error, ha_state, agent_hangs.
+        release a device. All other attributes are attributes of fakepve's class FakeVm: `acpi` (whether the guest obeys
+        a shutdown by ACPI), `shutdown_secs`, `start_secs` and `stop_secs` (how many seconds of simulated time these
+        operations take), `start_error` (the error text of each start; None: it succeeds), `ha_state` (None: HA does not
+        manage the guest) and `agent_hangs` (the guest agent runs, but does not answer).
         """
         guest = self._find_guest(vmid)
         if "agent" in attributes:
@@ -131,7 +142,7 @@ class GuestVerbs:
             else:
                 self.cluster.vmids_without_guest_agent.add(vmid)
         if "keeps_devices" in attributes:
-            vmids = self.cluster.vmids_that_keep_devices
+            vmids = self.cluster.vmids_without_hot_unplug
             (vmids.add if attributes.pop("keeps_devices") else vmids.discard)(vmid)
         for key, value in attributes.items():
             if not hasattr(guest, key):

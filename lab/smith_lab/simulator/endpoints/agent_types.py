@@ -2,6 +2,8 @@
 
 An agent type has two install templates: `configTemplate` for the configuration file of an agent, and `cmdTemplate` for
 the shell command that installs an agent.
+
+A view is the JSON of a row in an answer. The type `Json` is a JSON object, as a dict.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ import re
 from typing import Any
 
 from smith_lab.simulator import go_template, schema_check, views
-from smith_lab.simulator.definitions import EMPTY_LIFECYCLE, EMPTY_SCHEMA, stored_schema
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.definitions import EMPTY_LIFECYCLE, EMPTY_SCHEMA, normalize_schema
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use
+from smith_lab.simulator.row_checks import find_row_or_404, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import AgentType, Json, ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
@@ -30,7 +32,7 @@ def _list_agent_types(call: Call) -> Reply:
 
 
 def _get_agent_type(call: Call) -> Reply:
-    return Reply(body=views.agent_type(find_row(call.store.agent_types, call)))
+    return Reply(body=views.agent_type(find_row_or_404(call.store.agent_types, call)))
 
 
 def _create_agent_type(call: Call) -> Reply:
@@ -46,11 +48,11 @@ def _create_agent_type(call: Call) -> Reply:
     )
     _save_agent_type(call.store, row)
     call.record_event("agent_type.created", row)
-    return Reply(status=201, body=_render_and_remove_repeated_ids(row))
+    return Reply(status=201, body=_make_answer_then_remove_repeated_ids(row))
 
 
 def _patch_agent_type(call: Call) -> Reply:
-    row, body = find_row(call.store.agent_types, call), call.body
+    row, body = find_row_or_404(call.store.agent_types, call), call.body
     changed_row = AgentType(
         **{
             **vars(row),
@@ -64,14 +66,16 @@ def _patch_agent_type(call: Call) -> Reply:
     )
     _save_agent_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
-    call.record_change("agent_type.updated", entity_json(row), changed_row)
-    return Reply(body=_render_and_remove_repeated_ids(changed_row))
+    # `json_for_events` returns the row as FulcrumCore's JSON. The event contains the difference between old and new
+    # JSON.
+    call.record_change("agent_type.updated", json_for_events(row), changed_row)
+    return Reply(body=_make_answer_then_remove_repeated_ids(changed_row))
 
 
-def _render_and_remove_repeated_ids(row: AgentType) -> Json:
-    """Return the answer to a request that created or changed the agent type, then remove repeated service type ids.
+def _make_answer_then_remove_repeated_ids(row: AgentType) -> Json:
+    """Make the answer to a request that created or changed the agent type, then remove repeated service type ids.
 
-    FulcrumCore stores each id once, but its answer contains the ids as they were in the request.
+    FulcrumCore stores each service type id once, but its answer repeats an id that the request repeats.
     """
     body = views.agent_type(row)
     row.service_type_ids = list(dict.fromkeys(row.service_type_ids))
@@ -82,11 +86,12 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     """Check and store an agent type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("agent type name cannot be empty")
-    schema_check.check(row.configuration_schema, schema_check.ALLOWED_IN_AGENT_TYPES)
+    # The constraints are the kinds of validators that the schema may contain. A validator limits values of properties.
+    schema_check.check(row.configuration_schema, schema_check.CONSTRAINTS_ALLOWED_IN_AGENT_TYPES)
     _check_templates(row)
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)
-    row.configuration_schema = stored_schema(row.configuration_schema)
+    row.configuration_schema = normalize_schema(row.configuration_schema)
     for service_type_id in row.service_type_ids:
         # FulcrumCore does not refuse an unknown id. It creates an empty service type with this id.
         if service_type_id not in store.service_types:
@@ -156,7 +161,7 @@ def _check_content_type(text: str) -> None:
 
 
 def _delete_agent_type(call: Call) -> Reply:
-    row = find_row(call.store.agent_types, call)
+    row = find_row_or_404(call.store.agent_types, call)
     refuse_if_in_use(any(agent.agent_type_id == row.id for agent in call.store.agents.values()))
     del call.store.agent_types[row.id]
     call.record_event("agent_type.deleted", row)

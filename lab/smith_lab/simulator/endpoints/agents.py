@@ -1,4 +1,11 @@
-"""Handles the calls by which admins and participants manage agents, and the calls of an agent to /agents/me."""
+"""Handles the API calls by which admins and participants manage agents, and the calls of an agent to /agents/me.
+
+Participants are providers and consumers of services. An agent has a configuration, whose schema is defined by the
+agent type. An agent may also have a service pool set: pools from which the properties of its services get values.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers, here
+the agent's provider and type.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,7 @@ from typing import Any
 
 from smith_lab.simulator import pool_values, properties, views
 from smith_lab.simulator.endpoints.tokens import owners_of_agent
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals_enum, equals_uuid, sort_by
 from smith_lab.simulator.pool_values import AllocationFailed
 from smith_lab.simulator.problems import PropertyErrors, bad_request, internal_error, not_found
@@ -32,7 +39,10 @@ _LISTING = Listing(
 
 
 def find_agent_owners(call: Call) -> Owners | None:
-    """Return the owners of the agent with the id in the call's path, or None if there is no such agent."""
+    """Return the owners of the agent with the id in the call's path: the agent itself and its provider.
+
+    Only owners and admins may access the agent. If there is no such agent, return None: the server then answers 403.
+    """
     agent = call.store.agents.get(call.id)
     return owners_of_agent(agent) if agent else None
 
@@ -43,6 +53,7 @@ def _owners_of_new_agent(call: Call) -> Owners:
 
 
 def _list_agents(call: Call) -> Reply:
+    """List the agents that the caller may access. As in FulcrumCore, `agentType.serviceTypeIds` is empty in a list."""
     rows = (agent for agent in call.store.agents.values() if call.may_access(owners_of_agent(agent)))
     return _LISTING.reply(call, rows, lambda agent: views.listed_agent(call.store, agent))
 
@@ -79,7 +90,7 @@ def _create_agent(call: Call) -> Reply:
         last_status_at=new_row_fields["created_at"],
     )
     if "configuration" in body:
-        agent.configuration = _process_configuration(store, agent, body["configuration"])
+        agent.configuration = _configuration_to_store(store, agent, body["configuration"])
     _check_name_and_tags(agent)
     store.agents[agent.id] = agent
     call.record_event("agent.created", agent)
@@ -98,14 +109,21 @@ def _refuse_pool_set_of_another_provider(store: Store, pool_set_id: str | None, 
         raise bad_request("service pool set belongs to another provider")
 
 
-def _process_configuration(store: Store, agent: Agent, requested_configuration: Json) -> Json:
-    """Return the configuration to store, without unknown properties and with vault references instead of secrets.
+def _configuration_to_store(store: Store, agent: Agent, requested_configuration: Json) -> Json:
+    """Return the configuration to store.
 
-    Raises a 400 if the configuration in the request does not match the agent type's schema.
+    `properties.process` checks the configuration in the request, omits unknown properties, and adds defaults and pool
+    values for missing properties. It stores each secret in the vault (the simulator's store of secrets), and puts a
+    reference to the secret in its place. Raises a 400 if the configuration does not match the agent type's schema.
     """
     pool_value_ids_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
 
     def allocate_value(pool_type: str, property_name: str) -> Any:
+        """Allocate a value of a config pool to a property of the configuration. Raises PropertyErrors.
+
+        A config pool with a `participant_id` serves only the agents of this provider. Without one, it serves the
+        agents of all providers.
+        """
         pools = (pool for pool in store.config_pools.values() if pool.type == pool_type)
         pool = next((pool for pool in pools if pool.participant_id in (None, agent.provider_id)), None)
         if pool is None:
@@ -119,7 +137,10 @@ def _process_configuration(store: Store, agent: Agent, requested_configuration: 
 
     is_update = agent.configuration is not None
     context = properties.ChangeContext(
-        vault=store.vault, actor="user", is_update=is_update, allocate_value=allocate_value
+        vault=store.vault,
+        actor="user",  # an admin or a participant
+        is_update=is_update,
+        allocate_value=allocate_value,
     )
     schema = store.agent_types[agent.agent_type_id].configuration_schema
     try:
@@ -144,14 +165,15 @@ def _patch_agent(call: Call) -> Reply:
         service_pool_set_id=pool_set_id,
     )
     if "configuration" in body:
-        changed_agent.configuration = _process_configuration(store, agent, body["configuration"])
+        changed_agent.configuration = _configuration_to_store(store, agent, body["configuration"])
     _check_status(changed_agent.status)
     _check_name_and_tags(changed_agent)
     if "status" in body:
         changed_agent.last_status_at = store.clock.now()
     store.agents[agent.id] = changed_agent
     store.mark_updated(changed_agent)
-    call.record_change("agent.updated", entity_json(agent), changed_agent)
+    # `json_for_events(agent)` is the agent's JSON before the change.
+    call.record_change("agent.updated", json_for_events(agent), changed_agent)
     return Reply(body=views.full_agent(store, changed_agent))
 
 
@@ -187,7 +209,7 @@ def _put_status_of_calling_agent(call: Call) -> Reply:
     """Handle a heartbeat. As in FulcrumCore, an agent may report any status at any time, even Disabled."""
     agent = _find_calling_agent(call)
     _check_status(call.body.get("status", ""))
-    json_before = entity_json(agent)
+    json_before = json_for_events(agent)
     agent.status = call.body["status"]
     agent.last_status_at = call.store.clock.now()
     call.store.mark_updated(agent)
@@ -195,7 +217,8 @@ def _put_status_of_calling_agent(call: Call) -> Reply:
     return Reply(body=views.full_agent(call.store, agent))
 
 
-_AGENT_FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
+#: Maps the members of a request's body to their types. `strings` is a list of strings.
+_AGENT_BODY_FIELDS = {"name": "string", "tags": "strings", "configuration": "object", "servicePoolSetId": "uuid"}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/agents", handler=_list_agents, roles=ANY_ROLE),
@@ -204,7 +227,7 @@ ENDPOINTS = [
         path="/agents",
         handler=_create_agent,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields={**_AGENT_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
+        fields={**_AGENT_BODY_FIELDS, "providerId": "uuid", "agentTypeId": "uuid"},
         find_owners=_owners_of_new_agent,
     ),
     Endpoint(method="GET", path="/agents/me", handler=_get_calling_agent, roles=AGENTS),
@@ -213,7 +236,7 @@ ENDPOINTS = [
         path="/agents/me/status",
         handler=_put_status_of_calling_agent,
         roles=AGENTS,
-        checks_role_first=True,
+        checks_role_before_body=True,  # FulcrumCore checks the body first at most paths, but not here
         fields={"status": "string"},
     ),
     Endpoint(method="GET", path="/agents/{id}", handler=_get_agent, roles=ANY_ROLE, find_owners=find_agent_owners),
@@ -222,7 +245,7 @@ ENDPOINTS = [
         path="/agents/{id}",
         handler=_patch_agent,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields={**_AGENT_FIELDS, "status": "string"},
+        fields={**_AGENT_BODY_FIELDS, "status": "string"},
         find_owners=find_agent_owners,
     ),
     Endpoint(

@@ -1,8 +1,11 @@
 """Serves the event log to admins and participants.
 
-A subscriber is a program that processes every event. Several instances of it may run. An instance must acquire the
-subscriber's lease to receive events and to acknowledge them. While one instance has the lease, no other instance
-can acquire the lease.
+An event records that an object was created, changed or deleted. A subscriber is a program that processes every event.
+Several instances of it may run. An instance must acquire the subscriber's lease to receive events and to acknowledge
+them. While one instance has the lease, no other instance can acquire the lease. The class Subscription contains the
+lease of a subscriber and the number of the last event that it acknowledged.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers.
 """
 
 from __future__ import annotations
@@ -22,15 +25,20 @@ DEFAULT_EVENT_LIMIT, MIN_EVENT_LIMIT, MAX_EVENT_LIMIT = 100, 1, 1000
 _LISTING = Listing(
     filters={
         "type": contains("type"),
+        # The initiator is the caller that caused the event: the type is always `user`, the id is the id of its token.
         "initiatorType": equals("initiator_type"),
         "initiatorId": equals_uuid("initiator_id"),
     },
-    # Events are numbered in the order of their creation. Several events may have the same time.
+    # Each event has a greater number than the events before it. So the order by number is the order by time.
     sort_keys={"createdAt": sort_by("sequence_number"), "sequenceNumber": sort_by("sequence_number")},
 )
 
 
 def _list_events(call: Call) -> Reply:
+    """List the events that the caller may access.
+
+    An admin may access all events. A participant may access the events of objects whose provider or consumer it is.
+    """
     rows = (
         event
         for event in call.store.events
@@ -46,7 +54,7 @@ def _acquire_lease(call: Call) -> Reply:
     instance_id = _require(body.get("instanceId"), "instanceId")
     subscription = store.subscriptions.setdefault(body["subscriberId"], Subscription(**store.new_row_fields()))
     if _is_lease_valid(call, subscription) and subscription.instance_id != instance_id:
-        raise _conflict("Lease Conflict")
+        raise _conflict("Lease Conflict", "another instance has the lease")
     duration_s = min(max(body.get("leaseDurationSeconds", DEFAULT_LEASE_S), MIN_LEASE_S), MAX_LEASE_S)
     event_limit = min(max(body.get("limit", DEFAULT_EVENT_LIMIT), MIN_EVENT_LIMIT), MAX_EVENT_LIMIT)
     subscription.instance_id = instance_id
@@ -76,7 +84,10 @@ def _acknowledge_events(call: Call) -> Reply:
         raise not_found()
     has_lease = _is_lease_valid(call, subscription) and subscription.instance_id == body["instanceId"]
     if not has_lease or last_processed_number <= subscription.last_sequence_number:
-        raise _conflict("Acknowledgement Conflict")
+        raise _conflict(
+            "Acknowledgement Conflict",
+            "the instance does not have the lease, or lastEventSequenceProcessed is already acknowledged",
+        )
     subscription.last_sequence_number = last_processed_number
     return Reply(body={"lastEventSequenceProcessed": last_processed_number})
 
@@ -91,23 +102,17 @@ def _require(value: str | None, name: str) -> str:
     return value
 
 
-def _conflict(status_text: str) -> ErrorAnswer:
-    return ErrorAnswer(
-        409,
-        {
-            "status": status_text,
-            "error": "another instance has the lease, the lease has expired, or the sequence number is too low",
-        },
-    )
+def _conflict(status_text: str, error: str) -> ErrorAnswer:
+    return ErrorAnswer(409, {"status": status_text, "error": error})
 
 
-_LEASE_FIELDS = {
+_LEASE_BODY_FIELDS = {
     "subscriberId": "string",
     "instanceId": "string",
     "leaseDurationSeconds": "integer",
     "limit": "integer",
 }
-_ACKNOWLEDGE_FIELDS = {"subscriberId": "string", "instanceId": "string", "lastEventSequenceProcessed": "integer"}
+_ACKNOWLEDGE_BODY_FIELDS = {"subscriberId": "string", "instanceId": "string", "lastEventSequenceProcessed": "integer"}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/events", handler=_list_events, roles=ADMINS_AND_PARTICIPANTS),
@@ -116,15 +121,15 @@ ENDPOINTS = [
         path="/events/lease",
         handler=_acquire_lease,
         roles=ADMINS,
-        fields=_LEASE_FIELDS,
-        checks_role_first=True,
+        fields=_LEASE_BODY_FIELDS,
+        checks_role_before_body=True,  # FulcrumCore checks the body first at most paths, but not here
     ),
     Endpoint(
         method="POST",
         path="/events/ack",
         handler=_acknowledge_events,
         roles=ADMINS,
-        fields=_ACKNOWLEDGE_FIELDS,
-        checks_role_first=True,
+        fields=_ACKNOWLEDGE_BODY_FIELDS,
+        checks_role_before_body=True,
     ),
 ]

@@ -1,12 +1,17 @@
-"""Handles calls that manage service groups. A service group contains services of one consumer.
+"""Handles API calls that manage service groups. A service group contains services of one consumer.
 
-An agent gets at most one job of a group at a time.
+A job of a group is a job of a service in the group. An agent's list of pending jobs contains at most one job of each
+group. While the agent processes a job of a group, the list contains no job of this group. The owner of a group is its
+consumer. Only the owner and admins may access the group.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers, here
+the consumer.
 """
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
@@ -23,6 +28,7 @@ def _owners_of_group(row: Group) -> Owners:
 
 
 def _find_group_owners(call: Call) -> Owners | None:
+    """Return the owner of the group with the id in the call's path, or None if there is no such group."""
     group = call.store.groups.get(call.id)
     return _owners_of_group(group) if group else None
 
@@ -57,7 +63,7 @@ def _patch_group(call: Call) -> Reply:
     group = call.store.groups[call.id]
     if call.body.get("name", group.name) == "":
         raise bad_request("service group name cannot be empty")
-    json_before = entity_json(group)
+    json_before = json_for_events(group)
     group.name = call.body.get("name", group.name)
     call.store.mark_updated(group)
     call.record_change("service_group.updated", json_before, group)
@@ -65,12 +71,13 @@ def _patch_group(call: Call) -> Reply:
 
 
 def _delete_group(call: Call) -> Reply:
+    """Delete a group. Raises a 500 if the group contains services."""
     refuse_if_in_use(any(service.group_id == call.id for service in call.store.services.values()))
     call.record_event("service_group.deleted", call.store.groups.pop(call.id))
     return NO_CONTENT
 
 
-_GROUP_FIELDS = {"name": "string", "consumerId": "uuid"}
+_GROUP_BODY_FIELDS = {"name": "string", "consumerId": "uuid"}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/service-groups", handler=_list_groups, roles=ADMINS_AND_PARTICIPANTS),
@@ -79,7 +86,7 @@ ENDPOINTS = [
         path="/service-groups",
         handler=_create_group,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields=_GROUP_FIELDS,
+        fields=_GROUP_BODY_FIELDS,
         find_owners=_owners_of_new_group,
     ),
     Endpoint(

@@ -1,7 +1,10 @@
-"""Handles calls that manage install commands, and the call by which an install command fetches the configuration.
+"""Handles API calls that manage install commands, and the call by which a host gets an agent's configuration file.
 
 An install command is a shell command that installs an agent on a host. It contains a bearer token and the URL of the
-configuration. A part of the URL is secret: the install token. Both tokens are valid for five minutes.
+agent's configuration file. The server makes this file from the agent's `configuration` and a template of the agent
+type. A part of the URL is secret: the install token. Both tokens are valid for five minutes.
+
+Only an agent's owners (the agent itself and its provider) and admins may access its install command.
 """
 
 from __future__ import annotations
@@ -16,34 +19,34 @@ from smith_lab.simulator.problems import bad_request, conflict, internal_error, 
 from smith_lab.simulator.rows import Agent, InstallToken
 from smith_lab.simulator.store import Store, new_secret
 from smith_lab.simulator.vault import VAULT_PREFIX
-from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply, to_json
+from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
 
-CREATED = 201
 #: How long both tokens in an install command are valid.
 TOKEN_LIFETIME_S = 300.0
 
 
 def _create_install_command(call: Call) -> Reply:
-    _require_templates(call)
+    _require_command_template(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
-    return _make_install_command(call, status=CREATED)
+    return _make_install_command(call, status=201, event_type="agent.install_token_created")
 
 
 def _regenerate_install_command(call: Call) -> Reply:
     """Return an install command with two new tokens. The old tokens are invalid at once."""
-    _require_templates(call)
+    _require_command_template(call)
     _delete_both_tokens(call)
-    return _make_install_command(call, status=200)
+    return _make_install_command(call, status=200, event_type="agent.install_token_regenerated")
 
 
-def _require_templates(call: Call) -> None:
+def _require_command_template(call: Call) -> None:
+    """Raise a 400 if the agent type has no template of the install command."""
     agent = call.store.agents[call.id]
     if not call.store.agent_types[agent.agent_type_id].cmd_template:
         raise bad_request("agent type has no install templates configured")
 
 
-def _make_install_command(call: Call, *, status: int) -> Reply:
+def _make_install_command(call: Call, *, status: int, event_type: str) -> Reply:
     """Create both tokens, and return the install command that contains them."""
     store, agent = call.store, call.store.agents[call.id]
     bearer_token = store.add_token(
@@ -61,13 +64,14 @@ def _make_install_command(call: Call, *, status: int) -> Reply:
         bearer_token_id=bearer_token.id,
     )
     store.install_tokens[agent.id] = install_token
+    # `store.options` are the settings of this server. `store.origin` is the URL of this server.
     base_url = store.options.public_base_url or store.origin
     url = f"{base_url}/api/v1/agents/install/{install_token.value}/config"
     command = _render_command(store, agent, url, bearer_token.value)
     expires_at = time_to_text(install_token.expires_at)
-    call.record_event(f"agent.install_token_{'created' if status == CREATED else 'regenerated'}", agent)
+    call.record_event(event_type, agent)
     body = {"installCommand": command, "url": url, "expiresAt": expires_at}
-    return Reply(status=status, text=to_json(body), headers={"Content-Type": "application/json; charset=utf-8"})
+    return Reply(status=status, body=body, headers={"Content-Type": "application/json; charset=utf-8"})
 
 
 def _render_command(store: Store, agent: Agent, url: str, bearer_token: str) -> str:
@@ -111,9 +115,9 @@ def _delete_both_tokens(call: Call) -> None:
 
 
 def _serve_configuration(call: Call) -> Reply:
-    """Return the rendered configuration with secrets in clear text.
+    """Return the agent's configuration file with secrets in clear text.
 
-    Raises a 404 for an unknown or expired install token, or if the configuration cannot be rendered.
+    Raises a 404 for an unknown or expired install token, or if the file cannot be rendered.
     """
     store = call.store
     row = next((row for row in store.install_tokens.values() if row.value == call.path_params.get("token")), None)
@@ -135,7 +139,10 @@ def _serve_configuration(call: Call) -> Reply:
 
 
 def _resolve_references(store: Store, value: Any) -> Any:
-    """Return the value with secrets in place of their vault references. Raises KeyError for an unknown reference."""
+    """Return the value with each reference to the vault (the store of secrets) replaced by the secret.
+
+    Raises KeyError for an unknown reference.
+    """
     if isinstance(value, str) and value.startswith(VAULT_PREFIX):
         return store.vault.secrets[value.removeprefix(VAULT_PREFIX)]
     if isinstance(value, dict):

@@ -1,15 +1,19 @@
-"""Handles the calls that manage metric types, and the calls that create and list metric entries.
+"""Handles the API calls that manage metric types, and the calls that create and list metric entries.
 
-A metric entry is one value that an agent sent. Each POST creates one entry.
+A metric type is a measured quantity, such as CPU use. A metric entry is one value that an agent sent. Each POST creates
+one entry. `resourceId` is a name that the agent gives to the measured resource, such as `cpu`. `agentInstanceId` is the
+id that the agent reported for the VM of a service.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers.
 """
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
-from smith_lab.simulator.row_checks import find_row, refuse_duplicate, require_name
+from smith_lab.simulator.row_checks import find_row_or_404, refuse_duplicate, require_name
 from smith_lab.simulator.rows import MetricEntry, MetricType, Service
 from smith_lab.simulator.web import (
     ADMINS,
@@ -23,6 +27,7 @@ from smith_lab.simulator.web import (
     Reply,
 )
 
+#: The values of `entityType`: the kinds of things that a metric type measures.
 METRIC_ENTITY_TYPES = ("Agent", "Service", "Resource")
 _TYPE_LISTING = Listing(
     filters={"name": contains("name")}, sort_keys={"name": sort_by("name"), "createdAt": sort_by("created_at")}
@@ -43,32 +48,33 @@ def _list_metric_types(call: Call) -> Reply:
 
 
 def _get_metric_type(call: Call) -> Reply:
-    return Reply(body=views.metric_type(find_row(call.store.metric_types, call)))
+    return Reply(body=views.metric_type(find_row_or_404(call.store.metric_types, call)))
 
 
 def _create_metric_type(call: Call) -> Reply:
     entity_type = call.body.get("entityType", "")
     if entity_type not in METRIC_ENTITY_TYPES:
+        # FulcrumCore's text
         raise bad_request(f"invalid {entity_type} metric entity type")
     row = MetricType(**call.store.new_row_fields(), name=require_name(call.body), entity_type=entity_type)
-    refuse_duplicate(call.store.metric_types, row)
+    refuse_duplicate(call.store.metric_types, row, member="name")
     call.store.metric_types[row.id] = row
     call.record_event("metric_type.created", row)
     return Reply(status=201, body=views.metric_type(row))
 
 
 def _patch_metric_type(call: Call) -> Reply:
-    row = find_row(call.store.metric_types, call)
+    row = find_row_or_404(call.store.metric_types, call)
     changed_row = MetricType(**{**vars(row), "name": require_name({"name": row.name, **call.body})})
-    refuse_duplicate(call.store.metric_types, changed_row)
+    refuse_duplicate(call.store.metric_types, changed_row, member="name")
     call.store.metric_types[row.id] = changed_row
     call.store.mark_updated(changed_row)
-    call.record_change("metric_type.updated", entity_json(row), changed_row)
+    call.record_change("metric_type.updated", json_for_events(row), changed_row)
     return Reply(body=views.metric_type(changed_row))
 
 
 def _delete_metric_type(call: Call) -> Reply:
-    row = find_row(call.store.metric_types, call)
+    row = find_row_or_404(call.store.metric_types, call)
     if any(entry.type_id == row.id for entry in call.store.metric_entries):
         raise internal_error("cannot delete metric-type with associated entries")
     del call.store.metric_types[row.id]
@@ -110,7 +116,7 @@ def _find_measured_service(call: Call) -> Service:
     if "serviceId" in call.body:
         service = store.services.get(call.body["serviceId"])
     elif "agentInstanceId" in call.body:
-        service = store.services.get(store.service_id_by_instance_id.get(call.body["agentInstanceId"], ""))
+        service = store.services.get(store.service_id_by_agent_instance_id.get(call.body["agentInstanceId"], ""))
         if service is not None and service.agent_id != call.caller_token.agent_id:
             service = None
     else:
@@ -121,7 +127,7 @@ def _find_measured_service(call: Call) -> Service:
 
 
 def may_access_entry(call: Call, entry: MetricEntry) -> bool:
-    """Return whether the caller may read the entry: an admin, and the provider and the consumer of its service, may."""
+    """Return whether the caller is an admin, or the provider or the consumer of the entry's service."""
     return call.may_access(Owners(participant_ids=(entry.provider_id, entry.consumer_id)))
 
 
@@ -130,9 +136,10 @@ def _list_entries(call: Call) -> Reply:
     return ENTRY_LISTING.reply(call, rows, lambda entry: views.full_metric_entry(call.store, entry))
 
 
-_METRIC_TYPE_FIELDS = {"name": "string", "entityType": "string"}
-#: The server checks the types of all these members. `_create_entry` ignores the values of the last four members.
-_ENTRY_FIELDS = {
+_METRIC_TYPE_BODY_FIELDS = {"name": "string", "entityType": "string"}
+#: The server checks the types of all members. `_create_entry` ignores the values of `timestamp` and of the members
+#: below it.
+_ENTRY_BODY_FIELDS = {
     "serviceId": "uuid",
     "agentInstanceId": "string",
     "resourceId": "string",
@@ -147,7 +154,7 @@ _ENTRY_FIELDS = {
 ENDPOINTS = [
     Endpoint(method="GET", path="/metric-types", handler=_list_metric_types, roles=ANY_ROLE),
     Endpoint(
-        method="POST", path="/metric-types", handler=_create_metric_type, roles=ADMINS, fields=_METRIC_TYPE_FIELDS
+        method="POST", path="/metric-types", handler=_create_metric_type, roles=ADMINS, fields=_METRIC_TYPE_BODY_FIELDS
     ),
     Endpoint(method="GET", path="/metric-types/{id}", handler=_get_metric_type, roles=ANY_ROLE),
     Endpoint(
@@ -155,5 +162,5 @@ ENDPOINTS = [
     ),
     Endpoint(method="DELETE", path="/metric-types/{id}", handler=_delete_metric_type, roles=ADMINS),
     Endpoint(method="GET", path="/metric-entries", handler=_list_entries, roles=ADMINS_AND_PARTICIPANTS),
-    Endpoint(method="POST", path="/metric-entries", handler=_create_entry, roles=AGENTS, fields=_ENTRY_FIELDS),
+    Endpoint(method="POST", path="/metric-entries", handler=_create_entry, roles=AGENTS, fields=_ENTRY_BODY_FIELDS),
 ]

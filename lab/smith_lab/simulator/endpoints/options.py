@@ -1,7 +1,9 @@
-"""Handles calls that manage service option types and service options.
+"""Handles API calls that manage service option types and service options.
 
-An option type is a kind of option, such as an image. An option is one value that a provider offers, such as one image.
-Agents also create options, for their provider.
+An option type is a kind of option, such as an image. Its identifier is called `type`. The schema of a service's
+properties refers to the option type by this identifier. An option is one value that a provider offers, such as one
+image. Admins, providers and agents create options. The owner of an option is its provider. Only the owner, its agents
+and admins may access an option.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from __future__ import annotations
 import re
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals, equals_bool, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, not_found
-from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use, require_name
+from smith_lab.simulator.row_checks import find_row_or_404, refuse_duplicate, refuse_if_in_use, require_name
 from smith_lab.simulator.rows import Option, OptionType
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
@@ -36,28 +38,28 @@ def _list_option_types(call: Call) -> Reply:
 
 
 def _get_option_type(call: Call) -> Reply:
-    return Reply(body=views.option_type(find_row(call.store.option_types, call)))
+    return Reply(body=views.option_type(find_row_or_404(call.store.option_types, call)))
 
 
 def _create_option_type(call: Call) -> Reply:
     type_identifier = call.body.get("type", "")
     if not re.fullmatch(r"[A-Za-z0-9_]+", type_identifier):
-        raise bad_request("service option type must contain only letters, digits and _")
+        raise bad_request("`type` of a service option type must contain only letters, digits and _")
     row = OptionType(
         **call.store.new_row_fields(),
         name=require_name(call.body),
         type=type_identifier,
         description=call.body.get("description", ""),
     )
-    refuse_duplicate(call.store.option_types, row, "type")
+    refuse_duplicate(call.store.option_types, row, member="type")  # `type` must be unique
     call.store.option_types[row.id] = row
     call.record_event("service_option_type.created", row)
     return Reply(status=201, body=views.option_type(row))
 
 
 def _patch_option_type(call: Call) -> Reply:
-    row = find_row(call.store.option_types, call)
-    json_before = entity_json(row)
+    row = find_row_or_404(call.store.option_types, call)
+    json_before = json_for_events(row)
     row.name = require_name({"name": row.name, **call.body})
     row.description = call.body.get("description", row.description)
     call.store.mark_updated(row)
@@ -66,7 +68,8 @@ def _patch_option_type(call: Call) -> Reply:
 
 
 def _delete_option_type(call: Call) -> Reply:
-    row = find_row(call.store.option_types, call)
+    """Delete an option type. As in FulcrumCore, raises a 500 if there are options of this type."""
+    row = find_row_or_404(call.store.option_types, call)
     refuse_if_in_use(any(option.service_option_type_id == row.id for option in call.store.service_options.values()))
     del call.store.option_types[row.id]
     call.record_event("service_option_type.deleted", row)
@@ -117,7 +120,7 @@ def _create_option(call: Call) -> Reply:
 
 def _patch_option(call: Call) -> Reply:
     row, body = call.store.service_options[call.id], call.body
-    json_before = entity_json(row)
+    json_before = json_for_events(row)
     row.name = require_name({"name": row.name, **body})
     row.value = body.get("value", row.value)
     row.enabled = body.get("enabled", row.enabled)
@@ -132,8 +135,8 @@ def _delete_option(call: Call) -> Reply:
     return NO_CONTENT
 
 
-_OPTION_TYPE_FIELDS = {"name": "string", "type": "string", "description": "string"}
-_OPTION_FIELDS = {
+_OPTION_TYPE_BODY_FIELDS = {"name": "string", "type": "string", "description": "string"}
+_OPTION_BODY_FIELDS = {
     "providerId": "uuid",
     "serviceOptionTypeId": "uuid",
     "name": "string",
@@ -149,7 +152,7 @@ ENDPOINTS = [
         path="/service-option-types",
         handler=_create_option_type,
         roles=ADMINS,
-        fields=_OPTION_TYPE_FIELDS,
+        fields=_OPTION_TYPE_BODY_FIELDS,
     ),
     Endpoint(method="GET", path="/service-option-types/{id}", handler=_get_option_type, roles=ANY_ROLE),
     Endpoint(
@@ -166,7 +169,7 @@ ENDPOINTS = [
         path="/service-options",
         handler=_create_option,
         roles=ANY_ROLE,
-        fields=_OPTION_FIELDS,
+        fields=_OPTION_BODY_FIELDS,
         find_owners=_owners_of_new_option,
     ),
     Endpoint(
@@ -177,7 +180,7 @@ ENDPOINTS = [
         path="/service-options/{id}",
         handler=_patch_option,
         roles=ANY_ROLE,
-        fields=_OPTION_FIELDS,
+        fields=_OPTION_BODY_FIELDS,
         find_owners=_find_option_owners,
     ),
     Endpoint(

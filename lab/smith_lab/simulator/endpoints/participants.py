@@ -1,9 +1,11 @@
-"""Handles calls that manage participants, which are providers or consumers of services."""
+"""Handles API calls that manage participants, which are providers or consumers of services."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals_enum, sort_by
 from smith_lab.simulator.problems import bad_request
 from smith_lab.simulator.row_checks import refuse_if_in_use
@@ -19,6 +21,7 @@ _LISTING = Listing(
 
 
 def _find_participant_owners(call: Call) -> Owners | None:
+    """Return the participant as its own owner. Only the participant and admins may access its row."""
     return Owners(participant_ids=(call.id,)) if call.id in call.store.participants else None
 
 
@@ -48,12 +51,11 @@ def _get_participant(call: Call) -> Reply:
 
 def _patch_participant(call: Call) -> Reply:
     row = call.store.participants[call.id]
-    # The members of the body have the same names as members of the row.
-    changed_row = Participant(**{**vars(row), **call.body})
+    changed_row = replace(row, **call.body)  # the body contains only `name` and `status`
     _check_participant(changed_row)
     call.store.participants[row.id] = changed_row
     call.store.mark_updated(changed_row)
-    call.record_change("participant.updated", entity_json(row), changed_row)
+    call.record_change("participant.updated", json_for_events(row), changed_row)
     return Reply(body=views.participant(changed_row))
 
 
@@ -70,12 +72,12 @@ def _delete_participant(call: Call) -> Reply:
     return NO_CONTENT
 
 
-_PARTICIPANT_FIELDS = {"name": "string", "status": "string"}
+_PARTICIPANT_BODY_FIELDS = {"name": "string", "status": "string"}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/participants", handler=_list_participants, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
-        method="POST", path="/participants", handler=_create_participant, roles=ADMINS, fields=_PARTICIPANT_FIELDS
+        method="POST", path="/participants", handler=_create_participant, roles=ADMINS, fields=_PARTICIPANT_BODY_FIELDS
     ),
     Endpoint(
         method="GET",
@@ -89,7 +91,7 @@ ENDPOINTS = [
         path="/participants/{id}",
         handler=_patch_participant,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields=_PARTICIPANT_FIELDS,
+        fields=_PARTICIPANT_BODY_FIELDS,
         find_owners=_find_participant_owners,
     ),
     Endpoint(

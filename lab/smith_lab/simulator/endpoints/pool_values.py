@@ -1,7 +1,11 @@
-"""Handles calls that list, create and delete the values of service pools and config pools.
+"""Handles API calls that list, create and delete the values of service pools and config pools.
 
 A service pool gives values to the properties of services. A config pool gives values to the configurations of agents.
-A value that is allocated to a service or an agent cannot be deleted.
+A value that is allocated to a service or an agent cannot be deleted. Free values of a pool are allocated in the order
+of their names. The owner of a value is the provider that owns the pool. Only the owner and admins may read and delete
+the value.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from smith_lab.simulator.rows import Pool, PoolValue
 from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
 _SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
-_SERVICE_VALUE_LISTING = Listing(
+_SERVICE_POOL_VALUE_LISTING = Listing(
     filters={
         "name": contains("name"),
         "servicePoolId": equals_uuid("pool_id"),
@@ -22,7 +26,7 @@ _SERVICE_VALUE_LISTING = Listing(
     },
     sort_keys=_SORT_KEYS,
 )
-_CONFIG_VALUE_LISTING = Listing(
+_CONFIG_POOL_VALUE_LISTING = Listing(
     filters={
         "name": contains("name"),
         "configPoolId": equals_uuid("pool_id"),
@@ -48,22 +52,22 @@ def _new_value_row(call: Call, pool: Pool) -> PoolValue:
     )
 
 
-def _find_service_value_owners(call: Call) -> Owners | None:
+def _find_service_pool_value_owners(call: Call) -> Owners | None:
     row = call.store.service_pool_values.get(call.id)
     return _owners_of_value(row) if row else None
 
 
-def _list_service_values(call: Call) -> Reply:
+def _list_service_pool_values(call: Call) -> Reply:
     rows = (row for row in call.store.service_pool_values.values() if call.may_access(_owners_of_value(row)))
-    return _SERVICE_VALUE_LISTING.reply(call, rows, lambda row: views.full_service_pool_value(call.store, row))
+    return _SERVICE_POOL_VALUE_LISTING.reply(call, rows, lambda row: views.full_service_pool_value(call.store, row))
 
 
-def _get_service_value(call: Call) -> Reply:
+def _get_service_pool_value(call: Call) -> Reply:
     return Reply(body=views.full_service_pool_value(call.store, call.store.service_pool_values[call.id]))
 
 
-def _create_service_value(call: Call) -> Reply:
-    """Create a value. As in FulcrumCore, a participant may create values in every pool."""
+def _create_service_pool_value(call: Call) -> Reply:
+    """Create a value. As in FulcrumCore, a participant may create values in the service pools of all providers."""
     pool = call.store.service_pools.get(call.body.get("servicePoolId", ""))
     if pool is None:
         raise not_found()
@@ -73,92 +77,94 @@ def _create_service_value(call: Call) -> Reply:
     return Reply(status=201, body=views.service_pool_value(row))
 
 
-def _delete_service_value(call: Call) -> Reply:
+def _delete_service_pool_value(call: Call) -> Reply:
+    """Delete a value. Raises a 500 if the value is allocated to a service."""
     refuse_if_in_use(call.store.service_pool_values[call.id].allocated_to_id is not None)
     call.record_event("service_pool_value.deleted", call.store.service_pool_values.pop(call.id))
     return NO_CONTENT
 
 
-def _find_config_value_owners(call: Call) -> Owners | None:
+def _find_config_pool_value_owners(call: Call) -> Owners | None:
     row = call.store.config_pool_values.get(call.id)
     return _owners_of_value(row) if row else None
 
 
-def _owners_of_new_config_value(call: Call) -> Owners | None:
+def _owners_of_new_config_pool_value(call: Call) -> Owners | None:
     pool = call.store.config_pools.get(call.body.get("configPoolId", ""))
     return Owners(participant_ids=(pool.participant_id,)) if pool else None
 
 
-def _list_config_values(call: Call) -> Reply:
+def _list_config_pool_values(call: Call) -> Reply:
     rows = (row for row in call.store.config_pool_values.values() if call.may_access(_owners_of_value(row)))
-    return _CONFIG_VALUE_LISTING.reply(call, rows, lambda row: views.full_config_pool_value(call.store, row))
+    return _CONFIG_POOL_VALUE_LISTING.reply(call, rows, lambda row: views.full_config_pool_value(call.store, row))
 
 
-def _get_config_value(call: Call) -> Reply:
+def _get_config_pool_value(call: Call) -> Reply:
     return Reply(body=views.full_config_pool_value(call.store, call.store.config_pool_values[call.id]))
 
 
-def _create_config_value(call: Call) -> Reply:
+def _create_config_pool_value(call: Call) -> Reply:
     row = _new_value_row(call, call.store.config_pools[call.body["configPoolId"]])
     call.store.config_pool_values[row.id] = row
     call.record_event("config_pool_value.created", row)
     return Reply(status=201, body=views.config_pool_value(row))
 
 
-def _delete_config_value(call: Call) -> Reply:
+def _delete_config_pool_value(call: Call) -> Reply:
+    """Delete a value. Raises a 500 if the value is allocated to an agent."""
     refuse_if_in_use(call.store.config_pool_values[call.id].allocated_to_id is not None)
     call.record_event("config_pool_value.deleted", call.store.config_pool_values.pop(call.id))
     return NO_CONTENT
 
 
-_VALUE_FIELDS = {"name": "string", "value": "any"}
-_SERVICE_VALUE_PATH = "/service-pool-values/{id}"
-_CONFIG_VALUE_PATH = "/config-pool-values/{id}"
+_VALUE_BODY_FIELDS = {"name": "string", "value": "any"}
+_SERVICE_POOL_VALUE_PATH = "/service-pool-values/{id}"
+_CONFIG_POOL_VALUE_PATH = "/config-pool-values/{id}"
 
 ENDPOINTS = [
-    Endpoint(method="GET", path="/service-pool-values", handler=_list_service_values, roles=ANY_ROLE),
+    Endpoint(method="GET", path="/service-pool-values", handler=_list_service_pool_values, roles=ANY_ROLE),
     Endpoint(
         method="POST",
         path="/service-pool-values",
-        handler=_create_service_value,
+        handler=_create_service_pool_value,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields={**_VALUE_FIELDS, "servicePoolId": "uuid"},
+        fields={**_VALUE_BODY_FIELDS, "servicePoolId": "uuid"},
     ),
     Endpoint(
         method="GET",
-        path=_SERVICE_VALUE_PATH,
-        handler=_get_service_value,
+        path=_SERVICE_POOL_VALUE_PATH,
+        handler=_get_service_pool_value,
         roles=ANY_ROLE,
-        find_owners=_find_service_value_owners,
+        find_owners=_find_service_pool_value_owners,
     ),
     Endpoint(
         method="DELETE",
-        path=_SERVICE_VALUE_PATH,
-        handler=_delete_service_value,
+        path=_SERVICE_POOL_VALUE_PATH,
+        handler=_delete_service_pool_value,
         roles=ADMINS_AND_PARTICIPANTS,
-        find_owners=_find_service_value_owners,
+        find_owners=_find_service_pool_value_owners,
     ),
-    Endpoint(method="GET", path="/config-pool-values", handler=_list_config_values, roles=ADMINS_AND_PARTICIPANTS),
+    Endpoint(method="GET", path="/config-pool-values", handler=_list_config_pool_values, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
         method="POST",
         path="/config-pool-values",
-        handler=_create_config_value,
+        handler=_create_config_pool_value,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields={**_VALUE_FIELDS, "configPoolId": "uuid"},
-        find_owners=_owners_of_new_config_value,
+        fields={**_VALUE_BODY_FIELDS, "configPoolId": "uuid"},
+        find_owners=_owners_of_new_config_pool_value,
     ),
     Endpoint(
         method="GET",
-        path=_CONFIG_VALUE_PATH,
-        handler=_get_config_value,
+        path=_CONFIG_POOL_VALUE_PATH,
+        handler=_get_config_pool_value,
         roles=ADMINS_AND_PARTICIPANTS,
-        find_owners=_find_config_value_owners,
+        find_owners=_find_config_pool_value_owners,
     ),
     Endpoint(
         method="DELETE",
-        path=_CONFIG_VALUE_PATH,
-        handler=_delete_config_value,
+        path=_CONFIG_POOL_VALUE_PATH,
+        handler=_delete_config_pool_value,
         roles=ADMINS_AND_PARTICIPANTS,
-        find_owners=_find_config_value_owners,
+        find_owners=_find_config_pool_value_owners,
     ),
 ]

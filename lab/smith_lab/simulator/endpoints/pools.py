@@ -1,12 +1,17 @@
-"""Handles calls that manage pools and pool sets. A pool gives values to properties that a request does not set.
+"""Handles API calls that manage pools and pool sets. A pool gives values to properties that a request does not set.
 
-A service pool gives values to the properties of services, and belongs to a pool set that an agent uses. A config pool
-gives values to the configurations of agents. The owner of a pool set or of a pool is a provider. The member with the
-owner's id is called `provider_id` in a pool set and `participant_id` in a pool, because a provider is a participant.
+A service pool gives values to the properties of services. It belongs to a pool set. An agent can have one pool set. A
+config pool gives values to the configurations of agents. The owner of a pool set or of a pool is a provider. The
+member with the owner's id is called `provider_id` in a pool set and `participant_id` in a pool. Only the owner and
+admins may read, change and delete a pool set or pool.
 
-A schema refers to a pool by the pool's `type`. The `generator_type` of a pool is `list` (its values were created by
-calls) or `subnet` (its values are addresses). As in FulcrumCore, the server answers 500 to an invalid name, type or
-generator of a pool, and to an empty name of a pool set.
+The schema of a service's properties or of an agent's configuration refers to a pool by the pool's `type`. The
+`property_type` of a pool is the type of its values, such as `string`. The `generator_type` of a pool is `list` (API
+calls create the values) or, in a service pool only, `subnet` (the values are the addresses of the subnet in
+`generator_config`). As in FulcrumCore, the server answers 500 to an empty `name` or `type`, and to an unknown
+`property_type` or `generator_type`.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers.
 """
 
 from __future__ import annotations
@@ -14,13 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, internal_error, not_found
 from smith_lab.simulator.row_checks import refuse_if_in_use
-from smith_lab.simulator.rows import ConfigPool, Json, Pool, PoolValue, ServicePool, ServicePoolSet
+from smith_lab.simulator.rows import ConfigPool, Json, Pool, ServicePool, ServicePoolSet
 from smith_lab.simulator.web import ADMINS_AND_PARTICIPANTS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Owners, Reply
 
+#: The allowed values of a pool's `property_type`.
 PROPERTY_TYPES = ("string", "integer", "number", "boolean", "json")
 _SORT_KEYS = {"name": sort_by("name"), "createdAt": sort_by("created_at")}
 _POOL_SET_LISTING = Listing(
@@ -75,7 +81,7 @@ def _create_pool_set(call: Call) -> Reply:
 
 def _patch_pool_set(call: Call) -> Reply:
     row = call.store.service_pool_sets[call.id]
-    json_before = entity_json(row)
+    json_before = json_for_events(row)
     name = call.body.get("name", row.name)
     _raise_500_if(not name, "pool set name cannot be empty")
     row.name = name
@@ -85,7 +91,7 @@ def _patch_pool_set(call: Call) -> Reply:
 
 
 def _delete_pool_set(call: Call) -> Reply:
-    """Delete a pool set. As in FulcrumCore, its pools stay, and agents keep its id."""
+    """Delete a pool set. As in FulcrumCore, its pools stay, and agents keep the id of the pool set."""
     call.record_event("service_pool_set.deleted", call.store.service_pool_sets.pop(call.id))
     return NO_CONTENT
 
@@ -93,7 +99,7 @@ def _delete_pool_set(call: Call) -> Reply:
 # Pools
 
 
-def _owners_of_pool(row: Pool | PoolValue) -> Owners:
+def _owners_of_pool(row: Pool) -> Owners:
     return Owners(participant_ids=(row.participant_id,))
 
 
@@ -112,7 +118,7 @@ def _owners_of_new_config_pool(call: Call) -> Owners:
 
 
 def _requested_members(body: Json) -> Json:
-    """Return the members of a new pool whose values are in the request's body."""
+    """Return the values from the request's body for the members of a new pool."""
     return {
         "name": body.get("name", ""),
         "type": body.get("type", ""),
@@ -163,7 +169,7 @@ def _patch_service_pool(call: Call) -> Reply:
 
 
 def _change_pool(call: Call, row: Pool, event_type: str) -> None:
-    json_before = entity_json(row)
+    json_before = json_for_events(row)
     _raise_500_if(call.body.get("name", row.name) == "", "pool name cannot be empty")
     row.name = call.body.get("name", row.name)
     row.generator_config = call.body.get("generatorConfig", row.generator_config)
@@ -172,6 +178,7 @@ def _change_pool(call: Call, row: Pool, event_type: str) -> None:
 
 
 def _delete_service_pool(call: Call) -> Reply:
+    """Delete a service pool. Raises a 500 if the pool has values."""
     refuse_if_in_use(any(value.pool_id == call.id for value in call.store.service_pool_values.values()))
     call.record_event("service_pool.deleted", call.store.service_pools.pop(call.id))
     return NO_CONTENT
@@ -207,20 +214,21 @@ def _patch_config_pool(call: Call) -> Reply:
 
 
 def _delete_config_pool(call: Call) -> Reply:
+    """Delete a config pool. Raises a 500 if the pool has values."""
     refuse_if_in_use(any(value.pool_id == call.id for value in call.store.config_pool_values.values()))
     call.record_event("config_pool.deleted", call.store.config_pools.pop(call.id))
     return NO_CONTENT
 
 
-_POOL_SET_FIELDS = {"name": "string", "providerId": "uuid"}
-_POOL_FIELDS = {
+_POOL_SET_BODY_FIELDS = {"name": "string", "providerId": "uuid"}
+_POOL_BODY_FIELDS = {
     "name": "string",
     "type": "string",
     "propertyType": "string",
     "generatorType": "string",
     "generatorConfig": "object",
 }
-_PATCH_POOL_FIELDS = {"name": "string", "generatorConfig": "object"}
+_PATCH_POOL_BODY_FIELDS = {"name": "string", "generatorConfig": "object"}
 _FindOwners = Callable[[Call], Owners | None]
 
 
@@ -252,7 +260,7 @@ ENDPOINTS = [
         path="/service-pool-sets",
         handler=_create_pool_set,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields=_POOL_SET_FIELDS,
+        fields=_POOL_SET_BODY_FIELDS,
     ),
     *_item_endpoints(
         "/service-pool-sets/{id}",
@@ -267,14 +275,14 @@ ENDPOINTS = [
         path="/service-pools",
         handler=_create_service_pool,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields={**_POOL_FIELDS, "servicePoolSetId": "uuid"},
+        fields={**_POOL_BODY_FIELDS, "servicePoolSetId": "uuid"},
     ),
     *_item_endpoints(
         "/service-pools/{id}",
         _find_service_pool_owners,
         {"GET": _get_service_pool, "PATCH": _patch_service_pool, "DELETE": _delete_service_pool},
         ANY_ROLE,
-        _PATCH_POOL_FIELDS,
+        _PATCH_POOL_BODY_FIELDS,
     ),
     Endpoint(method="GET", path="/config-pools", handler=_list_config_pools, roles=ADMINS_AND_PARTICIPANTS),
     Endpoint(
@@ -282,7 +290,7 @@ ENDPOINTS = [
         path="/config-pools",
         handler=_create_config_pool,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields={**_POOL_FIELDS, "participantId": "uuid"},
+        fields={**_POOL_BODY_FIELDS, "participantId": "uuid"},
         find_owners=_owners_of_new_config_pool,
     ),
     *_item_endpoints(
@@ -290,6 +298,6 @@ ENDPOINTS = [
         _find_config_pool_owners,
         {"GET": _get_config_pool, "PATCH": _patch_config_pool, "DELETE": _delete_config_pool},
         ADMINS_AND_PARTICIPANTS,
-        _PATCH_POOL_FIELDS,
+        _PATCH_POOL_BODY_FIELDS,
     ),
 ]

@@ -1,16 +1,17 @@
-"""Handles calls that manage service types, and checks the schemas of a service type as FulcrumCore does.
+"""Handles API calls that manage service types, and checks the schemas of a service type as FulcrumCore does.
 
-The property schema describes the properties of a service. The lifecycle schema describes its states and actions.
+The property schema describes the properties of a service, with constraints such as a maximum value. The lifecycle
+schema describes the states and actions of a service.
 """
 
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, schema_check, views
-from smith_lab.simulator.definitions import stored_lifecycle, stored_schema
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.definitions import normalize_lifecycle, normalize_schema
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
-from smith_lab.simulator.row_checks import find_row, refuse_duplicate, refuse_if_in_use
+from smith_lab.simulator.row_checks import find_row_or_404, refuse_duplicate, refuse_if_in_use
 from smith_lab.simulator.rows import ServiceType
 from smith_lab.simulator.store import Store
 from smith_lab.simulator.web import ADMINS, ANY_ROLE, NO_CONTENT, Call, Endpoint, Reply
@@ -23,7 +24,7 @@ def _list_service_types(call: Call) -> Reply:
 
 
 def _get_service_type(call: Call) -> Reply:
-    return Reply(body=views.service_type(find_row(call.store.service_types, call)))
+    return Reply(body=views.service_type(find_row_or_404(call.store.service_types, call)))
 
 
 def _create_service_type(call: Call) -> Reply:
@@ -40,7 +41,7 @@ def _create_service_type(call: Call) -> Reply:
 
 
 def _patch_service_type(call: Call) -> Reply:
-    row, body = find_row(call.store.service_types, call), call.body
+    row, body = find_row_or_404(call.store.service_types, call), call.body
     changed_row = ServiceType(
         **{
             **vars(row),
@@ -51,7 +52,7 @@ def _patch_service_type(call: Call) -> Reply:
     )
     _save_service_type(call.store, changed_row)
     call.store.mark_updated(changed_row)
-    call.record_change("service_type.updated", entity_json(row), changed_row)
+    call.record_change("service_type.updated", json_for_events(row), changed_row)
     return Reply(body=views.service_type(changed_row))
 
 
@@ -59,28 +60,35 @@ def _save_service_type(store: Store, row: ServiceType) -> None:
     """Check and store a service type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("service type name cannot be empty")
-    schema_check.check(row.property_schema, schema_check.ALLOWED_IN_SERVICE_TYPES)
+    # FulcrumCore allows more kinds of constraints in a service type than in an agent type.
+    schema_check.check(row.property_schema, schema_check.CONSTRAINTS_ALLOWED_IN_SERVICE_TYPES)
     lifecycle.check(row.lifecycle_schema)
-    refuse_duplicate(store.service_types, row)
-    row.property_schema = stored_schema(row.property_schema)
-    row.lifecycle_schema = stored_lifecycle(row.lifecycle_schema)
+    refuse_duplicate(store.service_types, row, member="name")
+    # As FulcrumCore does, store the schemas without unknown members, and with values for some omitted members.
+    row.property_schema = normalize_schema(row.property_schema)
+    row.lifecycle_schema = normalize_lifecycle(row.lifecycle_schema)
     store.service_types[row.id] = row
 
 
 def _delete_service_type(call: Call) -> Reply:
-    row = find_row(call.store.service_types, call)
+    """Delete a service type. Raises a 500 if there are services of this type."""
+    row = find_row_or_404(call.store.service_types, call)
     refuse_if_in_use(any(service.service_type_id == row.id for service in call.store.services.values()))
     del call.store.service_types[row.id]
     call.record_event("service_type.deleted", row)
     return NO_CONTENT
 
 
-_SERVICE_TYPE_FIELDS = {"name": "string", "propertySchema": "object", "lifecycleSchema": "object"}
+_SERVICE_TYPE_BODY_FIELDS = {"name": "string", "propertySchema": "object", "lifecycleSchema": "object"}
 
 ENDPOINTS = [
     Endpoint(method="GET", path="/service-types", handler=_list_service_types, roles=ANY_ROLE),
     Endpoint(
-        method="POST", path="/service-types", handler=_create_service_type, roles=ADMINS, fields=_SERVICE_TYPE_FIELDS
+        method="POST",
+        path="/service-types",
+        handler=_create_service_type,
+        roles=ADMINS,
+        fields=_SERVICE_TYPE_BODY_FIELDS,
     ),
     Endpoint(method="GET", path="/service-types/{id}", handler=_get_service_type, roles=ANY_ROLE),
     Endpoint(
@@ -88,7 +96,7 @@ ENDPOINTS = [
         path="/service-types/{id}",
         handler=_patch_service_type,
         roles=ADMINS,
-        fields=_SERVICE_TYPE_FIELDS,
+        fields=_SERVICE_TYPE_BODY_FIELDS,
     ),
     Endpoint(method="DELETE", path="/service-types/{id}", handler=_delete_service_type, roles=ADMINS),
 ]

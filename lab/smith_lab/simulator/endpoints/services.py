@@ -1,11 +1,16 @@
-"""Handles calls that manage services.
+"""Handles API calls that manage services.
 
-A call that creates or deletes a service, changes its properties or requests an action creates a job. The service's
-state changes when the job ends.
+A job is created by each call that creates or deletes a service, changes its properties or requests an action. The
+service's state (`status`) changes when the job ends. An active job is Pending or Processing.
 
-The switch `simultaneous_requests_all_succeed` makes the server accept several simultaneous changes of one row: if it is
-on, `call.service_at_arrival` and `call.active_job_at_arrival` return a copy of the row that was made when the call
-arrived. If the switch is off, they return the row.
+FulcrumCore does not lock a row between the check and the change. So several requests that arrive at the same time may
+all pass a check that only one of them should pass. Tests imitate this by the switch
+`simultaneous_requests_all_succeed`: `call.service_at_request` and `call.active_job_at_request` then return the row as
+it was when the call arrived. If the switch is off, they return the current row. `active_job_at_request` returns None
+if the service has no active job.
+
+A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers, here
+the agent and the service type.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Any
 
 from smith_lab.simulator import lifecycle, pool_values, properties, views
 from smith_lab.simulator.endpoints.jobs import owners_of_job_or_service
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.lookups import ServiceLookups
 from smith_lab.simulator.paging import Listing, contains, equals, sort_by
 from smith_lab.simulator.pool_values import AllocationFailed
@@ -41,6 +46,7 @@ _LISTING = Listing(
 
 
 def _find_service_owners(call: Call) -> Owners | None:
+    """Return the provider, the consumer and the agent of the service. Only they and admins may access the service."""
     service = call.store.services.get(call.id)
     return owners_of_job_or_service(service) if service else None
 
@@ -101,7 +107,8 @@ def _select_agent(call: Call) -> Agent:
 
 def _new_service(call: Call, agent: Agent, service_type: ServiceType) -> Service:
     group = call.store.groups[call.body["groupId"]]
-    chosen_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}  # replaces the random id
+    # `new_service_id` is None, or a function with which a test chooses the id of each new service.
+    chosen_id = {"id": call.store.new_service_id()} if call.store.new_service_id else {}
     return Service(
         **call.store.new_row_fields() | chosen_id,
         provider_id=agent.provider_id,
@@ -120,14 +127,17 @@ def _process_properties(
 ) -> Json:
     """Return the properties to store in a new service, or the params of an `update` job.
 
-    `requested_properties` are the properties in the request. Raises a 400 with the problems of invalid properties.
+    `properties.process` checks the properties in the request, adds defaults and values from service pools for
+    missing properties, and stores secrets in the vault (the simulator's store of secrets). Raises a 400 that lists all
+    invalid properties.
     """
     context = properties.ChangeContext(
         vault=store.vault,
-        actor="user",
+        actor="user",  # an admin or a participant
         is_update=is_update,
+        # The schema may forbid that a property is changed in some states. For a new service, states are not checked.
         service_status=service.status if is_update else "",
-        lookups=ServiceLookups(store, service),
+        lookups=ServiceLookups(store, service),  # checks properties that refer to service options or services
         allocate_value=lambda pool_type, property_name: _allocate_value(store, service, pool_type, property_name),
     )
     pool_value_ids_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
@@ -139,7 +149,10 @@ def _process_properties(
 
 
 def _allocate_value(store: Store, service: Service, pool_type: str, property_name: str) -> Any:
-    """Allocate a value to a property of the service, from a pool of this type in the agent's pool set."""
+    """Allocate a value to a property of the service, from a pool with the type `pool_type` in the agent's pool set.
+
+    Raises PropertyErrors.
+    """
     pool_set_id = store.agents[service.agent_id].service_pool_set_id
     if pool_set_id is None:
         raise property_error(f"{property_name}: agent does not have a pool set configured")
@@ -157,20 +170,20 @@ def _allocate_value(store: Store, service: Service, pool_type: str, property_nam
 
 
 def _patch_service(call: Call) -> Reply:
-    """Change the name at once. For new properties, create an `update` job. When it is completed, they are stored."""
+    """Change the name at once. For new properties, create an `update` job; its completion stores the properties."""
     store, service = call.store, call.store.services[call.id]
     service_type = store.service_types[service.service_type_id]
     if call.body.get("name", service.name) == "":
         raise bad_request("service name cannot be empty")
     if "properties" in call.body:
-        service_before = call.service_at_arrival(service)
-        if service_before.properties is None:
+        service_at_request = call.service_at_request(service)
+        if service_at_request.properties is None:
             # An earlier `update` job without params removed the properties. Here FulcrumCore panics (nil pointer).
             raise panic_answer()
-        params = _process_properties(store, service_before, service_type, call.body["properties"], is_update=True)
+        params = _process_properties(store, service_at_request, service_type, call.body["properties"], is_update=True)
         _add_action_job(call, service, service_type, "update", params)
     if "name" in call.body:
-        json_before = entity_json(service)
+        json_before = json_for_events(service)
         service.name = call.body["name"]
         store.mark_updated(service)
         call.record_change("service.updated", json_before, service)
@@ -183,8 +196,8 @@ def _add_action_job(call: Call, service: Service, service_type: ServiceType, act
     Raises a 400 if the service's state does not allow the action, or if the service has an active job. Raises a 500
     for an action whose name is longer than MAX_ACTION_NAME_CHARACTERS.
     """
-    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, call.service_at_arrival(service).status, action)
-    active_job = call.active_job_at_arrival(service)
+    lifecycle.refuse_unless_allowed(service_type.lifecycle_schema, call.service_at_request(service).status, action)
+    active_job = call.active_job_at_request(service)
     if active_job is not None:
         raise bad_request(f"cannot update service {service.id} while there is an active job {active_job.id}")
     if len(action) > MAX_ACTION_NAME_CHARACTERS:
@@ -207,11 +220,11 @@ def _delete_service(call: Call) -> Reply:
     return NO_CONTENT
 
 
-_CREATE_FIELDS = {
+_CREATE_BODY_FIELDS = {
     "groupId": "uuid",
     "agentId": "uuid",
     "serviceTypeId": "uuid",
-    "agentTags": "strings",
+    "agentTags": "strings",  # a list of strings
     "name": "string",
     "properties": "object",
 }
@@ -223,7 +236,7 @@ ENDPOINTS = [
         path="/services",
         handler=_create_service,
         roles=ADMINS_AND_PARTICIPANTS,
-        fields=_CREATE_FIELDS,
+        fields=_CREATE_BODY_FIELDS,
         find_owners=_owners_of_new_service,
     ),
     Endpoint(

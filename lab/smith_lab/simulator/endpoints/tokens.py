@@ -1,9 +1,9 @@
-"""Handles calls that manage tokens. Only the answer to a call that creates or renews a token contains its value."""
+"""Handles calls that manage tokens. An answer contains a token's value only if the call creates or regenerates it."""
 
 from __future__ import annotations
 
 from smith_lab.simulator import views
-from smith_lab.simulator.entities import entity_json
+from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, equals, equals_uuid, sort_by
 from smith_lab.simulator.problems import bad_request, forbidden, internal_error
 from smith_lab.simulator.rows import Agent, Token
@@ -32,29 +32,38 @@ _LISTING = Listing(
 
 
 def _owners_of_token(row: Token) -> Owners:
+    """Return the participant and the agent that own the token. Only they and admins may access it."""
     return Owners(participant_ids=(row.participant_id,), agent_id=row.agent_id)
 
 
 def _find_token_owners(call: Call) -> Owners | None:
+    """Return the owners of the token whose id is in the call's path (`call.id`).
+
+    For an unknown id, return None; the server then answers 403 (Forbidden).
+    """
     token = call.store.tokens.get(call.id)
     return _owners_of_token(token) if token else None
 
 
 def _list_tokens(call: Call) -> Reply:
+    """List the tokens that the caller may access, each with the JSON of its agent and its participant."""
     rows = (token for token in call.store.tokens.values() if call.may_access(_owners_of_token(token)))
     return _LISTING.reply(call, rows, lambda token: views.full_token(call.store, token))
 
 
 def _owners_of_new_token(call: Call) -> Owners | None:
-    """Return the owners of the new token. Raises a 403 if the role is unknown, or if `scopeId` is required but missing.
+    """Return the owners of the new token, or None; for None, the server answers 403 (Forbidden).
 
-    In the request, `scopeId` is the id of the token's participant or agent. Return None if a request for an
-    agent's token names an unknown agent, or if a caller who is not an admin requests an admin's token. A participant
-    may create tokens for itself and for its agents.
+    In the request, `scopeId` is the id of the token's participant or agent. An admin's token needs no `scopeId`.
+    Return None if the role is admin and the caller is not an admin, or if the agent does not exist.
+    Raises a 403 for an unknown role or a missing `scopeId`.
+
+    After this function, the server refuses a caller that is neither an admin nor an owner. So a participant (a provider
+    or a consumer) may create tokens for itself and for its agents.
     """
     role, scope_id = call.body.get("role"), call.body.get("scopeId")
     if role == ADMIN:
-        return Owners() if call.caller_token.role == ADMIN else None
+        return Owners() if call.caller_token.role == ADMIN else None  # an admin's token has no owners
     if role not in (PARTICIPANT, AGENT) or scope_id is None:
         raise forbidden("scopeId required, or invalid role")
     if role == PARTICIPANT:
@@ -94,7 +103,7 @@ def _patch_token(call: Call) -> Reply:
     token = call.store.tokens[call.id]
     if call.body.get("name", token.name) == "":
         raise internal_error("token name cannot be empty")
-    json_before = entity_json(token)
+    json_before = json_for_events(token)
     token.name = call.body.get("name", token.name)
     token.expire_at = call.body.get("expireAt", token.expire_at)
     call.store.mark_updated(token)
@@ -102,10 +111,10 @@ def _patch_token(call: Call) -> Reply:
     return Reply(body=views.full_token(call.store, token))
 
 
-def _renew_token(call: Call) -> Reply:
+def _regenerate_token(call: Call) -> Reply:
     """Give the token a new value, and return the token with this value."""
     token = call.store.tokens[call.id]
-    call.store.renew_token(token)
+    call.store.regenerate_token(token)
     call.record_event("token.regenerate", token)
     return Reply(body=views.full_token(call.store, token, with_value=True))
 
@@ -154,7 +163,7 @@ ENDPOINTS = [
     Endpoint(
         method="POST",
         path="/tokens/{id}/regenerate",
-        handler=_renew_token,
+        handler=_regenerate_token,
         roles=ADMINS_AND_PARTICIPANTS,
         find_owners=_find_token_owners,
     ),

@@ -17,7 +17,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils import guest_f
 
 from bench.part import Bench, Goal, Part, Table
 from executor.fulcrum.untrusted_json import check_storable, parse_json
-from executor.redaction import Redactor, StreamRedactor
+from executor.redaction import Redactor
 from executor.runs.output import OutputDecoder
 from executor.runs.story import RunStory
 from executor.shared.error_rules import classify_action_failure
@@ -86,13 +86,6 @@ def _make_redactor() -> Redactor:
     redactor = Redactor()
     redactor.add(SECRET_LINE * (SECRET_CHARACTERS // len(SECRET_LINE)))
     return redactor
-
-
-def _redact_in_pieces(text: str) -> None:
-    stream = StreamRedactor(REDACTOR)
-    for start in range(0, len(text), PIECE_CHARACTERS):
-        stream.feed(text[start : start + PIECE_CHARACTERS])
-    stream.flush()
 
 
 def _decode_output(data: bytes) -> None:
@@ -219,12 +212,6 @@ CASES = (
         input_description="the secret's line, repeated",
         make_input=_text_maker(SECRET_LINE),
         parse=REDACTOR.redact,
-    ),
-    Case(
-        parser="redactor, in pieces",
-        input_description="the secret's line, repeated",
-        make_input=_text_maker(SECRET_LINE),
-        parse=_redact_in_pieces,
     ),
 )
 

@@ -7,7 +7,6 @@ such as plain, JSON-escaped, URL-encoded or in base64. If a secret has several l
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -127,48 +126,6 @@ class Redactor:
         return obj
 
 
-class StreamRedactor:
-    """Redacts text that arrives in pieces. A secret may be split between two pieces.
-
-    If the end of the text may be the start of a secret, `feed` withholds this end until the next piece arrives. After
-    the last piece, `flush` returns the withheld end. Each stream needs its own object. The class is not thread-safe.
-    """
-
-    def __init__(self, redactor: Redactor) -> None:
-        self._redactor = redactor
-        self._withheld_text = ""
-        # How many characters at the start of `_withheld_text` belong to a secret whose mask was already returned.
-        self._masked_length = 0
-
-    def feed(self, text: str) -> str:
-        """Add the next piece. Return the redacted text up to the place where a secret may have started."""
-        finder = self._redactor._finder
-        text = self._withheld_text + text
-        return self._redact_up_to(finder.length_before_unfinished_needle(text), text, finder)
-
-    def flush(self) -> str:
-        """Return the withheld text, redacted."""
-        return self._redact_up_to(len(self._withheld_text), self._withheld_text, self._redactor._finder)
-
-    def _redact_up_to(self, length: int, text: str, finder: _NeedleFinder) -> str:
-        """Return the first `length` characters redacted, and withhold the others.
-
-        If a secret extends into the withheld text, its mask is returned now. Then `_masked_length` is the length of the
-        secret's part in the withheld text.
-        """
-        spans = [(start, end) for start, end in finder.find_spans(text) if start < length]
-        mask_end = self._masked_length  # an earlier call has returned the mask of the text before this position
-        parts: list[str] = []
-        for start, end in spans:
-            if start >= mask_end:
-                parts += [text[mask_end:start], MASK]
-            mask_end = max(mask_end, end)
-        parts.append(text[mask_end:length])
-        self._withheld_text = text[length:]
-        self._masked_length = max(0, mask_end - length)
-        return "".join(parts)
-
-
 class _NeedleFinder:
     """Searches a text for many needles at once. A needle is one form of a secret, or a piece of a long form.
 
@@ -178,7 +135,6 @@ class _NeedleFinder:
 
     def __init__(self, needles: Iterable[str]) -> None:
         self._needles = frozenset(needles)
-        self._sorted_needles = sorted(self._needles)
         lengths_by_prefix = defaultdict(set)
         for needle in self._needles:
             lengths_by_prefix[needle[:MIN_SECRET_LENGTH]].add(len(needle))
@@ -186,7 +142,6 @@ class _NeedleFinder:
         self._lengths_by_prefix = {
             prefix: sorted(lengths, reverse=True) for prefix, lengths in lengths_by_prefix.items()
         }
-        self._max_needle_length = max(map(len, self._needles), default=0)
 
     def find_spans(self, text: str) -> list[tuple[int, int]]:
         """Return the start and end of each needle in the text, in order. Overlapping needles become one span."""
@@ -198,16 +153,6 @@ class _NeedleFinder:
             else:
                 spans.append((start, end))
         return spans
-
-    def length_before_unfinished_needle(self, text: str) -> int:
-        """Return the length of the text before an unfinished needle: a needle of which the text has only the beginning.
-
-        The rest of the needle may follow in the next piece. Without such a needle, return the length of the text.
-        """
-        for start in range(max(0, len(text) - self._max_needle_length + 1), len(text)):
-            if self._may_become_needle(text, start):
-                return start
-        return len(text)
 
     def _find_occurrences(self, text: str) -> Iterator[tuple[int, int]]:
         """Yield, for each position at which a needle starts, the start and end of the longest needle there."""
@@ -233,12 +178,6 @@ class _NeedleFinder:
                 starts.add(start)
                 start = text.find(prefix, start + 1)
         return sorted(starts)
-
-    def _may_become_needle(self, text: str, start: int) -> bool:
-        """Return whether the text from `start` on is the beginning of a longer needle."""
-        beginning = text[start:]
-        index = bisect_right(self._sorted_needles, beginning)  # needles that start with `beginning` follow it
-        return index < len(self._sorted_needles) and self._sorted_needles[index].startswith(beginning)
 
 
 def _list_needles(secret: str) -> frozenset[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import itertools
 import json
 import math
 import re
@@ -20,7 +19,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from executor.redaction import MASK, TOO_DEEP, Redactor, StreamRedactor
+from executor.redaction import MASK, TOO_DEEP, Redactor
 
 # Secrets have no character of the mask (a secret "****" would be in every masked text), and at least four characters
 # without the white space at their ends.
@@ -160,18 +159,6 @@ def test_every_character_of_overlapping_secrets_is_masked(secrets: list[str], te
     assert shown.replace(MASK, "") == "".join(char for index, char in enumerate(text) if index not in covered)
 
 
-@given(secrets=TIGHT_SECRETS, text=TIGHT_TEXTS, data=st.data())
-def test_a_stream_split_anywhere_is_redacted_like_the_whole_text(
-    secrets: list[str], text: str, data: st.DataObject
-) -> None:
-    redactor = make_redactor(*secrets)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    stream = StreamRedactor(redactor)
-    edges = [0, *cuts, len(text)]
-    shown = "".join(stream.feed(text[start:end]) for start, end in itertools.pairwise(edges))
-    assert shown + stream.flush() == redactor.redact(text)
-
-
 #: Longer than a piece, so that the pieces of such a secret must cover it.
 LONG_SECRETS = st.builds(lambda unit, length: (unit * 200)[:length], st.text("ab\n", min_size=1), st.integers(65, 200))
 
@@ -180,23 +167,13 @@ LONG_SECRETS = st.builds(lambda unit, length: (unit * 200)[:length], st.text("ab
     secret=LONG_SECRETS.filter(lambda secret: len(secret.strip()) >= 4),
     before=st.text("ab\n"),
     after=st.text("ab\n"),
-    size=st.integers(1, 300),
 )
-def test_a_long_secret_is_masked_also_in_a_stream(secret: str, before: str, after: str, size: int) -> None:
+def test_a_long_secret_is_masked_completely(secret: str, before: str, after: str) -> None:
     redactor, text = make_redactor(secret), before + secret + after
     shown = redactor.redact(text)
     assert MASK in shown
     assert len(shown.replace(MASK, "")) <= len(before) + len(after)
-    stream = StreamRedactor(redactor)
-    streamed = "".join(stream.feed(text[start : start + size]) for start in range(0, len(text), size))
-    assert streamed + stream.flush() == shown
     assert make_redactor(secret).redact(f"<{secret}>") == f"<{MASK}>"
-
-
-def test_a_stream_delays_only_text_that_may_be_the_start_of_a_secret() -> None:
-    stream = StreamRedactor(make_redactor("hunter22"))
-    assert stream.feed("log in as hun") == "log in as "
-    assert stream.feed("ting party, hunter22, bye") == f"hunting party, {MASK}, bye"
 
 
 @given(text=TEXTS, secret=SECRETS)
@@ -329,11 +306,3 @@ def test_the_work_grows_linearly_with_a_text_and_a_secret_of_equal_lines(line: s
     assert large <= 8.5 * small
     assert small <= 64 * 64 * len(text)
     assert redactor.redact(f"<{secret}>") == f"<{MASK}>"
-
-
-def test_a_stream_returns_the_text_after_an_encoded_secret_at_the_end_of_a_piece() -> None:
-    """A secret has forms of different lengths with the same beginning. The shorter one is at the end of the piece."""
-    redactor = Redactor()
-    redactor.add("12345678")
-    stream = StreamRedactor(redactor)
-    assert stream.feed("MTIzNDU2Nzg=") + stream.feed(" 3132 text") + stream.flush() == "******** 3132 text"

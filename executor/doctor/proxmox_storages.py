@@ -28,7 +28,7 @@ def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _RESULT_FACTORY.ok("storage", "each VM uses the storages of its template")
     for storage in context.storages_selectable_by_services:
         if storage not in context.storage_names:
-            yield _missing_storage_result("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
+            yield _unlisted_storage_result("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
     backup_storage = context.settings.proxmox_backup_storage
     if backup_storage:
         yield _check_backup_storage(backup_storage, context)
@@ -38,7 +38,7 @@ def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     """Check that a storage accepts disks, is available on the online nodes and has space."""
     row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
-        return _unlisted_storage_result(storage, context)
+        return _unlisted_storage_result("storage", f"the storage {storage}", storage, context)
     for content, content_text in (("images", "VM disks"), ("rootdir", "containers")):
         is_needed = content == "images" or context.settings.proxmox_os_templates
         if is_needed and not all(content in row.content for row in row_by_node.values()):
@@ -80,29 +80,27 @@ def _is_full(row: StorageRow | None) -> bool:
     return row is not None and row.free_bytes is not None and row.free_bytes < MIN_FREE_BYTES
 
 
-def _unlisted_storage_result(storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return a failed check of a storage that no node has: it is disabled, configured for other nodes, or missing."""
+def _unlisted_storage_result(check_name: str, text_start: str, storage: str, context: ProxmoxContext) -> CheckResult:
+    """Return a failed check of a storage that no node has: it is disabled, configured for other nodes, or missing.
+
+    `check_name` and `text_start`: see `_missing_storage_result`.
+    """
     config = context.storage_configs.get(storage)
     if config is None:
-        return _missing_storage_result("storage", f"the storage {storage}", storage, context)
+        return _missing_storage_result(check_name, text_start, storage, context)
     if config.is_disabled:
         return _RESULT_FACTORY.fail(
-            "storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
+            check_name, f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
         )
     text = f"{storage} is configured for other nodes only ({', '.join(config.nodes) or 'none'})"
-    return _RESULT_FACTORY.fail("storage", text, command_line("pvesm", "set", storage, "--delete", "nodes"))
+    return _RESULT_FACTORY.fail(check_name, text, command_line("pvesm", "set", storage, "--delete", "nodes"))
 
 
 def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
         text_start = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
-        config = context.storage_configs.get(storage)
-        if config is not None and config.is_disabled:
-            return _RESULT_FACTORY.fail(
-                "backup storage", f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
-            )
-        return _missing_storage_result("backup storage", text_start, storage, context)
+        return _unlisted_storage_result("backup storage", text_start, storage, context)
     if not all("backup" in row.content for row in row_by_node.values()):
         other_storage = _other_storage(storage, context, "backup")
         remedies = [

@@ -57,8 +57,8 @@ def _replace_end_anchors(pattern: str) -> str:
     Python has no `\\z`, and its `$` also matches before a final line break.
     """
     has_multiline_flag = re.search(r"\(\?[a-z]*m", pattern) is not None  # such as `(?m)` or `(?im)`
-    if has_multiline_flag:  # then `$` matches before every line break, in RE2 and in Python
-        return pattern
-    replacements = {"$": r"\Z", r"\z": r"\Z"}
+    replacements = {r"\z": r"\Z"}
+    if not has_multiline_flag:  # with the flag, `$` matches before every line break, in RE2 and in Python
+        replacements["$"] = r"\Z"
     pieces = _split_pattern(pattern)
     return "".join(piece if is_in_class else replacements.get(piece, piece) for piece, is_in_class in pieces)

@@ -41,6 +41,8 @@ def test_syntax_that_re2_lacks_is_refused(pattern: str) -> None:
         (r"^a$", "a\n", False),
         (r"(?m)^a$", "a\nb", True),
         (r"a\z", "a\n", False),
+        (r"(?m)^a$\nb\z", "a\nb", True),
+        (r"(?m)a\z", "a\nb", False),
         (r"[$]", "$", True),
         (r"\$$", "cost$", True),
         (r"[]$]x", "]x", True),

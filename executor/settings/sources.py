@@ -41,9 +41,6 @@ NOT_SETTINGS = frozenset(
         "SMITH_PROGRESS_FD",  # pipe through which a process reports its progress to its parent process
         # only tests set this: path of a file that lists the places in the code at which a process kills itself
         "SMITH_CRASH_AT",
-        # nothing reads these; they are allowed, because an existing environment may contain them
-        "SMITH_NODE_ID",
-        "SMITH_BOOT_ID",
     }
 )
 #: Matches the end of the name of a variable that Kubernetes sets for one of its services, such as

@@ -218,7 +218,7 @@ def test_a_named_folder_of_secrets_must_exist(tmp_path: Path) -> None:
         ("SMITH_CONCURENCY", "did you mean SMITH_CONCURRENCY?"),
         ("FULCRUM_URL", "did you mean FULCRUM_API_URL?"),
         ("PROXMOX_TOKEN", "did you mean PROXMOX_TOKEN_ID?"),
-        ("SMITH_BOOT_IDS", "did you mean SMITH_PLAYBOOK_TIMEOUT_S?"),  # not SMITH_BOOT_ID, which is no setting
+        ("SMITH_RUN_IDENTS", "did you mean SMITH_RUN_DIR?"),  # not SMITH_RUN_IDENT, which is no setting
         ("PROXMOX_URLS", "did you mean PROXMOX_USER?"),  # not PROXMOX_URL, which is no setting
         ("SMITH_QQQQQQQQQQ", "`smith config show` lists all settings"),
         ("smith_log_level", "write SMITH_LOG_LEVEL, in capitals"),

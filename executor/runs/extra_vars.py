@@ -100,6 +100,9 @@ def find_os_template(name_or_volume: str, settings: PlaybookSettings) -> str:
     is_volume = ":" in name_or_volume
     if is_volume and (settings.may_use_any_template or name_or_volume in os_templates.values()):
         return name_or_volume
+    if settings.may_use_any_template:
+        condition = "it is not a volume, such as local:vztmpl/debian.tar.zst"
+        raise template_not_configured_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES", condition)
     raise template_not_configured_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
 
 

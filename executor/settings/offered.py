@@ -38,14 +38,18 @@ def allowed_values(settings: Settings) -> dict[str, list[str]]:
 
 
 def template_not_configured_error(
-    template: str, configured_templates: Iterable[str], setting_name: str = "PROXMOX_TEMPLATES"
+    template: str,
+    configured_templates: Iterable[str],
+    setting_name: str = "PROXMOX_TEMPLATES",
+    further_condition: str = "PROXMOX_ANY_TEMPLATE is not set",
 ) -> JobError:
     """Return the error of a job whose template is not in the setting `setting_name`.
 
     The tenant (the customer who uses the service) reads the same text as for a template that does not exist. Only the
-    text for operators names the settings and the configured templates.
+    text for operators names the settings and the configured templates. `further_condition` says why a template that is
+    not in the setting is refused.
     """
     names = ", ".join(sorted(configured_templates)[:MAX_NAMED_TEMPLATES]) or "none"
     problem = f"{setting_name} has no template {template} (configured templates: {names})"
-    text_for_operators = f"{problem}, and PROXMOX_ANY_TEMPLATE is not set"
+    text_for_operators = f"{problem}, and {further_condition}"
     return JobError(ErrorCode.NOT_FOUND, f"no template is called {template}", text_for_operators)

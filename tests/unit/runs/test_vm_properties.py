@@ -230,6 +230,17 @@ def test_an_unknown_os_template_is_not_found() -> None:
     assert caught.value.detail == "no template is called alpine"
 
 
+def test_if_any_template_is_allowed_an_os_template_without_a_name_in_the_setting_must_be_a_volume() -> None:
+    other_volume = "local:vztmpl/other.tar.zst"
+    settings: dict[str, Any] = {"kind": "lxc", "storage": "ceph", "may_use_any_template": True}
+    vm = plan_vm("create", CONTAINER | {"osTemplate": other_volume}, **settings)
+    assert vm["os_template"] == other_volume
+    reason = r"and it is not a volume, such as local:vztmpl/debian\.tar\.zst"
+    with pytest.raises(JobError, match=reason) as caught:
+        plan_vm("create", CONTAINER | {"osTemplate": "alpine"}, **settings)
+    assert "PROXMOX_ANY_TEMPLATE" not in str(caught.value)
+
+
 # ---------------------------------------------------------------------- actions that get only a part of the properties
 
 

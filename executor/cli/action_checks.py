@@ -30,6 +30,8 @@ TASK_FILE_MODULES = ("import_tasks", "include_tasks")
 BLOCK_SECTIONS = ("block", "rescue", "always")
 #: The beginning of the full names of the built-in roles and action plugins.
 COLLECTION_PREFIX = "agent_smith.proxmox."
+#: The filter that turns the failure of an Ansible task into a text with an error code.
+FAILURE_FILTER = f"{COLLECTION_PREFIX}failure"
 #: The built-in roles and action plugins that verify the VM's identity (that the VM is the service's) and publish a
 #: result (in the variable `vm_result`, by set_stats). Each name is the name of an action plugin. All names except
 #: vm_identity are the names of roles, too.
@@ -198,12 +200,12 @@ def _find_hints(contents: PlaybookContents) -> Iterator[str]:
             "the playbook does not use the action plugin agent_smith.proxmox.vm_identity, which verifies the VM's "
             "identity"
         )
-    if not any("rescue" in task for task in contents.tasks):
+    if not any(FAILURE_FILTER in str(task["rescue"]) for task in contents.tasks if "rescue" in task):
         yield (
-            "the playbook has no rescue with the filter agent_smith.proxmox.failure, so its failures may have only the "
-            "general error code PLAYBOOK_FAILED"
+            f"the playbook has no rescue with the filter {FAILURE_FILTER}, so its failures may have only the general "
+            "error code PLAYBOOK_FAILED"
         )
-    if any(_module_arguments(task, module) is not None for task in contents.tasks for module in ("pause", "prompt")):
+    if any(_module_arguments(task, "pause") is not None for task in contents.tasks):
         yield "the playbook pauses, and the time of the pause counts towards FulcrumCore's job timeout"
 
 

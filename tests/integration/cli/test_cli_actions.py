@@ -132,7 +132,19 @@ def test_an_action_without_identity_check_and_rescue_gets_hints(smith: Cli, fold
     (report,) = smith.json("actions", "validate", "unsafe")
     assert report["problems"] == []
     assert "does not use the action plugin agent_smith.proxmox.vm_identity" in " ".join(report["hints"])
-    assert "no rescue" in " ".join(report["hints"])
+    assert "no rescue with the filter agent_smith.proxmox.failure" in " ".join(report["hints"])
+
+
+@pytest.mark.parametrize(
+    ("text", "has_hint"),
+    [("{{ ansible_failed_result.msg }}", True), ("{{ ansible_failed_result | agent_smith.proxmox.failure }}", False)],
+)
+def test_a_rescue_without_the_filter_gets_a_hint(smith: Cli, folder: Path, text: str, has_hint: bool) -> None:
+    block = f'    - block:\n        - meta: noop\n      rescue:\n        - fail:\n            msg: "{text}"\n'
+    write_file(folder, "rescued.yml", HEAD + LOGIN + "  tasks:\n" + block + RESULT)
+    (report,) = smith.json("actions", "validate", "rescued")
+    assert report["problems"] == []
+    assert any("no rescue with the filter" in hint for hint in report["hints"]) is has_hint
 
 
 def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, folder: Path) -> None:

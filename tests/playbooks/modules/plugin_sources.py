@@ -18,14 +18,18 @@ def actions() -> set[str]:
 
 
 def modules_that_actions_call() -> set[str]:
-    """Return the names in the first argument of every call of the method `change`."""
+    """Return the names in the first argument of every call of the method `change_with_module`."""
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in PLUGINS.rglob("*.py")]
-    return {name for tree in trees for call in _calls_of_change(tree) for name in _texts(call.args[0])}
+    return {name for tree in trees for call in _calls_of_change_with_module(tree) for name in _texts(call.args[0])}
 
 
-def _calls_of_change(tree: ast.AST) -> Iterator[ast.Call]:
+def _calls_of_change_with_module(tree: ast.AST) -> Iterator[ast.Call]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "change":
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "change_with_module"
+        ):
             yield node
 
 
@@ -36,5 +40,7 @@ def _texts(argument: ast.expr) -> Iterator[str]:
         yield from _texts(argument.orelse)
         return
     if not (isinstance(argument, ast.Constant) and isinstance(argument.value, str)):
-        raise TypeError(f"line {argument.lineno}: the module of a call of `change` is no text: {ast.unparse(argument)}")
+        raise TypeError(
+            f"line {argument.lineno}: the module of a call of `change_with_module` is no text: {ast.unparse(argument)}"
+        )
     yield argument.value

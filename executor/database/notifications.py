@@ -42,10 +42,15 @@ class NotificationListener:
 
         Also return True after opening a connection, because a notification may have been sent before.
         """
-        if self._connection is None:
-            self._connection = self._connect()
-            return True
+        is_new = self._connection is None
+        if is_new:
+            with raise_as_database_error(self.engine):
+                self._connection = self.engine.raw_connection()
+                self._connection.detach()  # from the pool, which may then open another connection in its place
         try:
+            if is_new:
+                self._start_listening()
+                return True
             return self._wait_for_notification(timeout_s)
         except Exception as error:  # the driver's package is optional, so its errors are not named here
             self.close()
@@ -58,14 +63,10 @@ class NotificationListener:
             with contextlib.suppress(Exception):
                 connection.close()
 
-    def _connect(self) -> Any:
-        with raise_as_database_error(self.engine):
-            connection = self.engine.raw_connection()
-            connection.detach()  # from the pool, which may then open another connection in its place
-            driver_connection: Any = connection.dbapi_connection
-            driver_connection.autocommit = True
-            driver_connection.execute(f"LISTEN {CHANNEL}")
-        return connection
+    def _start_listening(self) -> None:
+        driver_connection = self._connection.dbapi_connection
+        driver_connection.autocommit = True
+        driver_connection.execute(f"LISTEN {CHANNEL}")
 
     def _wait_for_notification(self, timeout_s: float) -> bool:
         """Wait until the server has sent data, at most `timeout_s`. Return whether the data contain a notification.

@@ -10,12 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
 from smith_lab.simulator.control import SimulatorThread
 from smith_lab.system import wait_for
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, event, select, text
 from sqlalchemy.orm import Session
 from support.databases import PostgresCluster, new_job, row, submit
 from support.simulator_world import World
@@ -28,7 +29,7 @@ from executor.database.allocations import AllocationOwner
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.notifications import NotificationListener
-from executor.errors import DatabaseError, JobError
+from executor.errors import DatabaseError, DatabaseUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult, ReportState
 from executor.placement.choice import PlacementRequest
@@ -371,6 +372,22 @@ def test_an_agent_that_waits_is_notified_of_new_jobs(postgres_engine: Engine) ->
         notifications.notify_agents_of_jobs(session)
     assert listener.wait(60.0)
     assert not listener.wait(0.0)
+    listener.close()
+
+
+def test_a_connection_that_is_lost_before_the_agent_listens_is_a_database_error(postgres_engine: Engine) -> None:
+    def close_connection(driver_connection: Any, _record: object, _proxy: object) -> None:
+        driver_connection.close()
+
+    listener = NotificationListener(engine=postgres_engine)
+    event.listen(postgres_engine, "checkout", close_connection)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="the connection that waits for notifications was lost"):
+            listener.wait(0)
+    finally:
+        event.remove(postgres_engine, "checkout", close_connection)
+    assert listener.wait(0), "the next wait opens a new connection"
+    assert not listener.wait(0)
     listener.close()
 
 

@@ -1,6 +1,7 @@
 """Computes the difference between two JSON objects as a JSON patch, in the form that FulcrumCore's events contain.
 
-The patch also contains the old values, so that a program can undo the patch.
+The patch also contains the old values, so that a program can undo the patch. The operations and their order are those
+of the Go package jsondiff 0.7 with the option Invertible, which FulcrumCore uses (source: pkg/domain/event.go).
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ def _member_operations(json_before: Json, json_after: Json, name: str, path: str
 
 
 def _item_operations(json_before: list[Any], json_after: list[Any], path: str) -> Iterator[Json]:
-    for index, (old_item, new_item) in enumerate(zip(json_before, json_after, strict=False)):
-        yield from patch_operations(old_item, new_item, f"{path}/{index}")
-    for item in reversed(json_before[len(json_after) :]):
+    # Each removal moves the next item to the same index.
+    for item in json_before[len(json_after) :]:
         yield {"op": "test", "path": f"{path}/{len(json_after)}", "value": item}
         yield {"op": "remove", "path": f"{path}/{len(json_after)}"}
+    for index, (old_item, new_item) in enumerate(zip(json_before, json_after, strict=False)):
+        yield from patch_operations(old_item, new_item, f"{path}/{index}")
     for item in json_after[len(json_before) :]:
         yield {"op": "add", "path": f"{path}/-", "value": item}
 

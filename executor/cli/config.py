@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from executor.cli.arguments import AsJson
 from executor.cli.context import missing_setting_errors
@@ -97,6 +99,11 @@ def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[Set
     connection_settings: dict[str, Any] = {
         name.lower(): value for name, value in sources.values.items() if not name.startswith("SMITH_")
     }
+    with contextlib.suppress(
+        ValidationError
+    ):  # if SMITH_REMOTE_CONFIG is true, FulcrumCore provides Proxmox's settings
+        is_remote_config = TypeAdapter(bool).validate_python(sources.values.get("SMITH_REMOTE_CONFIG") or "false")
+        connection_settings["smith_remote_config"] = is_remote_config
     # model_construct validates nothing. The Settings object is used only to find out which settings are missing.
     return rows, Settings.model_construct(**connection_settings)
 

@@ -59,6 +59,21 @@ def test_a_password_makes_a_token_unnecessary(smith: Cli) -> None:
     assert rows_by_name(smith.json("config", "show", **REQUIRED))["PROXMOX_TOKEN_ID"]["value"] == ""
 
 
+def test_beside_an_invalid_setting_no_setting_is_missing_that_fulcrumcore_provides(smith: Cli) -> None:
+    env = {
+        "FULCRUM_API_URL": "http://127.0.0.1:1",
+        "FULCRUM_API_TOKEN": "nobody-may-see",
+        "SMITH_REMOTE_CONFIG": "true",
+    }
+    lines = {
+        kind: set(smith("config", "show", **env, **more).stderr.splitlines())
+        for kind, more in {"valid": {}, "invalid": {"SMITH_CONCURRENCY": "many"}}.items()
+    }
+    assert len(lines["invalid"] - lines["valid"]) == 1
+    assert not any("PROXMOX_HOST" in line for line in lines["invalid"])
+    assert lines["valid"] <= lines["invalid"]
+
+
 def test_invalid_settings_are_reported_beside_the_valid_ones_with_exit_code_3(smith: Cli) -> None:
     wrong = {"SMITH_CONCURRENCY": "many", "SMITH_CONCURENCY": "8", "PROXMOX_VMID_MIN": "300000"}
     env = {**REQUIRED, **wrong, "FULCRUM_API_URL": "https://me:hunter2pass@core.example.net"}

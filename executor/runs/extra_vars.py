@@ -11,7 +11,6 @@ from typing import Any
 
 from executor.errors import JobError
 from executor.model import GuestKind
-from executor.runs.network_properties import NicProperties
 from executor.runs.request import PlaybookSettings, RunRequest
 from executor.runs.vm_properties import IPV4_AND_IPV6_NIC_PROPERTY_NAMES, TAG_PATTERN, VmProperties, read_properties
 from executor.settings.offered import template_not_configured_error
@@ -210,7 +209,7 @@ def _nic_members(properties: VmProperties) -> list[dict[str, Any]]:
     If the first NIC has an IP address but no address mode (dhcp, slaac or static), it gets the mode that the property
     `network` contains.
     """
-    nics = [nic.model_dump(include=set(NicProperties.model_fields), exclude_none=True) for nic in properties.networks]
+    nics = [nic.model_dump(exclude_none=True) for nic in properties.networks]
     for mode_name, cidr_name, _gateway_name in IPV4_AND_IPV6_NIC_PROPERTY_NAMES:
         if nics and cidr_name in nics[0] and mode_name not in nics[0]:
             nics[0][mode_name] = getattr(properties.network, mode_name)

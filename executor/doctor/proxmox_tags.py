@@ -13,7 +13,7 @@ from executor.proxmox.client import SMITH_TAG
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
 #: The command that allows every tag except the registered tags.
 FREE_TAGS_COMMAND = "pvesh set /cluster/options --user-tag-access user-allow=free"
-#: The privilege that allows every tag, on the path `/`.
+#: The privilege that allows every tag, on the path `/`. No message shows `purpose`, which PrivilegeNeed requires.
 TAG_NEED = privileges.PrivilegeNeed(
     path="/", role="SmithTags", privileges=frozenset({"Sys.Modify"}), purpose="for every tag"
 )
@@ -26,9 +26,9 @@ def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
     guest_tags = {tag for row in context.guests for tag in row.tags}
     if "Sys.Modify" in granted_privileges:
         yield _RESULT_FACTORY.ok("tags")
-    # Without Sys.Audit, the token can read only one of the cluster's options: the list `allowed-tags`. If a guest's tag
-    # is not in this list, the options forbid some tags.
-    elif privileges.are_tags_restricted(options, [SMITH_TAG], guest_tags):
+    # Without Sys.Audit, the token can read only one of the cluster's options: the list `allowed-tags`. If no tag is
+    # forbidden, this list contains every tag in `visible_tags`. So a missing tag means that some tags are forbidden.
+    elif privileges.are_tags_restricted(options, needed_tags=[SMITH_TAG], visible_tags=guest_tags):
         problem = (
             "the cluster's options user-tag-access or registered-tags forbid some tags; if a job sets a forbidden tag, "
             "the VM's tags are not changed"
@@ -43,16 +43,17 @@ def check_tags(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _option_commands(options: Mapping[str, Any]) -> list[str]:
-    """Return the commands that change the cluster's options so that they no longer forbid tags."""
-    access, registered_tags = options.get("user-tag-access"), list(options.get("registered-tags") or ())
-    if not isinstance(access, Mapping):
-        return [FREE_TAGS_COMMAND]
+    """Return the commands that make the cluster's options allow SMITH_TAG and every tag that is not registered.
+
+    If the token may not read user-tag-access and registered-tags, return FREE_TAGS_COMMAND.
+    """
+    access, registered_tags = options.get("user-tag-access") or {}, list(options.get("registered-tags") or ())
     commands = [FREE_TAGS_COMMAND] if access.get("user-allow", "free") != "free" else []
     if SMITH_TAG in registered_tags:
         remaining_tags = ",".join(tag for tag in registered_tags if tag != SMITH_TAG)
         option = ("--registered-tags", remaining_tags) if remaining_tags else ("--delete", "registered-tags")
         commands.append(command_line("pvesh", "set", "/cluster/options", *option))
-    return commands
+    return commands or [FREE_TAGS_COMMAND]
 
 
 def _grant_commands(context: ProxmoxContext) -> list[str]:

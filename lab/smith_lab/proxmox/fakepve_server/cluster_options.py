@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers `/cluster/options`, and checks whether a caller may change tags, as Proxmox does.
 
-Source of the rules: pve-guest-common: PVE/GuestHelpers.pm, assert_tag_permissions.
+fakepve is the simulation of Proxmox that this package extends. Source of the rules: pve-guest-common,
+PVE/GuestHelpers.pm, assert_tag_permissions.
 """
 
 from __future__ import annotations
@@ -17,43 +18,53 @@ from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 #: The permission rule, in fakepve's schema, for the request that reads the options of the cluster.
 OPTIONS_PERMISSIONS = schema.load().paths["/cluster/options"]["GET"].get("permissions")
 
+#: The members of the option `user-tag-access` that tests can set.
+USER_TAG_ACCESS_MEMBERS = ("user-allow", "user-allow-list")
+
 
 class ClusterOptions(ConfigurationChanges):
-    """Stores the options of the cluster that decide which tags may be changed.
+    """Stores the options of the cluster that decide which tags may be changed, and checks changes of tags.
 
     The options are `registered-tags` and the members of `user-tag-access`: `user-allow` and `user-allow-list`.
-    `v` contains the values of a request: the parameters of the path, the query and the body.
-    fakepve is the simulation of Proxmox that this package extends.
+    The base class changes the configurations of VMs.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.options: dict[str, Any] = {}  #: tests set them (`do_options` in verbs_cluster.py)
+        #: Tests set the options with the stand-in's control command `options` (`do_options` in verbs_cluster.py).
+        self.options: dict[str, Any] = {}
 
     def _routes_cluster_options(self) -> list[tuple[str, str, Any]]:
-        """Return the route of the request. fakepve calls every method whose name starts with `_routes_`."""
+        """Return the route of GET /cluster/options. fakepve calls every method whose name starts with `_routes_`."""
         return [("GET", "/cluster/options", self._cluster_options)]
 
     def check_permissions(self, user: str, perms: Any, values: dict[str, Any], declared: Any = None) -> None:
         """Check the permissions of a request by `perms`, the permission rule in fakepve's schema.
 
-        `values` contains the values of the request. `declared` contains the parameters that the schema allows in it.
-        For the cluster's options, nothing is checked: every user may read them, and fakepve's rule for them is wrong.
+        If `perms` is None, only root@pam may send the request. `values` contains the parameters of the request's path,
+        query and body. `declared` contains the parameters that the schema allows in the request.
+        The request for the cluster's options is not checked: Proxmox answers every user, but fakepve's rule requires
+        Sys.Audit.
         """
         if perms is None or perms is not OPTIONS_PERMISSIONS:
             super().check_permissions(user, perms, values, declared)
 
     async def _cluster_options(self, _v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Return all options to a caller with Sys.Audit on `/`, and only the allowed tags to any other caller."""
+        """Return to a caller with Sys.Audit on `/` the options that are set, to other callers only the allowed tags.
+
+        Source: pve-manager, PVE/API2/Cluster.pm, get_options.
+        """
         allowed_tags = {"allowed-tags": sorted(self._allowed_tags(user))}
         if not self.allowed(user, "/", "Sys.Audit"):
             return allowed_tags
-        user_tag_access = {
-            "user-allow": self._user_allow_option(),
-            "user-allow-list": self.options.get("user-allow-list", []),
+        user_tag_access = {name: self.options[name] for name in USER_TAG_ACCESS_MEMBERS if name in self.options}
+        registered_tags = self.options.get("registered-tags")
+        return {
+            "keyboard": "en-us",
+            **({"user-tag-access": user_tag_access} if user_tag_access else {}),
+            **({"registered-tags": registered_tags} if registered_tags else {}),
+            **allowed_tags,
         }
-        registered_tags = {"registered-tags": self.options.get("registered-tags", [])}
-        return {"keyboard": "en-us", "user-tag-access": user_tag_access, **registered_tags, **allowed_tags}
 
     def _user_allow_option(self) -> str:
         return str(self.options.get("user-allow", "free"))
@@ -73,6 +84,7 @@ class ClusterOptions(ConfigurationChanges):
         await super()._apply_config(vm, user, changes)
 
     async def _qm_create(self, v: dict[str, Any], user: str) -> str:
+        """Create a VM from `v`, the parameters of the request. Raises PveError (403) if a tag is not allowed."""
         self._check_tags(user, None, v.get("tags"))
         return str(await super()._qm_create(v, user))
 

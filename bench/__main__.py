@@ -54,8 +54,8 @@ from bench.part import Bench, Part
 
 Json = dict[str, Any]
 RESULTS_FOLDER = ROOT / "bench" / "results"
-#: The parts by name. A slot is one of the parallel playbook runs. A page is a web page of the agent. A story is the
-#: summary of a run that the agent stores. The part soak does thousands of runs, to find resources that accumulate.
+#: The parts by name. A slot is one of the parallel playbook runs. A story is the summary of a run that the agent
+#: stores. The part soak does thousands of runs, to find resources that accumulate.
 PARTS: dict[str, Part] = {
     "actions": actions.PART,
     "slots": slots.RATE_PART,  # rate and CPU time of creates that run in parallel, without the agent
@@ -67,10 +67,10 @@ PARTS: dict[str, Part] = {
     "vms": vms.PART,  # an agent without jobs, by the number of VMs
     "latency": latency.PART,  # time from the poll to the report of a job
     "idle": idle.PART,  # an agent without jobs, and `smith` commands
-    "pages": pages.PART,
+    "pages": pages.PART,  # web pages of the agent
     "story": story.PART,
     "growth": growth.PART,
-    "nodes": nodes.PART,  # requests of several agents (not Proxmox nodes) on one PostgreSQL
+    "nodes": nodes.PART,  # requests of several agents (not Proxmox nodes) to PostgreSQL, FulcrumCore and Proxmox
     "scale": scale.PART,  # jobs per minute of several agents on one PostgreSQL
     "soak": soak.PART,
 }
@@ -90,7 +90,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> int:
-    """Run the selected parts and return the exit code. With --page, only write results of earlier runs into docs/."""
+    """Run the selected parts and return the exit code. With --page, only write earlier results into docs/."""
     arguments = _parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH_CHARACTERS)
     if arguments.page:
@@ -102,7 +102,7 @@ def main() -> int:
     results_file = _results_file(quick=arguments.quick)
     # The stack ends the processes that several parts use.
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, ExitStack() as stack:
-        sizes = bench_sizes.from_arguments(arguments)
+        sizes = bench_sizes.from_arguments(arguments)  # numbers of rounds, jobs, VMs and so on
         bench = Bench(variants=_variants(console), sizes=sizes, folder=Path(folder), stack=stack)
         have_all_parts_succeeded = True
         for name in arguments.only:
@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only", choices=PARTS, nargs="+", default=DEFAULT_PARTS, metavar="PART", help="run these parts"
     )
     quick_help = (
-        "use small sizes, to test the bench; the figures then mean nothing (also: environment variable BENCH_QUICK=1)"
+        "use small sizes, to test the bench; the figures are not representative "
+        "(also: environment variable BENCH_QUICK=1)"
     )
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("BENCH_QUICK")), help=quick_help)
     page_help = (
@@ -190,7 +191,7 @@ def _print_too_high_figures(results: Json, console: Console) -> bool:
         if goal.measured >= maximum
     ]
     for goal in goals_with_too_high_figure:
-        console.print(f"{goal.text}: {goal.measured:.2f}", style="red")
+        console.print(f"{goal.figure_name}: {goal.measured:.2f}", style="red")
     return bool(goals_with_too_high_figure)
 
 

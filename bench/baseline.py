@@ -19,8 +19,7 @@ from bench.measuring import ROOT, MeasurementFailed
 sys.path.append(str(ROOT / "tests"))  # for the helper modules of the tests, which no installed package contains
 from support.recorded_commits import CommitMissing, export_tree, require_commit
 
-#: The commit of the earlier version. It must stay the same, so that the ratios of later versions to it can be
-#: compared. The speed goals of docs/performance.md refer to it.
+#: The commit of the earlier version. Do not change it: the speed goals of docs/performance.md refer to it.
 BASELINE_COMMIT = "242702f196e0bb3ceab041ed5c4dfed2fd98e460"
 CACHE_FOLDER = ROOT / ".cache" / "bench"
 #: The prefixes of the environment variables with the agent's settings. Processes of a variant do not inherit them.
@@ -55,7 +54,7 @@ class Variant:
         return frozenset({*names, *(name.removesuffix("_FILE") for name in names)})
 
 
-#: The variant that runs the playbooks of BASELINE_COMMIT by ansible-runner, as ansible-runner's documentation shows.
+#: The variant that runs the playbooks of BASELINE_COMMIT by `ansible_runner.run`, without the executor.
 PLAIN = "plain"
 #: The variant that runs the playbooks by the executor of BASELINE_COMMIT.
 BASELINE = "baseline"
@@ -109,6 +108,7 @@ def _install_commit(commit: str) -> Path:
     # Compilation of the Python modules would double the time of the installation. The first process that imports a
     # module compiles it.
     _run_command([*pip, "install", "--no-compile", "-c", "constraints.txt", "-e", "."], folder)
+    # The collection community.proxmox is part of the wheel of `ansible`. install_collection.py installs only it.
     _run_command([*pip, "download", "--no-deps", "-c", "constraints.txt", "-d", "wheels", "ansible"], folder)
     (wheel,) = (folder / "wheels").glob("ansible-*.whl")
     _run_command([".venv/bin/python", "deploy/install_collection.py", str(wheel)], folder)

@@ -1,10 +1,10 @@
 """Measures a burst: many services are ordered at the same time. A burst ends when all create jobs have ended.
 
-The bench compares variants, which run playbooks in slots. A slot executes one playbook run at a time. The variant
-`plain` is ansible-runner alone: its burst is smaller, runs without agent and FulcrumCore, and uses the number of slots
-with which ansible-runner is fastest. The other variants are two versions of the executor. An executor consists of an
-agent, the supervisor (the agent's parent process), the playbook runs, and warm servers: processes that have imported
-Ansible and fork the runs.
+The bench compares three variants, which are ways to run playbooks: `plain` is ansible-runner alone, `baseline` is an
+earlier version of the executor, and `current` is the executor of this checkout. A slot executes one playbook run at a
+time. The burst of `plain` is smaller, runs without agent and FulcrumCore, and uses the number of slots with which
+ansible-runner is fastest. An executor consists of an agent, the supervisor (the agent's parent process), the playbook
+runs, and warm servers: processes that have imported Ansible and fork the runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from smith_lab.system import LabSystem
 from bench.baseline import BASELINE, CURRENT, PLAIN, Variant
 from bench.labs import cpu_by_process, order_services_and_wait, running_lab_with_agent
 from bench.measuring import measure_cpu_use, median, percentile
-from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
+from bench.part import Bench, Goal, Part, Table, ratio_text, reversed_in_odd_rounds
 from bench.playbooks import create_vms_for_warm_up, create_vms_in_parallel, set_clone_duration
 
 Json = dict[str, Any]
@@ -36,7 +36,7 @@ def measure(bench: Bench) -> Json:
     """
     bursts: dict[str, list[Json]] = {variant.name: [] for variant in bench.variants}
     for number in range(bench.sizes.rounds):
-        for variant in in_alternating_order(bench.variants, number):
+        for variant in reversed_in_odd_rounds(bench.variants, number):
             run_burst = _run_burst_with_agent if variant.runs_executor else _run_burst_without_agent
             bursts[variant.name].append(run_burst(bench, variant))
     return {name: _median_figures(figures_of_bursts) for name, figures_of_bursts in bursts.items()}
@@ -50,6 +50,7 @@ def _run_burst_with_agent(bench: Bench, variant: Variant) -> Json:
             jobs = order_services_and_wait(lab, [f"burst-{number}" for number in range(create_count)])
         cpu_spent = cpu_by_process(lab) - cpu_before
         heartbeat_gap_s = max(_heartbeat_gaps_s(lab), default=0.0)
+    # `vars` does not return the property `executor`, which is the sum of agent, supervisor and runs.
     cpu_s = {name: value / create_count for name, value in vars(cpu_spent).items()}
     return {
         **_figures(*_spans_and_durations(jobs), {**cpu_s, "executor": cpu_spent.executor / create_count}),
@@ -60,7 +61,7 @@ def _run_burst_with_agent(bench: Bench, variant: Variant) -> Json:
 
 
 def _run_burst_without_agent(bench: Bench, variant: Variant) -> Json:
-    """Measure a burst of create playbooks. One process runs them in parallel with ansible-runner."""
+    """Measure a burst of create playbooks. One process runs several playbooks at a time, with ansible-runner."""
     create_count = bench.sizes.plain_creates
     process = next(process for process in bench.playbook_processes() if process.variant == variant)
     set_clone_duration(process.stand_in, 0)
@@ -137,7 +138,7 @@ def _is_number(value: object) -> bool:
 
 
 def _tables(figures: Json) -> list[Table]:
-    """Return the tables. `ratio` makes the text of a cell: "-" if `plain` or `baseline` was not measured."""
+    """Return the tables. A ratio is "-" if `plain` or `baseline` was not measured."""
     rows = []
     for name, burst in figures.items():
         reference_rates = [figures.get(reference_name, {}).get("jobs_per_min") for reference_name in (PLAIN, BASELINE)]
@@ -148,7 +149,7 @@ def _tables(figures: Json) -> list[Table]:
                 f"{burst['most_busy_slots']:.0f}",
                 f"{burst['all_done_s']:.1f}",
                 f"{burst['jobs_per_min']:.0f}",
-                *(ratio(burst["jobs_per_min"], rate) for rate in reference_rates),
+                *(ratio_text(burst["jobs_per_min"], rate) for rate in reference_rates),
                 f"{burst['cpu_s_per_job']['executor']:.2f}",
                 f"{burst['cpu_s_per_job']['stand_in']:.2f}",
                 f"{burst['job_median_s']:.1f}",
@@ -169,9 +170,9 @@ def _tables(figures: Json) -> list[Table]:
         ),
         *(
             "CPU-s per job",
-            "CPU-s of the stand-in (not included)",
-            "median s of a job",
-            "p95 s of a job",
+            "CPU-s of the stand-in per job (not part of CPU-s per job)",
+            "median job duration (s)",
+            "p95 of job durations (s)",
             "longest heartbeat gap s",
             "CPU used by other processes",
         ),
@@ -193,18 +194,21 @@ def _goals(figures: Json) -> list[Goal]:
     current, goals = figures[CURRENT], []
     if (current["creates"], current["clone_s"]) == (GOAL_CREATE_COUNT, GOAL_CLONE_S):
         others_text = f"other processes used {current['others_share']:.0%} of the CPU"
-        text = f"{GOAL_CREATE_COUNT} creates with clones of {GOAL_CLONE_S:g} s ({others_text})"
-        goals.append(Goal(text=text, limit=35, measured=current["all_done_s"], unit="s"))
+        text = f"{GOAL_CREATE_COUNT} creates whose clones take {GOAL_CLONE_S:g} s ({others_text})"
+        goals.append(Goal(figure_name=text, limit=35, measured=current["all_done_s"], unit="s"))
     if BASELINE in figures:
         ratio_to_baseline = current["all_done_s"] / figures[BASELINE]["all_done_s"]
         ratio_to_plain = current["jobs_per_min"] / figures[PLAIN]["jobs_per_min"]
         goals += [
-            Goal(text="time of the burst, ratio to baseline", limit=0.6, measured=ratio_to_baseline),
+            Goal(figure_name="time of the burst, ratio to baseline", limit=0.6, measured=ratio_to_baseline),
             Goal(
-                text="jobs per minute in the burst, ratio to plain", limit=7, measured=ratio_to_plain, is_minimum=True
+                figure_name="jobs per minute in the burst, ratio to plain",
+                limit=7,
+                measured=ratio_to_plain,
+                is_minimum=True,
             ),
         ]
     return goals
 
 
-PART = Part(help="a burst of creates with clones of some seconds", measure=measure, tables=_tables, goals=_goals)
+PART = Part(help="a burst of creates whose clones take several seconds", measure=measure, tables=_tables, goals=_goals)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from bench.measuring import median, percentile
-from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
+from bench.part import Bench, Goal, Part, Table, ratio_text, reversed_in_odd_rounds
 from executor.database import job_queue, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.postgresql import without_timeouts
@@ -32,14 +32,14 @@ TENANT_COUNT = 50
 PROCESSING_JOB_COUNT = 8
 #: The number of claims before the measurement.
 WARM_UP_REPEATS = 10
-#: Goals for the database with the most rows. MAX_RATIO limits its median duration as a ratio to the median with the
-#: fewest rows. MAX_P99_MS limits its 99th percentile.
+#: The goals. MAX_RATIO limits the median duration with the most rows, divided by the median duration with the fewest
+#: rows. MAX_P99_MS limits the 99th percentile of the durations with the most rows.
 MAX_RATIO, MAX_P99_MS = 1.5, 50.0
-#: The options of the PostgreSQL server. Its files are in memory. `fsync` stays on, as in production.
+#: The options of the PostgreSQL server. `fsync` stays on, as in production.
 SERVER_OPTIONS = ("max_connections=80", "max_wal_size=4GB")
-#: The statement that adds all rows. The database computes them, because a million INSERTs would take minutes. The SQL
-#: in some of the braces differs between SQLite and PostgreSQL. `is_waiting` is true while a claimed job waits for
-#: an answer of Proxmox or for the end of other clones.
+#: The statement that adds all rows. The database computes them, because a million INSERTs would take minutes. For some
+#: of the placeholders in braces, SQLite and PostgreSQL need different SQL. `is_waiting` is true while a claimed job
+#: waits for an answer of Proxmox or for the permission to clone. `core_created_at` is when FulcrumCore created the job.
 FILL_STATEMENT = """
 INSERT INTO jobs (
     fulcrum_id, service_id, tenant_id, action, service, priority, status, report_state, core_created_at, received_at,
@@ -77,7 +77,7 @@ def _measure_databases(urls: dict[int, str], repeats: int) -> Json:
     processing_leases: dict[int, deque[job_queue.Lease]] = {count: deque() for count in engines}
     durations_ms: dict[int, list[float]] = {count: [] for count in engines}
     for number in range(WARM_UP_REPEATS + repeats):
-        for count in in_alternating_order(list(engines), number):
+        for count in reversed_in_odd_rounds(list(engines), number):
             durations_ms[count].append(_measure_claim(engines[count], processing_leases[count]))
     for engine in engines.values():
         engine.dispose()
@@ -92,10 +92,10 @@ def _measure_claim(engine: Engine, processing_leases: deque[job_queue.Lease]) ->
     """Claim a job in a transaction; return the duration in milliseconds.
 
     If more than PROCESSING_JOB_COUNT jobs now have the status processing, finish the job that was claimed first.
-    `max_creates` limits the number of create jobs that are processing.
     """
     start_time_s = time.perf_counter()
     with transaction(engine) as session:
+        # Agents pass `max_creates`, too: the maximum number of create jobs that are processing at the same time.
         job = job_queue.claim(session, OWNER_ID, lease_s=30, max_creates=8)
     duration_ms = 1000 * (time.perf_counter() - start_time_s)
     if job is None:
@@ -145,7 +145,7 @@ def _open_filled_database(url: str, row_count: int) -> Engine:
 @contextmanager
 def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
     """Yield a dict from each number of rows to the URL of a new database. Without PostgreSQL, yield an empty dict."""
-    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py extends sys.path
+    from support import databases  # noqa: PLC0415  in tests/support; bench/baseline.py adds tests/ to sys.path
 
     binaries = databases.postgres_binaries()
     with ExitStack() as stack:
@@ -158,7 +158,6 @@ def _postgresql_urls(row_counts: tuple[int, ...]) -> Iterator[dict[int, str]]:
 
 
 def _tables(figures: Json) -> list[Table]:
-    """Return the table. `ratio` returns the text of a cell."""
     rows = []
     for database, figures_by_count in figures.items():
         fewest_rows_p50_ms = next(iter(figures_by_count.values()))["p50_ms"]
@@ -166,11 +165,11 @@ def _tables(figures: Json) -> list[Table]:
             pending = f"{int(count) // ROWS_PER_PENDING_JOB:,}"
             cells = (
                 f"{durations['p50_ms']:.1f}",
-                ratio(durations["p50_ms"], fewest_rows_p50_ms),
+                ratio_text(durations["p50_ms"], fewest_rows_p50_ms),
                 f"{durations['p99_ms']:.1f}",
             )
             rows.append((database, f"{int(count):,}", pending, *cells))
-    headings = ("database", "rows", "pending jobs", "median ms", "ratio to fewest rows", "p99 ms")
+    headings = ("database", "rows", "pending jobs", "median ms", "ratio to median at fewest rows", "p99 ms")
     title = f"A claim, with pending jobs of {TENANT_COUNT} tenants and {PROCESSING_JOB_COUNT} processing jobs"
     return [Table(title=title, headings=headings, rows=rows)]
 
@@ -180,10 +179,14 @@ def _goals(figures: Json) -> list[Goal]:
     for database, figures_by_count in figures.items():
         fewest_rows, most_rows = min(figures_by_count, key=int), max(figures_by_count, key=int)
         ratio_to_fewest = figures_by_count[most_rows]["p50_ms"] / figures_by_count[fewest_rows]["p50_ms"]
-        text = f"a claim at {int(most_rows):,} rows, ratio to {int(fewest_rows):,} rows ({database})"
-        goals.append(Goal(text=text, limit=MAX_RATIO, measured=ratio_to_fewest))
+        text = (
+            f"median of a claim at {int(most_rows):,} rows, ratio to median at {int(fewest_rows):,} rows ({database})"
+        )
+        goals.append(Goal(figure_name=text, limit=MAX_RATIO, measured=ratio_to_fewest))
         text = f"99th percentile of a claim at {int(most_rows):,} rows ({database})"
-        goals.append(Goal(text=text, limit=MAX_P99_MS, measured=figures_by_count[most_rows]["p99_ms"], unit="ms"))
+        goals.append(
+            Goal(figure_name=text, limit=MAX_P99_MS, measured=figures_by_count[most_rows]["p99_ms"], unit="ms")
+        )
     return goals
 
 

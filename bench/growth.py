@@ -1,7 +1,8 @@
 """Measures how the CPU time of each parser of untrusted text grows with the length of the text.
 
-For each parser, the bench uses the texts that are known to take the most CPU time. A growth of 1 means that a text of
-ten times the length takes ten times the CPU time. A parser that takes quadratic time has a growth of 10.
+For each parser, the bench uses the texts that are known to take the most CPU time. The growth is the CPU time per
+character of a text, divided by the CPU time per character of a text of a tenth of the length. It is 1 for a parser that
+takes linear time, and 10 for a parser that takes quadratic time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from executor.fulcrum.untrusted_json import check_storable, parse_json
 from executor.redaction import Redactor
 from executor.runs.output import OutputDecoder
 from executor.runs.story import RunStory
-from executor.shared.error_rules import classify_action_failure
+from executor.shared.error_rules import classify_failure_keeping_code
 from executor.shared.marker import agent_id_in, marker_values_in, without_imitated_smith_lines
 
 Json = dict[str, Any]
@@ -28,7 +29,7 @@ Json = dict[str, Any]
 MAX_GROWTH = 3.0
 #: The least CPU time of a measurement. A measurement repeats a short call until this time has passed.
 MIN_MEASURED_CPU_S = 0.02
-#: The number of measurements of a text. The figure is the shortest CPU time of a call.
+#: The number of measurements of a text. Only the measurement with the least CPU time per call is used.
 MEASUREMENT_COUNT = 3
 #: A parser that reads a stream gets the text in pieces of this length.
 PIECE_CHARACTERS = 4096
@@ -105,7 +106,7 @@ def _read_progress(text: str) -> None:
 
 
 REDACTOR = _make_redactor()
-#: The beginning of a JSON text that is nested more deeply than the parser accepts.
+#: The beginning of a JSON text. The parser checks the depth only of texts with more than 64 opening brackets.
 TOO_DEEP_JSON_START = "[" * 65
 CASES = (
     Case(
@@ -132,8 +133,8 @@ CASES = (
         make_input=lambda length: [[] for _ in range(length // 3)],
         parse=check_storable,
     ),
-    # Only the playbooks may write `smith-uid=` and similar lines into a VM's description. In a user's text,
-    # `without_imitated_smith_lines` replaces the `=` of such a line by a colon.
+    # Only the playbooks may write lines such as `smith-uid=<service id>` and `smith-agent=<agent id>` into a VM's
+    # description. `without_imitated_smith_lines` replaces the `=` of these lines in a user's text by a colon.
     Case(
         parser="marker",
         input_description="blanks in a marker",
@@ -164,17 +165,18 @@ CASES = (
         make_input=_make_guest_answer,
         parse=lambda answer: guest_facts.reachable_addresses(answer, [MAC]),
     ),
+    # If a text begins with an error code, `classify_failure_keeping_code` returns this code.
     Case(
         parser="classification of an error text",
         input_description="quotes",
         make_input=_text_maker("storage '"),
-        parse=classify_action_failure,
+        parse=classify_failure_keeping_code,
     ),
     Case(
         parser="classification of an error text",
         input_description="blanks",
         make_input=_text_maker(" "),
-        parse=classify_action_failure,
+        parse=classify_failure_keeping_code,
     ),
     # `volumes_left_in_log` finds the volumes that a qmdestroy task could not remove.
     Case(
@@ -183,18 +185,21 @@ CASES = (
         make_input=_lines_maker("Could not remove disk 'a' of ID 1 vm-1-"),
         parse=lambda log: (proxmox_tasks.vmids_in(log), proxmox_tasks.volumes_left_in_log(log)),
     ),
+    # "job errors" is the exit status of a failed backup in Proxmox.
     Case(
         parser="log of a Proxmox task",
         input_description="one line of errors",
         make_input=_text_maker("ERROR: command 'a' failed "),
         parse=lambda line: proxmox_tasks.error_with_cause(status="job errors", log=[line]),
     ),
+    # An escape sequence of ansible-runner begins and ends with `\x1b[K`. In this text, the second one is missing.
     Case(
         parser="output of a run",
         input_description="an incomplete escape sequence of ansible-runner",
         make_input=_bytes_maker("QQ==\x1b[4D", before="\x1b[K"),
         parse=_decode_output,
     ),
+    # The text lacks the `]` with which a progress line ends.
     Case(
         parser="story of a run",
         input_description="one progress line",
@@ -254,14 +259,17 @@ def _tables(figures: Json) -> list[Table]:
     headings = (
         "parser: text",
         *(f"CPU-ms at {length // 1000:,} kB" for length in lengths),
-        *(f"growth to {length // 1000:,} kB" for length in lengths[1:]),
+        *(
+            f"growth from {shorter // 1000:,} to {longer // 1000:,} kB"
+            for shorter, longer in itertools.pairwise(lengths)
+        ),
     )
     return [Table(title="Growth of the CPU time of parsers (1: linear, 10: quadratic)", headings=headings, rows=rows)]
 
 
 def _goals(figures: Json) -> list[Goal]:
     worst_name = max(figures, key=lambda name: max(figures[name]["growths"]))
-    return [Goal(text=f"growth of {worst_name}", limit=MAX_GROWTH, measured=max(figures[worst_name]["growths"]))]
+    return [Goal(figure_name=f"growth of {worst_name}", limit=MAX_GROWTH, measured=max(figures[worst_name]["growths"]))]
 
 
 PART = Part(help="growth of parsers with the length of a text", measure=measure, tables=_tables, goals=_goals)

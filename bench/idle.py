@@ -12,7 +12,7 @@ from smith_lab.system import LabSystem
 from bench.baseline import BASELINE, CURRENT
 from bench.labs import WAIT_AFTER_JOBS_S
 from bench.measuring import MeasurementFailed, measure_cpu_use, median, tree_cpu_s
-from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
+from bench.part import Bench, Goal, Part, Table, ratio_text, reversed_in_odd_rounds
 from executor.processes.memory import process_tree_memory_mib
 
 Json = dict[str, Any]
@@ -36,9 +36,12 @@ MAX_HELP_CPU_S, MAX_READING_CPU_S = 0.1, 0.35
 def measure(bench: Bench) -> Json:
     """Return the CPU use and the memory of each idle executor, and the CPU time of each of its `smith` commands.
 
-    An executor consists of an agent, its supervisor (the parent process) and its warm servers (processes that have
+    The executors are the current one and, if it is measured, the baseline: the executor of an earlier commit. An
+    executor consists of an agent, its supervisor (the parent process) and its warm servers (processes that have
     imported Ansible and fork the playbook runs). All executors run at the same time, also while the commands are
     measured.
+
+    `others_share` is the share of the machine's CPU time that processes outside of the bench used.
     """
     labs, sizes = bench.labs_with_agents(), bench.sizes
     time.sleep(WAIT_AFTER_JOBS_S)  # until the executors have ended all work for earlier jobs
@@ -62,7 +65,7 @@ def measure(bench: Bench) -> Json:
 
 
 def _measure_core_shares(labs: dict[str, LabSystem], window_s: float) -> dict[str, float]:
-    """Wait `window_s`; return the share of a core that each executor, with its warm servers, used in this time."""
+    """Wait `window_s`; return the share of a core that each executor used during the wait."""
     start_time_s = time.monotonic()
     before_s = {name: tree_cpu_s(lab.executor.pid) for name, lab in labs.items()}
     time.sleep(window_s)
@@ -75,7 +78,7 @@ def _measure_commands(labs: dict[str, LabSystem], warm_up_rounds: int, rounds: i
     cpu_s: dict[str, dict[str, list[float]]] = {name: {command: [] for command in COMMANDS} for name in labs}
     for number in range(warm_up_rounds + rounds):
         for command in COMMANDS:
-            for name in in_alternating_order(list(labs), number):
+            for name in reversed_in_odd_rounds(list(labs), number):
                 cpu_s[name][command].append(_command_cpu_s(labs[name], command))
     return {
         name: {command: median(values[warm_up_rounds:]) for command, values in by_command.items()}
@@ -97,28 +100,25 @@ def _command_cpu_s(lab: LabSystem, command: str) -> float:
 
 
 def _tables(figures: Json) -> list[Table]:
-    """Return the tables. `ratio` makes the text of a cell: "-" if the baseline was not measured.
-
-    The baseline is the executor of an earlier commit.
-    """
+    """Return the tables. The column `variant` names the executor. A ratio is "-" if the baseline was not measured."""
     baseline_figures = figures.get(BASELINE, {})
     rows = [
         (
             name,
             f"{executor_figures['share_of_a_core']:.2%}",
-            ratio(executor_figures["share_of_a_core"], baseline_figures.get("share_of_a_core")),
+            ratio_text(executor_figures["share_of_a_core"], baseline_figures.get("share_of_a_core")),
             f"{executor_figures['mib']:.0f}",
         )
         for name, executor_figures in figures.items()
     ]
     command_rows = [
-        (command, name, f"{cpu_s:.3f}", ratio(cpu_s, baseline_figures.get("commands_cpu_s", {}).get(command)))
+        (command, name, f"{cpu_s:.3f}", ratio_text(cpu_s, baseline_figures.get("commands_cpu_s", {}).get(command)))
         for command in COMMANDS
         for name, executor_figures in figures.items()
         for cpu_s in [executor_figures["commands_cpu_s"].get(command)]
         if cpu_s is not None  # None if the figures are from a results file of an older bench without this command
     ]
-    idle_headings = ("variant", "share of a core", "ratio to baseline", "MiB with warm servers")
+    idle_headings = ("variant", "share of a core", "ratio to baseline", "memory with warm servers (MiB)")
     command_headings = ("command", "variant", "CPU-s", "ratio to baseline")
     return [
         Table(title="An idle executor", headings=idle_headings, rows=rows),
@@ -130,9 +130,19 @@ def _goals(figures: Json) -> list[Goal]:
     current = figures[CURRENT]
     limits = {HELP_COMMAND: MAX_HELP_CPU_S} | dict.fromkeys(READING_COMMANDS, MAX_READING_CPU_S)
     return [
-        Goal(text="CPU of an idle executor", limit=0.6, measured=100 * current["share_of_a_core"], unit="% of a core"),
+        Goal(
+            figure_name="CPU of an idle executor",
+            limit=0.6,
+            measured=100 * current["share_of_a_core"],
+            unit="% of a core",
+        ),
         *(
-            Goal(text=f"CPU of `{command}`", limit=limit, measured=current["commands_cpu_s"][command], unit="CPU-s")
+            Goal(
+                figure_name=f"CPU of `{command}`",
+                limit=limit,
+                measured=current["commands_cpu_s"][command],
+                unit="CPU-s",
+            )
             for command, limit in limits.items()
         ),
     ]

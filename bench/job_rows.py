@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from bench.measuring import median, percentile
-from bench.part import Bench, Part, Table, ratio
+from bench.part import Bench, Part, Table, ratio_text
 from executor.database import job_queue, outbox, queries, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.job_queue import NewJob
@@ -92,7 +92,7 @@ def _job_row(number: int, created_at: datetime) -> dict[str, Any]:
         "priority": 1,
         "status": JobStatus.PENDING if is_pending else JobStatus.COMPLETED,
         "report_state": ReportState.NONE if is_pending else ReportState.REPORTED,
-        "core_created_at": created_at,
+        "core_created_at": created_at,  # when FulcrumCore created the job
         "received_at": created_at,
         "deadline_at": created_at + timedelta(minutes=5),
         "finished_at": ended_at,
@@ -103,12 +103,12 @@ def _job_row(number: int, created_at: datetime) -> dict[str, Any]:
 def _measure_all_operations(engine: Engine, repeats: int) -> dict[str, list[float]]:
     """Do every operation `repeats` times, each time in its own transaction.
 
-    Return a dict from each operation to its durations in milliseconds. `max_creates` limits the number of create jobs
-    that are processing.
+    Return a dict from each operation to its durations in milliseconds.
     """
     durations_ms: dict[str, list[float]] = {operation: [] for operation in OPERATIONS}
     for _ in range(repeats):
         _measure_operation(durations_ms["submit"], engine, _submit_job)
+        # `max_creates` limits the number of create jobs that are processing.
         job = _measure_operation(
             durations_ms["claim"], engine, lambda session: job_queue.claim(session, OWNER_ID, lease_s=30, max_creates=8)
         )
@@ -151,7 +151,7 @@ def _submit_job(session: Any) -> None:
     new_job = NewJob(
         fulcrum_id=str(uuid.uuid4()),
         service_id=str(uuid.uuid4()),
-        group_id=None,
+        group_id=None,  # the id of the service's group in FulcrumCore; None: the service is in no group
         action="create",
         params=None,
         service={"name": "new"},
@@ -176,7 +176,7 @@ def _percentiles(durations_ms: list[float]) -> dict[str, float]:
 @contextmanager
 def postgres_url_if_installed() -> Iterator[str | None]:
     """Yield the URL of a temporary PostgreSQL database, or None if PostgreSQL is not installed."""
-    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py extends sys.path
+    from support import databases  # noqa: PLC0415  bench/baseline.py adds its folder, tests/, to sys.path
 
     binaries = databases.postgres_binaries()
     if binaries is None:
@@ -187,14 +187,14 @@ def postgres_url_if_installed() -> Iterator[str | None]:
 
 
 def _tables(figures: dict[str, Any]) -> list[Table]:
-    """Return the table. `ratio` returns the text of a cell."""
+    """Return the table."""
     rows = []
     for database, figures_by_row_count in figures.items():
         figures_of_fewest_rows = next(iter(figures_by_row_count.values()))
         for row_count, by_operation in figures_by_row_count.items():
             for operation, percentiles in by_operation.items():
                 fewest_rows_p50_ms = figures_of_fewest_rows[operation]["p50_ms"]
-                cells = (f"{percentiles['p50_ms']:.1f}", ratio(percentiles["p50_ms"], fewest_rows_p50_ms))
+                cells = (f"{percentiles['p50_ms']:.1f}", ratio_text(percentiles["p50_ms"], fewest_rows_p50_ms))
                 rows.append((database, f"{int(row_count):,}", operation, *cells, f"{percentiles['p99_ms']:.1f}"))
     headings = ("database", "rows", "operation", "median ms", "ratio to fewest rows", "p99 ms")
     return [Table(title="Operations of the job queue", headings=headings, rows=rows)]

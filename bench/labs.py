@@ -1,4 +1,4 @@
-"""Runs a variant's agent in a lab: with the FulcrumCore simulator and the Proxmox stand-in, connected over sockets.
+"""Runs a variant's agent in a lab: with the FulcrumCore simulator and the Proxmox stand-in.
 
 A variant is an installation of the executor that the bench compares with others. The simulator runs in the process of
 the bench; the stand-in and the agent run in other processes. All use the cores of this machine. In production,
@@ -20,13 +20,13 @@ from pathlib import Path
 
 import psutil
 from smith_lab.simulator.rows import Job
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 
 from bench.baseline import MAX_SHOWN_CHARACTERS, Variant
 from bench.measuring import MeasurementFailed, own_cpu_s, tree_cpu_s
 
 #: The simulator fails a job that has not ended after this time. In production, FulcrumCore does this after 300 s. On a
-#: slow machine, a burst may take longer.
+#: slow machine, many jobs that are ordered at the same time may take longer.
 JOB_TIMEOUT_S = 1200
 #: How long the bench waits until a new agent polls.
 START_TIMEOUT_S = 60.0
@@ -43,8 +43,9 @@ def running_lab_with_agent(
 ) -> Iterator[LabSystem]:
     """Run a lab with the agent of a variant for the `with` block. The agent has new folders for its data and its runs.
 
-    A first VM is created before the block, because the first playbook run of an agent fills caches. `lab.core` is the
-    simulator. `lab.executor` is the supervisor, which is the parent process of the agent.
+    A first VM is created before the block, because the first playbook run of an agent fills caches. `clone_s` is how
+    long the stand-in takes to clone a template. If it is 0, no Proxmox task takes time. `lab.core` is the simulator.
+    `lab.executor` is the supervisor, which is the parent process of the agent.
     """
     with running_lab_without_agent(variant, folder, clone_s=clone_s, **settings) as lab:
         start_agent(lab)
@@ -61,10 +62,11 @@ def running_lab_without_agent(
     """Run a lab for the agent of a variant for the `with` block. The caller starts the agent."""
     lab_folder = folder / f"{variant.name}-{next(_lab_numbers)}"
     lab_folder.mkdir()
-    time_scale = 1.0 if clone_s else 0.0  # with 0, the stand-in's Proxmox tasks take no time
+    # How many real seconds a second of simulated Proxmox time takes. With 0, the stand-in's Proxmox tasks take no time.
+    time_scale = 1.0 if clone_s else 0.0
     with (
         tempfile.TemporaryDirectory(prefix="bench-run-", dir="/dev/shm") as run_folder,
-        running_lab(
+        run_lab_system(
             lab_folder,
             time_scale=time_scale,
             settings={"SMITH_RUN_DIR": run_folder, "FULCRUM_JOB_TIMEOUT_S": str(JOB_TIMEOUT_S)} | settings,
@@ -72,7 +74,8 @@ def running_lab_without_agent(
     ):
         lab.core.set_options(job_timeout_s=JOB_TIMEOUT_S)
         lab.python = str(variant.python)
-        # The lab gives an executor only settings that it knows. An earlier executor refuses unknown settings.
+        # The lab passes only these settings to the executor, because an earlier executor refuses settings that it does
+        # not know.
         lab.accepted_setting_names = variant.setting_names()
         lab.proxmox.control("task_seconds", type="qmclone", seconds=clone_s)
         yield lab
@@ -142,7 +145,7 @@ def cpu_by_process(lab: LabSystem) -> CpuByProcess:
         agent=agent_s,
         supervisor=supervisor_s,
         runs=tree_cpu_s(supervisor_pid) - agent_s - supervisor_s,
-        stand_in=tree_cpu_s(lab.proxmox.pid or 0),
+        stand_in=tree_cpu_s(lab.proxmox.pid or 0),  # `or 0` is only for the type checker: the stand-in runs
         simulator=own_cpu_s(os.getpid()),
     )
 

@@ -11,7 +11,7 @@ from smith_lab.system import LabSystem
 from bench.baseline import BASELINE, CURRENT
 from bench.labs import order_services_and_wait, wait_for_jobs
 from bench.measuring import MeasurementFailed, median
-from bench.part import Bench, Goal, Part, Table, in_alternating_order, ratio
+from bench.part import Bench, Goal, Part, Table, ratio_text, reversed_in_odd_rounds
 
 Json = dict[str, Any]
 ACTIONS = ("create", "start", "stop")
@@ -21,20 +21,20 @@ MAX_LATENCY_S = {"create": 0.45, "start": 0.45, "stop": 1.4}
 
 
 def measure(bench: Bench) -> Json:
-    """Return the times of create, start and stop of one VM and their medians, by variant. A clone takes no time.
+    """Return the times of create, start and stop of one VM and their medians, by variant.
 
-    A variant is a version of the executor.
+    A variant is a version of the executor. In the Proxmox stand-in of this measurement, a clone takes no time.
     """
     seconds_by_variant: dict[str, dict[str, list[float]]] = {
         variant.name: {action: [] for action in ACTIONS} for variant in bench.executor_variants()
     }
-    labs = bench.labs_with_agents()
+    labs_by_variant = bench.labs_with_agents()
     for number in range(-bench.sizes.warm_up_rounds, bench.sizes.rounds):  # a warm-up round has a negative number
-        for name in in_alternating_order(list(labs), number):
-            seconds_by_action = _measure_actions(labs[name])
+        for variant_name in reversed_in_odd_rounds(list(labs_by_variant), number):
+            seconds_by_action = _measure_actions(labs_by_variant[variant_name])
             if number >= 0:
                 for action, seconds in seconds_by_action.items():
-                    seconds_by_variant[name][action].append(seconds)
+                    seconds_by_variant[variant_name][action].append(seconds)
     return {
         name: {action: {"median_s": median(values), "s_by_round": values} for action, values in by_action.items()}
         for name, by_action in seconds_by_variant.items()
@@ -42,7 +42,10 @@ def measure(bench: Bench) -> Json:
 
 
 def _measure_actions(lab: LabSystem) -> dict[str, float]:
-    """Create, start and stop a VM. `lab.admin` calls the FulcrumCore simulator as an administrator."""
+    """Create, start and stop a VM. Return the seconds from the poll to the report for each action.
+
+    `lab.core` is the FulcrumCore simulator. `lab.admin` calls the simulator as an administrator.
+    """
     (job,) = order_services_and_wait(lab, [f"latency-{uuid.uuid4().hex[:8]}"])
     seconds = {"create": _poll_to_report_s(lab, job)}
     for action in ("start", "stop"):
@@ -68,7 +71,7 @@ def _poll_to_report_s(lab: LabSystem, job: Job) -> float:
 
 
 def _tables(figures: Json) -> list[Table]:
-    """Return the table. `ratio` makes the text of a cell: "-" if the baseline was not measured.
+    """Return the table. A ratio is "-" if the baseline was not measured.
 
     The baseline is the executor of an earlier commit.
     """
@@ -77,7 +80,7 @@ def _tables(figures: Json) -> list[Table]:
             action,
             name,
             f"{by_action[action]['median_s']:.2f}",
-            ratio(by_action[action]["median_s"], figures.get(BASELINE, {}).get(action, {}).get("median_s")),
+            ratio_text(by_action[action]["median_s"], figures.get(BASELINE, {}).get(action, {}).get("median_s")),
         )
         for action in ACTIONS
         for name, by_action in figures.items()
@@ -88,13 +91,13 @@ def _tables(figures: Json) -> list[Table]:
 
 def _goals(figures: Json) -> list[Goal]:
     return [
-        Goal(text=f"one {action} alone", limit=limit, measured=figures[CURRENT][action]["median_s"], unit="s")
+        Goal(figure_name=f"one {action} alone", limit=limit, measured=figures[CURRENT][action]["median_s"], unit="s")
         for action, limit in MAX_LATENCY_S.items()
     ]
 
 
 PART = Part(
-    help="time from the poll to the report, of one create, start and stop",
+    help="time from the poll that finds a job to the job's report, for one create, start and stop",
     measure=measure,
     tables=_tables,
     goals=_goals,

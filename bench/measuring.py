@@ -1,4 +1,4 @@
-"""Measures CPU time, memory and the share of the machine that other processes use; computes medians and percentiles."""
+"""Measures the CPU time of the bench and of other processes, and memory; computes medians and percentiles."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class _ProcessStat:
 def tree_cpu_s(root_pid: int) -> float:
     """Return the CPU time of the processes in a tree, and of their children that have ended.
 
-    The CPU time is the sum of the user time and the system time. Zombies are included: their CPU time is not yet in
-    the `children_cpu_s` of the parent.
+    The CPU time is the sum of the user time and the system time. A zombie counts as a process of the tree. When its
+    parent has waited for it, its CPU time is in the `children_cpu_s` of the parent.
     """
     stats = _process_stats()
     return sum(stats[pid].own_cpu_s + stats[pid].children_cpu_s for pid in _tree_pids(root_pid, stats))
@@ -81,10 +81,10 @@ def _tree_pids(root_pid: int, stats: dict[int, _ProcessStat]) -> set[int]:
 
 @dataclass
 class CpuUse:
-    """The CPU time that all processes of the bench used, and the share of the machine that other processes used."""
+    """The use of the CPU by all processes of the bench, and by other processes."""
 
     bench_cpu_s: float = 0.0
-    others_share: float = 0.0
+    others_share: float = 0.0  #: share of the machine's CPU time that other processes used
 
 
 @contextmanager

@@ -87,9 +87,9 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     """Return the requests of all agents: per second without jobs, per job, and for the metrics of a running VM."""
-    # `node_jobs` is the number of VMs. Each VM has a create job and a start job.
-    vm_count, window_s = bench.sizes.node_jobs, bench.sizes.node_window_s
-    with running_agents(bench, agent_count) as lab_with_database:
+    # `vm_count_of_part_nodes` is the number of VMs. Each VM has a create job and a start job.
+    vm_count, window_s = bench.sizes.vm_count_of_part_nodes, bench.sizes.idle_agents_window_s
+    with lab_with_running_agents(bench, agent_count) as lab_with_database:
         # The first playbook run sends more requests, so its requests are not counted. Its VM stays stopped, so it
         # has no metrics.
         order_services_and_wait(lab_with_database.lab, ["first"])
@@ -116,14 +116,15 @@ def _measure_agents(bench: Bench, agent_count: int) -> Json:
 
 
 @contextmanager
-def running_agents(
+def lab_with_running_agents(
     bench: Bench, agent_count: int, *, clone_s: float = 0.0, **agent_settings: str
 ) -> Iterator[LabWithDatabase]:
-    """Run agents with these settings, which all use one new PostgreSQL server. The server logs every statement.
+    """Run agents on one new PostgreSQL server, which logs every statement. `agent_settings` are settings of each agent.
 
-    A clone takes `clone_s` seconds; with 0, all Proxmox tasks take no time.
+    If `clone_s` is 0, no Proxmox task takes time. Otherwise, a clone takes `clone_s` seconds, and any other Proxmox
+    task takes the default time of the Proxmox stand-in.
     """
-    from support import databases  # noqa: PLC0415  a helper module of the tests; bench/baseline.py adds its folder
+    from support import databases  # noqa: PLC0415  in tests/support; bench/baseline.py adds tests/ to sys.path
 
     binaries = databases.postgres_binaries()
     if binaries is None:
@@ -138,12 +139,13 @@ def running_agents(
             "FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S,
         }
         settings |= agent_settings
+        # `variant_of_this_checkout` is the executor of this checkout.
         lab = stack.enter_context(
-            running_lab_without_agent(bench.current_variant, bench.folder, clone_s=clone_s, **settings)
+            running_lab_without_agent(bench.variant_of_this_checkout, bench.folder, clone_s=clone_s, **settings)
         )
         for number in range(agent_count):
             folder = lab.folder / f"node-{number}"
-            # This LabSystem has the simulator and stand-in of `lab`, but its own executor (the program of an agent).
+            # Each agent is an executor process of its own. `agent_lab` has the simulator and the stand-in of `lab`.
             agent_lab = lab.copy_for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
             stack.callback(agent_lab.stop_executor)
             agent_lab.start_executor()

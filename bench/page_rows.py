@@ -74,8 +74,12 @@ def _job_row(number: int, created_at: datetime) -> Json:
 
 
 def _run_row(number: int, job: Json) -> Json:
-    """Return the row of a job's run. `story` is the summary of the run that the job's page shows."""
-    tasks = [{"task": f"Task {task}", "at": task, "seconds": 0.4, "outcome": "ok", "message": ""} for task in range(5)]
+    """Return the row of a job's run. `story` is the summary of the run that the job's web page shows.
+
+    In `story`, `task` is the name of an Ansible task, and `at` is its start, in seconds since the start of the run. The
+    list `steps` is for the operations that an action plugin reports, such as "cloning".
+    """
+    tasks = [{"task": f"Task {at_s}", "at": at_s, "seconds": 0.4, "outcome": "ok", "message": ""} for at_s in range(5)]
     return {
         "ident": f"run-{number}",
         "job_id": number + 1,

@@ -28,8 +28,9 @@ Json = dict[str, Any]
 TOKEN = "a-token-of-the-bench"  # noqa: S105
 #: How many times each page is requested before the measurement.
 WARM_UP_REPEATS = 3
-#: The goals: the maximum median duration of a page or list command, and the maximum share of a core for all viewers.
-MAX_MEDIAN_MS, MAX_VIEWERS_SHARE = 200.0, 0.05
+#: The goals: the maximum median duration of a page or list command, and the maximum increase of the agent's share of a
+#: core by all viewers together.
+MAX_MEDIAN_MS, MAX_CORE_SHARE_INCREASE = 200.0, 0.05
 VIEWER_COUNT = 20
 #: How long the clone of the watched job takes: longer than the measurements without and with viewers.
 WATCHED_CLONE_S = 600.0
@@ -58,7 +59,8 @@ def _add_durations(bench: Bench, figures: Json, database: str, database_url: str
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
-    with running_lab_without_agent(bench.current_variant, bench.folder, **settings) as lab:
+    # `variant_of_this_checkout` is the executor of this checkout.
+    with running_lab_without_agent(bench.variant_of_this_checkout, bench.folder, **settings) as lab:
         lab.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = open_engine(database_url or f"sqlite:///{lab.data_dir / 'smith.db'}")
         schema.upgrade(engine)
@@ -81,10 +83,11 @@ def _path_by_page(bench: Bench) -> dict[str, str]:
         "jobs, failed": "/jobs?status=failed",
         "jobs, rare status": "/jobs?status=processing",
         "jobs, action": "/jobs?action=stop",
-        "jobs, rare action": "/jobs?action=none-has-it",
+        "jobs, unused action": "/jobs?action=none-has-it",
         "jobs, not reported": "/jobs?unreported=1",
         "jobs, oldest": f"/jobs?before={jobs // 50}",  # the jobs with lower ids: the oldest 2 %
         "jobs of a VM": "/jobs?q=web-40",
+        # From the VMID VMID_OFFSET on, every JOBS_PER_MAPPING-th VMID has a mapping.
         "jobs of a VMID": f"/jobs?q={VMID_OFFSET + JOBS_PER_MAPPING}",
         "jobs, no match": "/jobs?q=no-such-vm",
         "job": f"/jobs/{jobs // 2}",
@@ -94,7 +97,7 @@ def _path_by_page(bench: Bench) -> dict[str, str]:
         "settings": "/settings",
         "audit": "/audit",
         "audit of a job": f"/audit?subject={uuid.UUID(int=jobs // 2)}",
-        "audit, rare verb": "/audit?verb=none-has-it",
+        "audit, unused verb": "/audit?verb=none-has-it",
         "doctor": "/doctor",
     }
 
@@ -128,9 +131,9 @@ def _pages_port(lab: LabSystem) -> int:
 
 def _measure_viewers(bench: Bench) -> Json:
     """Return the share of a core that the agent uses while a job runs, without and with viewers of the job."""
-    window_s = bench.sizes.idle_window_s  # one option sets the window of the parts `idle` and `pages`
+    window_s = bench.sizes.idle_window_s  # the duration of each measurement of CPU use
     with running_lab_without_agent(
-        bench.current_variant, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN
+        bench.variant_of_this_checkout, bench.folder, clone_s=WATCHED_CLONE_S, SMITH_HTTP_TOKEN=TOKEN
     ) as lab:
         start_agent(lab)
         lab.order_service("watched")
@@ -142,7 +145,7 @@ def _measure_viewers(bench: Bench) -> Json:
             time.sleep(window_s / 4)
             share_with_viewers = _agent_share_of_core(lab, window_s)
             received_bytes = count_bytes()
-        lab.executor.kill()  # the clone would last for minutes
+        lab.executor.kill()  # a stop by SIGTERM would wait for the clone
     return {
         "without": share_without_viewers,
         "with": share_with_viewers,
@@ -190,6 +193,7 @@ def _tables(figures: Json) -> list[Table]:
         ("none", f"{viewers['without']:.2%}"),
         (str(viewers["count"]), f"{viewers['with']:.2%}"),
     ]
+    # The list commands run in the bench's process. So their durations do not contain the start of Python.
     return [
         _durations_table(f"Pages with {figures['jobs']:,} jobs", "page", figures["pages"]),
         _durations_table(
@@ -212,7 +216,7 @@ def _goals(figures: Json) -> list[Goal]:
     viewers = figures["viewers"]
     slowest = [
         Goal(
-            text=f"the slowest {kind} on {database}",
+            figure_name=f"the slowest {kind} on {database}",
             limit=MAX_MEDIAN_MS,
             measured=max(values["p50_ms"] for values in durations.values()),
             unit="ms",
@@ -222,7 +226,7 @@ def _goals(figures: Json) -> list[Goal]:
     ]
     share = 100 * (viewers["with"] - viewers["without"])
     text = f"{viewers['count']} viewers of a running job"
-    return [*slowest, Goal(text=text, limit=100 * MAX_VIEWERS_SHARE, measured=share, unit="% of a core")]
+    return [*slowest, Goal(figure_name=text, limit=100 * MAX_CORE_SHARE_INCREASE, measured=share, unit="% of a core")]
 
 
 PART = Part(

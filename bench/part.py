@@ -38,7 +38,7 @@ class Table:
 class Goal:
     """A goal, and the figure that was measured for it."""
 
-    text: str
+    figure_name: str
     limit: float
     measured: float
     unit: str = ""
@@ -52,7 +52,10 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Bench:
-    """The objects that all parts share: variants, processes that run playbooks, and labs (simulators with an agent)."""
+    """The objects that all parts share: variants, processes that run playbooks, and labs.
+
+    A lab is a FulcrumCore simulator and a Proxmox stand-in. The labs here have an agent, too.
+    """
 
     variants: list[Variant]
     sizes: Sizes  #: how much is measured, such as the number of rounds and of VMs
@@ -62,7 +65,7 @@ class Bench:
     _labs_with_agents: dict[str, LabSystem] = field(default_factory=dict)
 
     @property
-    def current_variant(self) -> Variant:
+    def variant_of_this_checkout(self) -> Variant:
         """The variant with the executor of this checkout."""
         return next(variant for variant in self.variants if variant.name == CURRENT)
 
@@ -84,10 +87,10 @@ class Bench:
         return self._processes
 
     def labs_with_agents(self) -> dict[str, LabSystem]:
-        """Return a lab with an idle agent for each variant with an executor, by name. The first call starts the labs.
+        """Return a lab with an agent for each variant with an executor; the keys are the names of the variants.
 
-        Proxmox tasks take no time. The agents poll at the agent's default interval. By default, a lab sets a shorter
-        interval.
+        The first call starts the labs. Proxmox tasks take no time. The agents poll every POLL_INTERVAL_S, as a
+        provider's agent does by default.
         """
         if not self._labs_with_agents:
             for variant in self.executor_variants():
@@ -106,11 +109,11 @@ class Part:
     goals: Callable[[Json], list[Goal]] = lambda _figures: []
 
 
-def in_alternating_order(items: list[Any], round_number: int) -> list[Any]:
+def reversed_in_odd_rounds(items: list[Any], round_number: int) -> list[Any]:
     """Return the items. In every second round, reverse their order, so that no item is always measured first."""
     return items if round_number % 2 == 0 else items[::-1]
 
 
-def ratio(value: float, base: float | None) -> str:
+def ratio_text(value: float, base: float | None) -> str:
     """Return the ratio of `value` to `base` as text; "-" if there is no base."""
     return f"{value / base:.3f}" if base else "-"

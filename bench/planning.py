@@ -38,14 +38,22 @@ class Load:
     transactions_per_s: float
     fulcrum_calls_per_s: float  #: without metrics
     metric_posts_per_s: float  #: the rate that would be needed to send the metrics of all VMs in each interval
-    #: The time to send the metrics of all VMs once. Only one node sends them. It sends at most MAX_ENTRIES_PER_S
-    #: metric entries per second, during the share SENDING_SHARE_OF_INTERVAL of each interval.
+    #: The time to send the metrics of all VMs once. It is at least METRICS_INTERVAL_S, because the metrics of a VM are
+    #: sent at most once in an interval. Only one node sends metrics. It sends them only during a part of each interval
+    #: (the fraction SENDING_SHARE_OF_INTERVAL), and then at most MAX_ENTRIES_PER_S metric entries per second.
     metrics_round_s: float
     proxmox_requests_per_s: float
 
 
 def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
-    """Return the load in the busiest hour. `figures` are the counts of the part `nodes`, by number of nodes."""
+    """Return the load in the busiest hour.
+
+    `figures` contains, for each measured number of nodes, what the part `nodes` of the bench has counted: a dictionary
+    with the members `per_s`, `per_job` and `posts_per_vm`. `per_s` contains the requests per second without jobs, by
+    kind: "statements" and "transactions" are sent to the database, "proxmox requests" to Proxmox, and all other kinds
+    to FulcrumCore. `per_job` contains the requests for one job, by kind. `posts_per_vm` is the number of metric
+    posts for one VM in one metrics interval.
+    """
     jobs_per_s = vm_count * JOBS_PER_VM_AND_DAY / S_PER_DAY * BUSY_HOUR_FACTOR
     per_job = figures[_largest_node_count(figures)]["per_job"]
     posts_per_interval = vm_count * figures[_largest_node_count(figures)]["posts_per_vm"]
@@ -68,8 +76,7 @@ def load_in_busiest_hour(figures: Json, node_count: int, vm_count: int) -> Load:
 def idle_per_s(figures: Json, kind: str, node_count: int) -> float:
     """Return how many requests of a kind `node_count` nodes send in a second without jobs.
 
-    The number is assumed to grow by the same amount with each node, as between the smallest and the largest measured
-    number of nodes.
+    Extrapolates linearly from the measurements with the smallest and the largest number of nodes.
     """
     smallest_count, largest_count = min(figures, key=int), _largest_node_count(figures)
     base = figures[smallest_count]["per_s"][kind]
@@ -98,7 +105,7 @@ def planning_tables(figures: Json) -> list[Table]:
             )
         )
     headings = (
-        *("nodes", "VMs", "jobs/h", "statements/s", "transactions/s", "connections"),
+        *("nodes", "VMs", "jobs/h", "statements/s", "transactions/s", "database connections"),
         *(
             "FulcrumCore: calls/s",
             "metric posts/s that all VMs need",

@@ -41,7 +41,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def main(variant: str, root: str, folder: str) -> None:
     """Run the batches from the standard input until the input ends."""
-    # As a subreaper, this process becomes the parent of orphaned descendants, so the bench measures their CPU time.
+    # The bench measures the CPU time of this process and its descendants. As a subreaper, this process becomes the
+    # parent of orphaned descendants, so their CPU time is included.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # so that the output of Ansible does not mix with the answers
@@ -73,7 +74,7 @@ def _run_batch(run_playbook: RunPlaybook, batch: Json) -> Json:
 @contextmanager
 def _plain_runner(root: Path, folder: Path) -> Iterator[RunPlaybook]:
     """Yield a function that runs a playbook as the introduction of ansible-runner's documentation shows."""
-    import ansible_runner  # noqa: PLC0415  the other variants do not import it
+    import ansible_runner  # noqa: PLC0415  not a module of the standard library
 
     environment = {name: value for name, value in os.environ.items() if name.startswith("PROXMOX_")}
 

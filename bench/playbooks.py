@@ -26,7 +26,8 @@ from bench.measuring import MeasurementFailed, tree_cpu_s
 
 Json = dict[str, Any]
 SCRIPT = Path(__file__).with_name("playbook_process.py")
-#: The wait after each batch, in which the processes of its last runs end. It does not count as wall time.
+#: The wait after each batch. During the wait, the processes of the batch's last runs end. The CPU time of the batch
+#: includes the wait, but its wall time does not.
 WAIT_AFTER_BATCH_S = 0.3
 STOP_TIMEOUT_S = 60.0
 #: How many characters at the end of a failed process's error output are shown.
@@ -59,8 +60,8 @@ class PlaybookProcess:
         self.stand_in = stand_in
         self.folder = Path(tempfile.mkdtemp(prefix=f"bench-{variant.name}-", dir="/dev/shm"))
         self._log = log_folder / f"{variant.name}.log"
-        # `inherited_environment()` contains no settings of an agent. `stand_in.env()` contains the address and token of
-        # the stand-in.
+        # `inherited_environment()` is this process's environment; settings of Agent Smith and Ansible are left out.
+        # `stand_in.env()` contains the address and token of the stand-in.
         environment = inherited_environment() | stand_in.env()
         # The variant `plain`, which is ansible-runner without the executor, finds ansible-playbook by PATH.
         environment["PATH"] = f"{variant.python.parent}{os.pathsep}{environment['PATH']}"
@@ -83,11 +84,15 @@ class PlaybookProcess:
         return self._process.pid
 
     def run(self, action: str, vm: Json) -> BatchCosts:
-        """Run one playbook. Raises MeasurementFailed."""
+        """Run one playbook. Raises MeasurementFailed if the run fails."""
         return self.run_batch([{"action": action, "vm": vm}], slots=1)
 
     def run_batch(self, runs: Sequence[Json], *, slots: int) -> BatchCosts:
-        """Run playbooks, `slots` of them in parallel. Raises MeasurementFailed if a run does not end as expected."""
+        """Run playbooks, `slots` of them in parallel. Raises MeasurementFailed if a run does not end as expected.
+
+        A run is expected to succeed. A run with the member `expected_error` is expected to fail with this text in its
+        output.
+        """
         cpu_before_s, stand_in_cpu_before_s = tree_cpu_s(self.pid), self._stand_in_cpu_s()
         started_at_s = time.monotonic()
         self._requests.write(json.dumps({"slots": slots, "runs": list(runs)}) + "\n")
@@ -172,9 +177,10 @@ def create_vms_for_warm_up(processes: Sequence[PlaybookProcess], rounds: int) ->
 
 
 def set_clone_duration(stand_in: ProxmoxStandIn, clone_s: float) -> None:
-    """Set the duration of a clone in the stand-in. With 0, all Proxmox tasks take no time.
+    """Set the duration of a clone in the stand-in.
 
-    Otherwise, the other Proxmox tasks take the stand-in's default durations.
+    If it is 0, no Proxmox task takes time. If it is greater than 0, every Proxmox task that is not a clone takes the
+    stand-in's default duration.
     """
     stand_in.control("time_scale", scale=1.0 if clone_s else 0.0)
     stand_in.control("task_seconds", type="qmclone", seconds=clone_s)

@@ -1,7 +1,8 @@
 """Draws the plots of docs/performance.md as SVG files: line charts and bar charts, without a plotting library.
 
-The plots show the part `burst` of the bench: a benchmark in which many VMs are ordered at the same time. They compare
-variants: plain ansible-runner, the executor of an earlier commit, and this checkout's executor.
+The plots show the results of the bench's part `burst`, in which many VMs are ordered at the same time. They compare
+variants: plain ansible-runner, the executor of an earlier commit, and this checkout's executor. A slot runs one job at
+a time.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee")
 #: The distance between two ticks of an axis is one of these numbers, times a power of ten.
 AXIS_STEPS = (1, 2, 5, 10)
 MAX_TICKS = 8
-#: The label of each process in the plot. The keys are from the figures of `burst`. The supervisor is the parent process
-#: of the agent. A warm server forks a process for each playbook run.
+#: The label of each kind of process in the plot. Each key is a key of `cpu_s_per_job`, a result of `burst`. The value
+#: of `runs` is the sum of all playbook runs and warm servers. A warm server forks a process for each playbook run. The
+#: supervisor is the parent process of the agent.
 LABEL_BY_PROCESS = {
     "runs": "playbook runs, warm servers",
     "agent": "agent",
@@ -74,6 +76,7 @@ def _jobs_done_over_time(burst_by_variant: Json) -> dict[str, Points]:
 
 
 def _burst_label(variant_name: str, burst: Json) -> str:
+    """Return the label of a line: the variant, and the number of VMs that it creates."""
     return f"{variant_name}, {len(burst['spans'])} creates"
 
 
@@ -83,6 +86,7 @@ def _end_times(burst: Json) -> list[float]:
 
 
 def _busy_slots_over_time(burst_by_variant: Json) -> dict[str, Points]:
+    # `busy_slot_counts` returns points: a time, and the number of busy slots after it.
     return {
         _burst_label(variant_name, burst): [(0.0, 0.0), *busy_slot_counts(burst["spans"])]
         for variant_name, burst in burst_by_variant.items()

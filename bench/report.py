@@ -21,8 +21,7 @@ from bench.part import Part, Table
 Json = dict[str, Any]
 PERFORMANCE_PAGE = ROOT / "docs" / "performance.md"
 PLANNING_PAGE = ROOT / "docs" / "planning.md"
-#: The parts whose tables are on PLANNING_PAGE. The tables of the goals and of how quiet the machine was are on
-#: PERFORMANCE_PAGE only.
+#: The parts whose tables are on PLANNING_PAGE. All other tables are on PERFORMANCE_PAGE.
 PLANNING_PARTS = ("nodes", "scale")
 #: The lines of a page before and after the generated tables and plots.
 PAGE_BEGIN, PAGE_END = "<!-- figures: generated -->", "<!-- end -->"
@@ -47,8 +46,8 @@ def show(results: Json, parts: Mapping[str, Part], console: Console) -> None:
 def write_docs_pages(all_results: Sequence[Json], parts: Mapping[str, Part]) -> None:
     """Replace the generated tables of docs/performance.md and docs/planning.md, and the plots of docs/performance.md.
 
-    `all_results` are the results of one or more runs of the bench. If a part was run several times, its newest results
-    are used. A page without new results does not change.
+    `all_results` are the results of one or more runs of the bench. If several runs measured a part, the page shows the
+    part's figures of the last such run. A page does not change if no run measured a part of this page.
     """
     result_by_part = {name: result for results in all_results for name, result in results["parts"].items()}
     for page in (PERFORMANCE_PAGE, PLANNING_PAGE):
@@ -90,7 +89,7 @@ def _goals_table(measured_parts: Iterable[tuple[Part, str, Json]]) -> Table:
         for goal in part.goals(result["figures"]):
             limit = f"at {'least' if goal.is_minimum else 'most'} {goal.limit:g} {goal.unit}".rstrip()
             measured = f"{goal.measured:.3g} {goal.unit}".rstrip()
-            rows.append((goal.text, name, limit, measured, "yes" if goal.is_reached else "no"))
+            rows.append((goal.figure_name, name, limit, measured, "yes" if goal.is_reached else "no"))
     return Table(title="Goals", headings=("figure", "part", "goal", "measured", "reached"), rows=rows)
 
 

@@ -1,4 +1,4 @@
-"""Adds services with stopped VMs to a lab without running jobs, so that a benchmark need not create the VMs.
+"""Adds services with stopped VMs to a lab, so that a benchmark need not run a playbook to create each VM.
 
 A lab consists of the FulcrumCore simulator (`lab.core`), the Proxmox stand-in (`lab.proxmox`) and an agent. `lab.admin`
 calls the simulator as an administrator. `lab.ids` has the ids of objects in the simulator, and the agent's token.
@@ -45,6 +45,7 @@ def _add_service_with_vm(lab: LabSystem, client: FulcrumClient, name: str) -> Se
     service_id, vmid = lab.order_service(name), next(_unused_vmids)
     (job,) = lab.admin.list_jobs(service_id)
     client.claim_job(job["id"])
+    # `agent_instance_id` identifies the VM: the id of the agent, a slash, and the VMID.
     client.complete_job(job["id"], agent_instance_id=f"{lab.ids.agent_id}/{vmid}")
     mac_address = f"BC:24:11:00:{vmid // 256 % 256:02X}:{vmid % 256:02X}"  # ends with the last two bytes of the VMID
     config = {

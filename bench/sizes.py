@@ -19,7 +19,7 @@ def _size(default: Any, quick: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The sizes of all parts of the bench. A create is a run of the playbook create.yml or a job of this action.
+    """The sizes of all parts of the bench. A create is a run of the playbook create.yml, or a create job.
 
     In the names `node_...`, a node is an agent and not a Proxmox node.
     """
@@ -48,22 +48,28 @@ class Sizes:
         300, 20, "how many times a claim is measured for each number of rows, in the part claims"
     )
     vm_counts: tuple[int, ...] = _size((10, 100, 1_000, 5_000), (10,), "numbers of VMs in the part vms")
-    metrics_interval_s: float = _size(60.0, 5.0, "the agent's interval of metrics in seconds, in the part vms")
+    metrics_interval_s: float = _size(
+        60.0, 5.0, "seconds between two reports of VM metrics to FulcrumCore, in the part vms"
+    )
     page_jobs: int = _size(100_000, 1_000, "jobs in the database in the part pages")
     page_repeats: int = _size(40, 3, "how many times each web page is requested in the part pages")
     growth_lengths: tuple[int, ...] = _size(
         (10_000, 100_000, 1_000_000),
         (10_000, 100_000, 1_000_000),
-        "lengths in bytes of the texts that are parsed in the part growth",
+        "lengths in bytes of the texts for which the CPU time of parsing is measured in the part growth",
     )
-    node_counts: tuple[int, ...] = _size((1, 3), (1, 2), "numbers of agents on one PostgreSQL in the part nodes")
-    node_jobs: int = _size(12, 2, "VMs that are created, and then started, in the part nodes")
-    node_window_s: float = _size(
+    node_counts: tuple[int, ...] = _size(
+        (1, 3), (1, 2), "numbers of agents on one PostgreSQL in the part nodes, which counts requests"
+    )
+    vm_count_of_part_nodes: int = _size(12, 2, "VMs in the part nodes; each VM has a create job and a start job")
+    idle_agents_window_s: float = _size(
         30.0,
         4.0,
         "seconds in which the requests and SQL statements of idle agents are counted in the parts nodes and scale",
     )
-    scale_counts: tuple[int, ...] = _size((1, 2, 3), (1, 2), "numbers of agents on one PostgreSQL in the part scale")
+    scale_counts: tuple[int, ...] = _size(
+        (1, 2, 3), (1, 2), "numbers of agents on one PostgreSQL in the part scale, which measures the rate of jobs"
+    )
     scale_creates: int = _size(24, 4, "creates for each agent in the part scale")
     scale_clone_s: float = _size(10.0, 1.0, "seconds that a clone takes in the part scale")
     soak_runs: int = _size(10_000, 40, "runs in the part soak")

@@ -1,4 +1,6 @@
-"""Does thousands of warm runs (each in a forked process) to find resources that accumulate, such as memory and files.
+"""Does thousands of warm runs to find resources that accumulate, such as memory and files.
+
+A warm server is a process that has imported Ansible. A warm run is done in a process that the warm server forks.
 
 This part of the bench takes half an hour, and is run only with `--only soak`. The runs are done in cycles. A cycle
 starts each VM, and later stops each VM. After the starts, and again after the stops, it does runs with an invalid
@@ -37,9 +39,10 @@ SAMPLE_COUNT = 20
 
 def measure(bench: Bench) -> Json:
     """Do the runs; return samples of memory, files and processes. Raises MeasurementFailed."""
-    # CURRENT is the variant with this checkout's executor.
+    # A variant is an installation that the bench compares with others. Each variant has one process, which starts all
+    # playbook runs with this variant. CURRENT is the variant with this checkout's executor.
     (process,) = [process for process in bench.playbook_processes() if process.variant.name == CURRENT]
-    set_clone_duration(process.stand_in, 0)
+    set_clone_duration(process.stand_in, 0)  # with 0, all Proxmox tasks take no time, not only clones
     vms = [_add_vm(process.stand_in) for _ in range(SLOTS)]
     temporary_files_before = _temporary_files()
     samples: list[Json] = []
@@ -70,8 +73,9 @@ def _runs_of(vms: list[Json], action: str) -> list[Json]:
 def _resources_in_use(process: PlaybookProcess) -> Json:
     """Return the resources in use. The caller makes sure that no playbook runs.
 
-    `own_mib` and `threads` are of the process playbook_process.py. `servers_mib` is the memory of its descendants:
-    the warm server, which forks the processes of the runs.
+    `process` runs playbook_process.py. `own_mib` and `threads` are the memory and the threads of `process`.
+    `servers_mib` is the memory of its descendants: the warm server and the server's processes. `files` is the number of
+    files and folders in the folder in which `process` keeps its files.
     """
     time.sleep(2)  # after this time, the processes of the last runs have ended
     pids = process_tree.descendants(process.pid)

@@ -1,7 +1,6 @@
-"""Measures the CPU time that the agent needs to make and store a summary of a job's playbook run, called the story.
+"""Measures the CPU time that the agent needs to make and store the story (a summary) of a job's playbook run.
 
-The agent makes the story from the events of the run. The measured events are the events of a real create. An agent
-without a running job makes no story.
+The agent makes the story from the events of the run. The measured events are the events of a real create.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MAX_SHARE = 0.02
 
 
 def measure(bench: Bench) -> Json:
-    """Return the CPU time, in seconds, of a create, of reading the events of its run, and of storing the story once."""
+    """Return the CPU time, in seconds, of a create job, of making its story, and of storing the story once."""
     lab = bench.labs_with_agents()[CURRENT]  # the lab with this checkout's executor; no jobs run in it now
     cpu_s_of_creates = [_cpu_s_of_create(lab) for _ in range(bench.sizes.warm_up_rounds + bench.sizes.rounds)]
     events = _newest_create_events(lab)
@@ -44,9 +43,8 @@ def measure(bench: Bench) -> Json:
     return {
         "job_cpu_s": median(cpu_s_of_creates[bench.sizes.warm_up_rounds :]),
         "events": len(events),
-        "events_cpu_s": _cpu_s_per_call(lambda: _story_of(events)),
-        # to store the story
-        "write_cpu_s": _store_cpu_s(database_url, _story_of(events).to_dict()),
+        "events_cpu_s": _cpu_s_per_call(lambda: _story_of(events)),  # CPU time of making the story
+        "write_cpu_s": _store_cpu_s(database_url, _story_of(events).to_dict()),  # CPU time of storing the story
     }
 
 
@@ -67,15 +65,15 @@ def _newest_create_events(lab: LabSystem) -> list[Json]:
 
 
 def _story_of(events: list[Json]) -> RunStory:
-    """Read the events; return the story that they make."""
-    story = RunStory(Redactor())
+    """Return the story that is made from the events of a run."""
+    story = RunStory(Redactor())  # this Redactor has no secrets to mask
     for event in events:
         story.add_event(event)
     return story
 
 
 def _store_cpu_s(database_url: str, story: Json) -> float:
-    """Return the mean CPU time of a transaction that only stores the story of an unfinished run."""
+    """Return the mean CPU time of the transaction with which the agent stores the story while a run continues."""
     engine = open_engine(database_url)
     schema.upgrade(engine)
     now = utc_now()
@@ -87,8 +85,8 @@ def _store_cpu_s(database_url: str, story: Json) -> float:
                 service_id=str(uuid.uuid4()),
                 group_id=None,  # the service is in no group
                 action="create",
-                params=None,
-                service=None,
+                params=None,  # the job has no parameters
+                service=None,  # FulcrumCore delivered no data of the service
                 defect=None,  # the job is valid
                 priority=1,
                 core_created_at=now,  # when FulcrumCore created the job
@@ -131,7 +129,7 @@ def _tables(figures: Json) -> list[Table]:
     headings = (
         "CPU-s of a create",
         "events of its run",
-        "CPU-ms to read the events",
+        "CPU-ms to make the story",
         "CPU-ms to store the story",
         "share of the create",
     )
@@ -140,7 +138,7 @@ def _tables(figures: Json) -> list[Table]:
 
 def _goals(figures: Json) -> list[Goal]:
     measured = 100 * share_of_job(figures)
-    return [Goal(text="the story of a job", limit=100 * MAX_SHARE, measured=measured, unit="% of the job's CPU")]
+    return [Goal(figure_name="the story of a job", limit=100 * MAX_SHARE, measured=measured, unit="% of the job's CPU")]
 
 
-PART = Part(help="cost of the story of a job", measure=measure, tables=_tables, goals=_goals)
+PART = Part(help="CPU to make and store the summary of a job's run", measure=measure, tables=_tables, goals=_goals)

@@ -39,13 +39,15 @@ def measure(bench: Bench) -> Json:
 def _measure_vm_count(bench: Bench, count: int) -> Json:
     interval_s = bench.sizes.metrics_interval_s
     settings = {"FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S, "SMITH_METRICS_INTERVAL_S": f"{interval_s:g}"}
-    with running_lab_without_agent(bench.current_variant, bench.folder, **settings) as lab:
+    # The bench can compare executors of several commits (variants). This part measures only this checkout's executor.
+    with running_lab_without_agent(bench.variant_of_this_checkout, bench.folder, **settings) as lab:
         service_ids = _add_running_vms(lab, count)
         _add_mappings(lab, service_ids)
         start_agent(lab)
         simulator_data = lab.core.server.store  # the data of the FulcrumCore simulator
         wait_for(lambda: simulator_data.metric_entries, START_TIMEOUT_S + interval_s, "the first metrics")
         time.sleep(interval_s)
+        # `own_cpu_s` returns the CPU time of the agent process, without its child processes.
         cpu_before_s, started_at_s = own_cpu_s(agent_pid(lab)), time.time()
         with measure_cpu_use() as cpu_use:
             time.sleep(TURNS * interval_s)
@@ -57,13 +59,14 @@ def _measure_vm_count(bench: Bench, count: int) -> Json:
             for turn in range(TURNS)
         ]
         return {
-            # of the agent process, without its child processes
             "share_of_a_core": (own_cpu_s(agent_pid(lab)) - cpu_before_s) / took_s,
+            # A metric entry contains one metric value of a VM.
             "entries_per_turn": len(entries) / TURNS,
             # how many turns the agent needs to send the metrics of all VMs
             "turns_for_all": count * TURNS / max(sum(vm_count_by_turn), 1),
             # of all processes of the executor: the supervisor and its descendants, such as the agent
             "mib": process_tree_memory_mib(lab.executor.pid),
+            # share of the machine's CPU time that processes outside of the bench used
             "others_share": cpu_use.others_share,
         }
 
@@ -71,7 +74,8 @@ def _measure_vm_count(bench: Bench, count: int) -> Json:
 def _add_running_vms(lab: LabSystem, count: int) -> list[str]:
     """Add running VMs to the Proxmox stand-in, and their services to the FulcrumCore simulator; return the service ids.
 
-    The services are copies in the simulator's data. It would take minutes to order five thousand VMs through the API.
+    Each service is a copy of an example service, and is written directly into the simulator's data. It would take
+    minutes to order five thousand VMs through the API.
     """
     (example,) = add_services_with_vms(lab, count=1)
     service_ids = [str(uuid.uuid4()) for _ in range(count)]
@@ -138,11 +142,11 @@ def _goals(figures: Json) -> list[Goal]:
         share -= counts[min(counts)]["share_of_a_core"]
     return [
         Goal(
-            text=f"metrics of {GOAL_VMS:,} VMs: intervals to send all",
+            figure_name=f"metrics of {GOAL_VMS:,} VMs: intervals to send all",
             limit=2,
             measured=counts[GOAL_VMS]["turns_for_all"],
         ),
-        Goal(text=text, limit=5, measured=100 * share, unit="% of a core"),
+        Goal(figure_name=text, limit=5, measured=100 * share, unit="% of a core"),
     ]
 
 

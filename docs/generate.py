@@ -280,7 +280,10 @@ SPEC_KEYS = ("type", "elements", "required", "choices")
 NO_LOG = {"password": True, "ssh_public_keys": False}
 VM_ARGUMENTS = '''\
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the members of the action plugins' request `vm`. Written by docs/generate.py from doc_fragments/vm.py."""
+"""Defines the members of the action plugins' request `vm`. Written by docs/generate.py from doc_fragments/vm.py.
+
+A description that begins with names of actions, such as `C(create)`, applies to these actions.
+"""
 
 from __future__ import annotations
 

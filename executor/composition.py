@@ -58,7 +58,8 @@ def run_agent(settings: Settings, mode: Mode) -> int:
         settings = remote_config.wait_for_remote_settings(settings, fulcrum, on_wait=agent_handle.record_wait_reason)
         settings = _with_automatic_concurrency(settings)
         if settings.smith_remote_config:
-            # The remote settings may contain secrets, so each reload of the secrets reads the remote settings again.
+            # The remote settings may contain secrets, so each reload of the secrets reads the remote settings again,
+            # and adds them to the settings of this machine (`local_settings`).
             secrets.use_remote_settings(
                 settings,
                 add_remote_settings=lambda local_settings: remote_config.fetch_remote_settings(local_settings, fulcrum),
@@ -70,8 +71,8 @@ def run_agent(settings: Settings, mode: Mode) -> int:
         exit_code = agent.run()
     sys.stdout.flush()
     if exit_code == EXIT_FAILURE:
-        # EXIT_FAILURE means that some jobs did not end. The threads of these jobs would keep this process alive. The
-        # supervisor, which is the parent of this process, ends the runs of these jobs.
+        # `agent.run` returns EXIT_FAILURE if some jobs did not end. The threads of these jobs would keep this process
+        # alive. The supervisor, which is the parent of this process, ends the runs of these jobs.
         os._exit(exit_code)
     return exit_code
 
@@ -96,8 +97,8 @@ def _build_agent_and_view(
         # the job or service to find out whether it is gone: deleted, or given to another agent.
         http_403_counter=Http403Counter(fulcrum=fulcrum),
     )
-    reconciler = build_reconciler(shared)
-    meters = PrometheusMetrics()  # counts the attempts to process jobs, and measures their durations
+    reconciler = build_reconciler(shared)  # compares the database, Proxmox and FulcrumCore
+    meters = PrometheusMetrics()  # counts and times the attempts to process jobs
     scheduler = Scheduler(engine, build_critical_jobs(shared, mode, reconciler, runner), shared.boot_id)
     # The monitor checks the limits of this process, such as SMITH_MAX_JOBS, and restarts critical jobs that hang.
     monitor = Monitor(settings=settings, state=shared.state, scheduler=scheduler)
@@ -127,8 +128,9 @@ def _build_agent_and_view(
         proxmox=proxmox,
         meters=meters,
         measure_memory_mib=monitor.memory_mib,  # of this process and all its descendants
-        # A finding is a difference between the database, the VMs in Proxmox and the services in FulcrumCore.
-        count_drift_findings=reconciler.count_open_findings,
+        # A finding is a difference between the database, the VMs in Proxmox and the services in FulcrumCore. The open
+        # findings are those of the last check.
+        count_drift_by_kind=reconciler.count_open_findings,
         list_drift_findings=reconciler.open_findings,
     )
     return agent, view
@@ -159,7 +161,8 @@ def _build_fulcrum_client(settings: Settings, secrets: ReloadableSecrets) -> Ful
 def _with_automatic_concurrency(settings: Settings) -> Settings:
     """Return the settings. If SMITH_CONCURRENCY is 0, it is replaced by a number that suits this machine.
 
-    Warm runs, which are forked from processes that have already loaded Ansible, need less memory and CPU time.
+    The number can be larger for warm runs. A warm run is forked from a process that has already loaded Ansible, so it
+    needs less memory and CPU time.
     """
     if settings.smith_concurrency:
         return settings

@@ -7,9 +7,10 @@ SmithError
 ├── SettingsError        an operator must act: exit with code 3
 ├── DatabaseError        an operator must act: exit with code 6
 │   ├── DatabaseUnavailable  try again later
-│   │   └── DatabaseLocked       try again later; do not start a critical job: the lock's holder may be starting it
+│   │   └── DatabaseLocked       try again later; at the start of a critical job: skip this execution
 │   ├── StatementRefused      never send the same statement again
-│   └── SchemaTooNew         exit with code 6; on PostgreSQL, an agent that never ends by itself waits for an upgrade
+│   └── SchemaTooNew         exit with code 6; but `smith run` on PostgreSQL without --once and --until-idle waits until
+│                        an operator upgrades Agent Smith
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthError  retry with a backoff, and never exit
@@ -55,7 +56,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseLocked(DatabaseUnavailable):
-    """Another process holds a lock of the PostgreSQL database for too long, for example a suspended process."""
+    """Another process, for example a suspended process, holds a lock of the PostgreSQL database for too long."""
 
 
 class StatementRefused(DatabaseError):
@@ -88,7 +89,7 @@ class FulcrumAuthError(FulcrumUnavailable):
 
     FulcrumCore gives these answers if the token was revoked. While FulcrumCore's database is down, it gives these
     answers to every token. It also answers 403 for a job or a service that does not exist or belongs to another agent.
-    `agent/refusals.py` decides whether a 403 has this reason.
+    After several 403 answers, `agent/refusals.py` decides whether the job or service is gone.
     """
 
 
@@ -97,7 +98,7 @@ class FulcrumRefused(FulcrumError):
 
 
 class FulcrumNotFound(FulcrumRefused):
-    """FulcrumCore answered 404: the requested secret, or the type or service of a metric value, does not exist.
+    """FulcrumCore answered 404: a requested secret does not exist, or a metric value has an unknown type or service.
 
     An invalid reference to a secret raises this error without a request. To a request that reads or changes a job or a
     service that does not exist, FulcrumCore answers 403 (FulcrumAuthError).
@@ -108,9 +109,9 @@ class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
     `detail` is sent to FulcrumCore, which shows it to tenants (the customers who use the services). It is short and
-    contains no secret. It names a node or a template only if the job names the same node or template, and does not say
-    how much space is free. `operator_detail` is the text for the log and for `smith jobs show`. It may contain all of
-    these facts. If `operator_detail` is empty, `detail` is used.
+    contains no secret. It names a Proxmox node or a template only if the job names the same node or template, and does
+    not say how much space is free. `operator_detail` is the text for the log and for `smith jobs show`. It may contain
+    all of these facts. If `operator_detail` is empty, `detail` is used.
     """
 
     def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:

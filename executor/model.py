@@ -66,8 +66,9 @@ class ReportState(StrEnum):
     LOCAL = "local"  #: never reported, because the agent created the job itself and FulcrumCore does not know it
 
 
-#: The states in which a job of FulcrumCore needs no report any more. If FulcrumCore nevertheless lists the job as open,
-#: the agent continues the job (see JobEventKind.REOPENED).
+#: The states in which the agent sends no report of an ended job. LOCAL is not one of them, because FulcrumCore does not
+#: know a local job. If FulcrumCore lists an ended job in one of these states as open, `reopening.reopen` decides what
+#: follows: a report, another attempt, or nothing.
 SETTLED_REPORT_STATES = (
     ReportState.REPORTED,
     ReportState.ENDED_BY_FULCRUM,
@@ -83,9 +84,11 @@ class JobEventKind(StrEnum):
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
     #: the job was released, because its agent process stopped, or could not store the end of the attempt
     RELEASED = "released"
-    REOPENED = "reopened"  #: FulcrumCore lists the job as open, although the job has ended in this database
+    #: FulcrumCore listed the ended job as open, so its report became due again, or it got another attempt
+    REOPENED = "reopened"
     REPORT_POSTPONED = "report_postponed"  #: the report failed, and the agent retries it after a backoff
-    RESULT_REPLACED = "result_replaced"  #: FulcrumCore refused the report of a success, so a failure is reported
+    #: FulcrumCore refused the report of a success; the agent then reported a failure, to end the job at FulcrumCore
+    RESULT_REPLACED = "result_replaced"
 
 
 class GuestKind(StrEnum):
@@ -160,9 +163,10 @@ class JobResult:
     code: ErrorCode | None = None  #: None after a success
     detail: str = ""  #: the error text that tenants (customers) may read
     operator_detail: str = ""  #: the error text for operators; '' if it is the same as `detail`
-    #: The effect of the run is unknown: it was killed, could not be started, or lost a part of its output. False if the
-    #: agent cancelled the run or the run timed out.
-    was_killed: bool = False
+    #: True if it is unknown what the run has changed: the run was killed (for example by a signal, or by its guard
+    #: process when the job's lease was not renewed), could not be started, or lost a part of its output. False if the
+    #: agent ended the run because it was cancelled or timed out. Then `code` decides whether the job is retried.
+    is_effect_unknown: bool = False
 
     @property
     def message(self) -> str:

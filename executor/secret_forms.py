@@ -153,7 +153,7 @@ _YAML_SHORT_ESCAPES = {
 #: The first and the last character of a range. The range includes both.
 CharacterRange = tuple[str, str]
 #: The characters that PyYAML leaves unescaped between double quotes: without its option `allow_unicode`, and with this
-#: option. Regular expressions are not used, because Python needs milliseconds to compile such long ranges.
+#: option.
 _YAML_UNESCAPED_ASCII: tuple[CharacterRange, ...] = ((" ", "~"),)
 _YAML_UNESCAPED_UNICODE: tuple[CharacterRange, ...] = (
     *_YAML_UNESCAPED_ASCII,
@@ -167,7 +167,7 @@ _YAML_UNESCAPED_UNICODE: tuple[CharacterRange, ...] = (
 def _yaml_in_double_quotes(text: str, unescaped_ranges: tuple[CharacterRange, ...]) -> str:
     """Return the text as PyYAML writes it between double quotes.
 
-    PyYAML does not escape the characters in `unescaped_ranges`, except quotes and backslashes.
+    PyYAML escapes double quotes, backslashes, and all characters outside of `unescaped_ranges`.
     """
     return "".join(char if _stays_unescaped(char, unescaped_ranges) else _yaml_escape(char) for char in text)
 

@@ -3,9 +3,9 @@
 Each critical job (a periodic task of the agent), each running job, the dispatcher, the reporter and the lease keeper
 has its own thread. The main thread checks limits (for example of memory, see `monitor.Limit`) and signals, and only
 the main thread decides that the agent stops. Signal handlers only record that a signal was received. A draining
-agent claims no more jobs and waits for the end of its running jobs. A stop signal (`StopSignal`) is an object with
-which the dispatcher asks one running job to end. The supervisor is the agent's parent process, which starts and
-restarts the agent.
+agent claims no more jobs and waits for the end of its running jobs. A `StopSignal` is not a signal of the operating
+system, but an object with which the dispatcher asks one running job to end. Its constants are the possible reasons. The
+supervisor is the agent's parent process, which starts and restarts the agent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from executor.agent.background_call import call_in_background
+from executor.agent.background_call import call_while_reporting_progress
 from executor.agent.database_lock import exclusive_database
 from executor.agent.database_start import prepare_database_when_available
 from executor.agent.dispatcher import Dispatcher
@@ -67,7 +67,7 @@ STOP_JOBS_TIMEOUT_S = 20.0
 STOP_JOBS_TIMEOUT_AFTER_QUIT_S = 6.0
 #: Before the agent exits, it tries for at most this time to send the due reports (job results that are not yet sent).
 REPORT_FLUSH_TIMEOUT_S = 10.0
-#: How long one call waits for a notification of PostgreSQL that jobs can be claimed.
+#: How long one iteration of the loop `listen` waits for a notification of PostgreSQL that jobs can be claimed.
 LISTEN_TIMEOUT_S = 5.0
 #: How long a loop waits after a database error or an unexpected exception.
 LOOP_RETRY_S = 5.0
@@ -105,7 +105,7 @@ class Agent:
     #: The received signals that ask this process to stop (TERM, INT, QUIT), in the order of arrival.
     _received_signals: list[int] = field(default_factory=list)
     _signal_waiter: SignalWaiter = field(default_factory=SignalWaiter)
-    #: Waits for notifications of other agents. Not used on SQLite.
+    #: Waits for notifications of other agent processes. Not used on SQLite.
     listener: NotificationListener = field(init=False)
     _is_secret_reload_requested: bool = False  #: HUP was received, and the reload of the secrets has not started yet
 
@@ -117,8 +117,8 @@ class Agent:
 
         Returns the exit code. In `Mode.SERVE`, the agent waits while the database is unavailable, and while the schema
         of PostgreSQL is newer than this version of the agent. In the other modes, this method raises DatabaseError
-        instead. In every mode, it raises DatabaseError when the database is damaged or in use by another agent, or when
-        the schema of SQLite is newer.
+        instead. In every mode, it raises DatabaseError when the database is damaged, when another agent uses the SQLite
+        database, or when the schema of SQLite is newer.
         """
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(signum, lambda received, _frame: self._received_signals.append(received))
@@ -126,13 +126,14 @@ class Agent:
         with exclusive_database(self.settings.smith_database_url), self._signal_waiter:
             self._end_earlier_runs()
             if self.mode is not Mode.SERVE:
-                call_in_background(self._prepare_database, ProgressSender().report_progress)
+                call_while_reporting_progress(self._prepare_database, ProgressSender().report_progress)
             elif not prepare_database_when_available(
                 self._prepare_database,
-                lambda: bool(self._received_signals),
-                waits_for_upgrade=self.engine.dialect.name != "sqlite",
+                is_stop_requested=lambda: bool(self._received_signals),
+                # Whether to wait while the schema is newer than this version of the agent.
+                waits_for_agent_upgrade=self.engine.dialect.name != "sqlite",
             ):
-                return EXIT_OK
+                return EXIT_OK  # a signal has ended the wait for the database
             self._start_warm_server()
             log.info("agent_ready", boot_id=self.boot_id, version=VERSION, concurrency=self.settings.smith_concurrency)
             self._start_loops()
@@ -144,7 +145,7 @@ class Agent:
     # --- start ----------------------------------------------------------------------------------------------------
 
     def _end_earlier_runs(self) -> None:
-        """End the runs of earlier agent processes."""
+        """End the runs of earlier agent processes that used this data folder."""
         for run_ident in self.runner.end_earlier_runs():
             log.warning("orphan_run_killed", run_ident=run_ident)
 
@@ -169,18 +170,18 @@ class Agent:
             pid=os.getpid(),
             version=VERSION,
             concurrency=self.settings.smith_concurrency,
-            # Whether this process ends its runs before its leases expire; other agents read it in the table `nodes`.
-            # This process does not know yet whether there are other agents, so it assumes that there are.
+            # Whether this process ends its runs before its leases expire; other processes read it in the table
+            # `nodes`. This process does not know yet whether there are other processes, so it assumes that there are.
             fences=is_fencing(self.settings.smith_fence, has_other_agents=True),
             cluster=self.settings.smith_cluster,
             installation_id=installation_id(self.settings.smith_data_dir),
         )
-        register_agent(self.engine, agent_process, self.state)
+        register_agent(self.engine, agent_process, self.state)  # also reaps the jobs
 
     def _start_loops(self) -> None:
-        # The fence ends the runs if the leases were not renewed for too long. If this process is suspended or blocked,
-        # the guard process of each run ends the run at the deadline that the fence has stored.
-        self.lease_keeper.fence.set_first_deadline_of_runs()
+        # The fence ends the runs if the last renewal of the leases was too long ago. If this process is suspended or
+        # blocked, the guard process of each run ends the run at the deadline that the fence has stored.
+        self.lease_keeper.fence.set_deadline_before_first_run()
         self.scheduler.start()
         loops = {
             "dispatch": self.dispatcher.dispatch,
@@ -247,7 +248,7 @@ class Agent:
             self._signal_waiter.wait(interval_s)
 
     def _run_main_iteration(self, progress: ProgressSender) -> None:
-        """Report progress and a status line to the supervisor. After the signal HUP, start a reload of the secrets."""
+        """Send the supervisor a sign of life and a status line. After the signal HUP, start a reload of the secrets."""
         progress.report_progress()
         self.state.record_iteration_start("main")
         if self.state.is_ready:
@@ -256,14 +257,15 @@ class Agent:
         if self._is_secret_reload_requested:
             self._is_secret_reload_requested = False
             log.info("reload_requested")
-            # The reload has its own thread, because it may call FulcrumCore. A slow answer must not stop the main loop.
+            # The reload has its own thread, because it may read the secrets for Proxmox from FulcrumCore. A slow answer
+            # must not stop the main loop.
             threading.Thread(target=self._reload_secrets, name="reload", daemon=True).start()
 
     def _request_secret_reload(self, _signum: int, _frame: object) -> None:
         self._is_secret_reload_requested = True
 
     def _reload_secrets(self) -> None:
-        """Read the secrets again, so that the next request to Proxmox uses the new values."""
+        """Read the secrets for FulcrumCore and Proxmox again. The next requests use the new values."""
         self.secrets.reload()
         self.proxmox.connection = self.secrets.proxmox_connection()
 
@@ -291,15 +293,15 @@ class Agent:
         self.state.dispatch_requested.set()  # wakes the dispatcher, which then sees that the agent stops
         self.state.report_requested.set()  # wakes the reporter
         self.scheduler.stop()
-        call_in_background(self.runner.stop_warm_server, ProgressSender().report_progress)
+        call_while_reporting_progress(self.runner.stop_warm_server, ProgressSender().report_progress)
         # `stop_signals` has an entry for each running job, even if the job was not asked to end.
         running_job_ids = self.dispatcher.stop_signals().keys()
         with contextlib.suppress(DatabaseError), transaction(self.engine) as session:
             # Running jobs are not released: they keep their leases.
             if reaping.release_jobs_of_owner(session, owner=self.boot_id, running_job_ids=running_job_ids):
-                notifications.notify_agents_of_jobs(session)
+                notifications.notify_agent_processes_of_jobs(session)
             # `nodes` has a row for each agent process. While jobs still run, this process is not stored as stopped:
-            # other agents must count the resources of these jobs as used, and must wait until the jobs' leases expire.
+            # other processes must count the resources of these jobs as used, and wait until the jobs' leases expire.
             if not running_job_ids:
                 nodes.store_agent_stop(session, self.boot_id, reason)
         return exit_code if have_jobs_ended else EXIT_FAILURE
@@ -312,7 +314,7 @@ class Agent:
         """
         progress = ProgressSender()
         with contextlib.suppress(DatabaseError):
-            call_in_background(
+            call_while_reporting_progress(
                 lambda: self.reporter.flush(REPORT_FLUSH_TIMEOUT_S),
                 lambda: self._run_main_iteration(progress),
                 timeout_s=REPORT_FLUSH_TIMEOUT_S,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 REPORT_INTERVAL_S = 0.2
 
 
-def call_in_background(
+def call_while_reporting_progress(
     function: Callable[[], object], report_progress: Callable[[], object], *, timeout_s: float | None = None
 ) -> bool:
     """Call `function` in another thread. Meanwhile, call `report_progress` every REPORT_INTERVAL_S.

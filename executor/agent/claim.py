@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from executor.agent import crash_points
 from executor.agent.job_fields import is_created_by_agent
 from executor.agent.refusals import Http403Counter
-from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED  # 500: the failure is no outage
 from executor.database import job_queue
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
@@ -60,7 +60,7 @@ def first_request(*, is_claim_sent: bool, is_claim_accepted: bool) -> FirstReque
 
 
 def require_job_open(status_at_fulcrum: str | None) -> None:
-    """Check that the job is pending or processing at FulcrumCore. Raises JobNotClaimable if it is not."""
+    """Raise JobNotClaimable unless the status is pending or processing. None: FulcrumCore's answer has no status."""
     if status_at_fulcrum not in ("Pending", "Processing"):
         # The usual cause is that FulcrumCore has failed the job after the job timeout.
         raise JobNotClaimable(ErrorCode.DEADLINE, f"the job's status at FulcrumCore is {status_at_fulcrum}")
@@ -71,20 +71,20 @@ def require_claim_by_this_agent(status_at_fulcrum: str | None, *, was_claim_sent
 
     FulcrumCore accepts only one claim of a job and does not store who has sent it. An earlier claim of this agent may
     arrive late, after this attempt has read the status Pending. FulcrumCore then accepts the earlier claim and refuses
-    the new claim. `refusal` is FulcrumCore's text. Raises FulcrumUnavailable if the job can still be claimed. Raises
-    JobNotClaimable if the job has ended, or if another installation with the same token may have claimed the job.
+    the new claim. `status_at_fulcrum` was read after the refusal, and `refusal` is FulcrumCore's text. Raises
+    FulcrumUnavailable if the job can still be claimed. Raises JobNotClaimable if the job has ended, or if another
+    installation with the same token may have claimed the job.
 
-    The network may deliver the first claim twice. FulcrumCore then accepts the first copy, and the agent may get only
-    the refusal of the second copy. FulcrumCore stores nothing that distinguishes this case from the claim of another
-    installation. The time of the claim does not help, because installations that poll the same list send their claims
-    at almost the same time. So JobNotClaimable is raised; otherwise the job might run twice. The job ends in this
-    database, and the agent sends no report until FulcrumCore's job timeout is over. If FulcrumCore lists the job as
-    claimed after the timeout, the agent reports the job as failed.
+    If this agent has sent only one claim, the network may have delivered it twice. FulcrumCore then accepts the first
+    copy, and the agent may get only the refusal of the second copy. The agent cannot distinguish this case from a claim
+    by another installation. JobNotClaimable is raised in both cases, because otherwise the job might run twice. The job
+    then ends in this database without a report. Only if the job's status at FulcrumCore is still Processing after the
+    job timeout, the agent reports the job as failed.
     """
     require_job_open(status_at_fulcrum)
     if status_at_fulcrum == "Pending":
         # With this HTTP status, the agent retries only this job, and does not record an outage of FulcrumCore.
-        raise FulcrumUnavailable(refusal, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST)
+        raise FulcrumUnavailable(refusal, status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED)
     if not was_claim_sent_before:
         raise JobNotClaimable(ErrorCode.JOB_CLAIMED_ELSEWHERE, job_queue.CLAIMED_ELSEWHERE_TEXT)
 
@@ -107,10 +107,10 @@ class Claimer:
         try:
             self._claim_once(job, lease)
         except FulcrumRefused as refusal:
-            # `_send_claim` handles a refused claim. So the refused request is a GET: of the job, or of the agent's own
-            # entry, which `http_403_counter` reads after a 403. Only a proxy refuses a GET in this way, so the job is
-            # retried.
-            raise FulcrumUnavailable(str(refusal), status=HTTP_STATUS_OF_ONE_FAILED_REQUEST) from None
+            # `_send_claim` handles a refused claim. So the refused request is a GET of the job, or a GET of the agent,
+            # which `http_403_counter` sends after a 403. FulcrumCore itself refuses these two GETs only with 401 or 403
+            # (FulcrumAuthError, not caught here). So a proxy has refused the GET, and the job is retried.
+            raise FulcrumUnavailable(str(refusal), status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED) from None
 
     def _claim_once(self, job: Job, lease: Lease) -> None:
         """Claim the job if no claim was accepted. Raises JobNotClaimable, FulcrumUnavailable, FulcrumRefused."""
@@ -125,6 +125,7 @@ class Claimer:
         if not was_claim_sent_before or self._status_at_fulcrum(job.fulcrum_id) == "Pending":
             with transaction(self.engine) as session:
                 job_queue.store_fulcrum_claim_sent(session, lease)
+            # Only tests request a crash. "claim_noted": `claim_sent_at` is stored, and the claim is not yet sent.
             crash_points.crash_if_requested("claim_noted", job.service_id)
             self._send_claim(job, was_claim_sent_before=was_claim_sent_before)
             crash_points.crash_if_requested("claim_accepted", job.service_id)

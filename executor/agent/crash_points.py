@@ -38,7 +38,7 @@ POINTS = (
 MOVE_POINTS = (
     "source_sealed",  # the seal of the source is stored; the target is empty
     "rows_copied",  # the target's open transaction contains a batch of rows of the table
-    "target_committed",  # the target contains all rows; the source does not store this yet
+    "target_committed",  # the target contains all rows; the source does not yet record the move as complete
 )
 
 _lock = threading.Lock()
@@ -49,8 +49,8 @@ HOLD_CHECK_INTERVAL_S = 0.02
 def crash_if_requested(point: str, subject: str | None = None) -> None:
     """Kill this process with SIGKILL, or hold this thread, if the test's file requests that for `point`.
 
-    `subject` is the id of the job's service, or the name of a table. It is None at a point that concerns several
-    services.
+    `subject` is the id of the service at a point that concerns one job, the name of the table at the point
+    `rows_copied`, and None at the other points.
     """
     file = os.environ.get(CRASH_FILE_VARIABLE)
     if file:

@@ -12,7 +12,7 @@ from executor.agent.state import Link
 
 @dataclass(kw_only=True)
 class CriticalJob:
-    """A periodic task of the agent."""
+    """A periodic task of the agent. In the comments, an agent is one agent process."""
 
     name: str
     interval_s: float
@@ -20,24 +20,30 @@ class CriticalJob:
     run: Callable[[], float | None]
     #: Set to end the wait for the next execution.
     wake_requested: threading.Event = field(default_factory=threading.Event)
-    runs_on_each_agent: bool = True  #: if False, only one of the agents that share a database executes the job
+    #: False: only one of the agents that share a database executes the job.
+    is_executed_by_each_process: bool = True
     #: Does the part of `run` that is necessary on each machine, such as the deletion of old artifacts. Called instead
     #: of `run` when another agent executes the job.
-    run_if_other_agent_executes: Callable[[], object] | None = None
+    run_if_other_process_executes: Callable[[], object] | None = None
     #: While this returns False, this agent does not execute the job; another agent may. Not used if
-    #: `runs_on_each_agent`.
+    #: `is_executed_by_each_process`.
     may_start: Callable[[], bool] = lambda: True
-    #: If True, the job is executed when `wake_requested` is set. If False, it is executed then only if no
-    #: agent has executed it within the interval. Not used if `runs_on_each_agent`.
-    starts_early_on_request: bool = False
-    #: Records whether FulcrumCore answers. The scheduler records failures in it, and `run` records successes. None: an
-    #: execution sends no request to FulcrumCore, or its failure is not recorded as an outage.
+    #: A period is a time, a little shorter than the interval, in which only one agent executes the job. True: when
+    #: `wake_requested` is set, the job is executed at once. False: it is executed only when the last period is over.
+    #: Not used if `is_executed_by_each_process`.
+    ignores_period_if_requested: bool = False
+    #: Records whether FulcrumCore answers. The scheduler records failures in it. The critical jobs Heartbeat and
+    #: GetPendingJobs record successes. None: the scheduler records no failure of this critical job.
     fulcrum_link: Link | None = None
-    requested_delay_s: float | None = None  #: delay until the next execution, requested by the last one on this agent
-    started_at: float = 0.0  #: monotonic; last start of an execution, also of `run_if_other_agent_executes`
-    finished_at: float = 0.0  #: monotonic; end of the last execution
+    #: Delay from the last execution on this agent to the next one; None: the delay is `interval_s`. The execution has
+    #: returned this delay. After an execution that failed with FulcrumUnavailable, it is the scheduler's backoff.
+    delay_instead_of_interval_s: float | None = None
+    #: Monotonic time of the last start of the job's thread or of an execution, whichever is later. An execution calls
+    #: `run` or, when another agent executes the job, `run_if_other_process_executes`.
+    started_at: float = 0.0
+    finished_at: float = 0.0  #: monotonic; end of the last execution, or start of the job's thread if that is later
     #: The type of the last logged exception; '' after a success. Until a success, an exception of this type is not
-    #: logged again. FulcrumUnavailable is not logged here, because `fulcrum_link` logs the outage.
+    #: logged again. FulcrumUnavailable does not change this value; `fulcrum_link` logs an outage of FulcrumCore.
     logged_error_type: str = ""
     outage_failure_count: int = 0  #: number of executions in a row that failed because FulcrumCore did not answer
     last_execution_started_at: datetime | None = None  #: UTC time at which `run` was last called
@@ -46,9 +52,11 @@ class CriticalJob:
     unstored_execution_count: int = 0
     stored_error: str | None = None  #: error of the newest stored execution
     stored_at: float = float("-inf")  #: monotonic time at which executions were last stored
-    generation: int = 0  #: number of the newest thread of the job; a thread with a lower number ends
+    #: The number of the newest thread of the job. If an execution hangs, a new thread replaces the old one. A thread
+    #: with a lower number ends after its current execution.
+    generation: int = 0
 
     @property
     def delay_until_next_execution_s(self) -> float:
-        """Seconds until the next execution: `requested_delay_s`; without a requested delay, `interval_s`."""
-        return self.interval_s if self.requested_delay_s is None else self.requested_delay_s
+        """Seconds until the next execution: `delay_instead_of_interval_s`, or `interval_s` if that is None."""
+        return self.interval_s if self.delay_instead_of_interval_s is None else self.delay_instead_of_interval_s

@@ -52,13 +52,13 @@ def open_lock_file(lock_path: Path) -> TextIO:
     try:
         return os.fdopen(file_ownership.open_or_create_file(lock_path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
     except OSError as error:
-        # If this user may not use the lock file, the reason contains the remedy.
+        # `why_database_unusable` returns '' unless the owner, the permissions or the mount of the file are wrong.
         reason = file_ownership.why_database_unusable(lock_path) or f"{lock_path}: {error.strerror}"
         raise DatabaseError(f"cannot lock the database: {reason}") from error
 
 
 def write_lock_holder(lock_file: TextIO) -> None:
-    """Write the id and host of this process, which has the lock, to the file. `lock_file` is open for appending."""
+    """Replace the content of the lock file by the process id and the host of this process."""
     lock_file.truncate(0)
     lock_file.write(f"pid {os.getpid()} on {socket.gethostname()}")
     lock_file.flush()

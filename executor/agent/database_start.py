@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from executor.agent.background_call import call_in_background
+from executor.agent.background_call import call_while_reporting_progress
 from executor.errors import DatabaseError, DatabaseUnavailable, SchemaTooNew
 from executor.log import get_logger
 from executor.processes.progress import ProgressSender
@@ -23,27 +23,27 @@ log = get_logger(__name__)
 
 #: The wait before the second attempt. Each further wait is twice as long, up to MAX_WAIT_S.
 MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
-#: When the preparation of the database takes longer than this, for example because a large table is migrated, the agent
-#: reports that it is ready before the preparation has ended. Otherwise systemd or podman would end the agent, because
-#: its start takes too long.
+#: The preparation of the database migrates the schema and registers the agent process. When the preparation takes
+#: longer than this, for example because a large table is migrated, the agent reports that it is ready before the
+#: preparation has ended. Otherwise systemd or podman would end the agent, because its start takes too long.
 MAX_START_WITHOUT_READY_S = 10.0
 #: Interval at which a wait reports progress to the supervisor and checks whether a stop signal has arrived.
 CHECK_INTERVAL_S = 0.2
 
 
 def prepare_database_when_available(
-    prepare: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_upgrade: bool = False
+    prepare: Callable[[], None], is_stop_requested: Callable[[], bool], *, waits_for_agent_upgrade: bool = False
 ) -> bool:
-    """Call `prepare` until it raises no exception; return True. Return False after a stop signal.
+    """Prepare the database: call `prepare` until it raises no exception; return True. Return False after a stop signal.
 
-    Wait and call `prepare` again after DatabaseUnavailable and, with `waits_for_upgrade`, after SchemaTooNew. Raises
-    every other DatabaseError.
+    Wait and call `prepare` again after DatabaseUnavailable and, with `waits_for_agent_upgrade`, after SchemaTooNew.
+    Raises every other DatabaseError.
     """
     progress, wait_s, first_failed_at, previous_awaited_text = ProgressSender(), MIN_WAIT_S, None, ""
-    awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_upgrade else DatabaseUnavailable
+    awaited_errors = (DatabaseUnavailable, SchemaTooNew) if waits_for_agent_upgrade else DatabaseUnavailable
     while True:
         try:
-            call_in_background(prepare, report_progress=PreparationProgress(progress).report)
+            call_while_reporting_progress(prepare, report_progress=PreparationProgress(progress).report)
         except awaited_errors as error:
             first_failed_at = first_failed_at or time.monotonic()
             awaited_text = (

@@ -2,13 +2,14 @@
 
 Each agent of FulcrumCore has its own id and token. Several processes may have the token of one agent. Only one agent at
 a time uses a database, for one Proxmox cluster. The database stores the agent's id and the cluster's name. This stored
-pair (`AgentAndCluster`) is called the use of the database. While FulcrumCore accepts the agent's token, each process of
-the agent confirms the use whenever it renews its leases: it stores the current time in the database.
+pair (`AgentAndCluster`) is called the use of the database. If its agent or its cluster is not that of this process, the
+use is a `UseByOtherAgent`. While FulcrumCore accepts the agent's token, each process of the agent confirms the use
+whenever it renews its leases: it stores the current time in the database.
 
 A process of another agent, or with another cluster, neither polls nor claims jobs nor reports. It takes the database
 over when FulcrumCore accepts its token and the stored use was not confirmed for a time. The confirmations stop if all
 processes of the agent have ended, or if the agent was deleted in FulcrumCore and created again with another token.
-After the takeover, processes with the old token claim no more jobs. Their running jobs are not stopped.
+After the takeover, a process of the earlier agent claims no more jobs. Its running jobs are not stopped.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class DatabaseUseConfirmer:
     _is_agent_id_stored: bool = False
     #: The stored use, with the time of its last confirmation, if another agent uses the database.
     _use_by_other_agent: UseByOtherAgent | None = None
-    _use_by_other_agent_read_at: float = 0.0  #: when `_use_by_other_agent` was first read, by `clock`
+    #: The time, by `clock`, at which the current value of `_use_by_other_agent` was first read.
+    _use_by_other_agent_read_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)  #: held during each call of `confirm`
 
     def confirm(self) -> None:
@@ -74,7 +76,8 @@ class DatabaseUseConfirmer:
         if use_by_other_agent is not None:
             self.state.record_other_agent_on_database(use_by_other_agent.agent_id, cluster=use_by_other_agent.cluster)
             return
-        # Log a takeover only if this agent was not allowed to use the database until now.
+        # In the call that takes the database over, `may_use_database` is False here. In later calls it is True, so
+        # each takeover is logged once.
         if previous_use_by_other_agent is not None and not self.state.may_use_database:
             log.warning(
                 "database_taken_over",
@@ -90,6 +93,8 @@ class DatabaseUseConfirmer:
         if not self._is_agent_id_stored:
             database_use.store_agent_id_of_process(session, self.boot_id, use_by_this_agent.agent_id)
             self._is_agent_id_stored = True
+        # Stores the current time and returns None. If another agent uses the database, stores nothing, and returns the
+        # use by that agent.
         use_by_other_agent = database_use.confirm_use(session, use_by_this_agent)
         # Each new confirmation by the other agent changes `use_by_other_agent`. If `use_by_other_agent` has not changed
         # for long enough, the other agent has ended.
@@ -100,6 +105,7 @@ class DatabaseUseConfirmer:
         if (
             use_by_other_agent is not None
             and has_other_agent_ended
+            # False if the other agent has confirmed its use after `confirm_use` read it.
             and database_use.take_over(session, use_by_this_agent, use_by_other_agent)
         ):
             return None

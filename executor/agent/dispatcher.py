@@ -38,7 +38,7 @@ log = get_logger(__name__)
 #: dispatcher when a job's backoff ends.
 DISPATCH_INTERVAL_S = 2.0
 #: While admission is closed (the machine lacks memory or CPU for another run), the dispatcher tries again after this
-#: time. A run needs the CPU for about 0.1 s at its start, so admission may open again that soon.
+#: time. A run needs the CPU for about 0.1 s at its start, so admission may soon open again.
 ADMISSION_RETRY_S = 0.05
 #: Backoff of a job that was claimed but could not start.
 START_BACKOFF_S = 1.0
@@ -104,8 +104,9 @@ class Dispatcher:
     def retry_storing_allocation_ends(self) -> None:
         """Store that clones and allocations have ended, if a database error prevented this when they ended.
 
-        An allocation is the memory and cores of a Proxmox node that a run needs for its VM. On PostgreSQL
-        (`shared_allocations`), a clone or an allocation counts as in use until the database contains its end.
+        An allocation is the memory and cores of a Proxmox node that a run needs for its VM. On PostgreSQL,
+        `shared_allocations` stores the running clones and the allocations of all agent processes. A clone counts as
+        running, and an allocation as in use, until its end is stored. On SQLite, `shared_allocations` is None.
         """
         if self._clone_limit.shared_allocations is not None:
             self._clone_limit.shared_allocations.retry_storing_allocation_ends()
@@ -119,8 +120,7 @@ class Dispatcher:
         """Wait until a thread requests a dispatch or the interval has passed, then start jobs.
 
         Starts jobs until all slots are used, the machine has no resources for another run, no job can be claimed, or a
-        job cannot be started. Starts none while the agent is paused or disabled, or FulcrumCore does not answer
-        (`state.may_claim`).
+        job cannot be started. Starts none while the agent is paused or disabled, or FulcrumCore does not answer.
         """
         max_wait_s = ADMISSION_RETRY_S if self._admission.is_closed else DISPATCH_INTERVAL_S
         self._state.dispatch_requested.wait(max_wait_s)
@@ -191,8 +191,10 @@ class Dispatcher:
 
     def _requeue_job(self, job: Job, reason: str) -> None:
         log.warning("job_start_postponed", job_id=job.fulcrum_id, reason=reason)
+        # StaleJob: another owner or an operator has changed the job since this process claimed it.
         with contextlib.suppress(StaleJob), transaction(self._engine) as session:
             lease = job_queue.lease_of(job)
+            # counts_as_attempt=False: the job's next attempt gets the number of this attempt.
             job_queue.requeue(session, lease, backoff_s=START_BACKOFF_S, reason=reason, counts_as_attempt=False)
 
     def _remove_slot(self, slot: _Slot) -> None:
@@ -210,7 +212,8 @@ class Dispatcher:
         except StaleJob as error:  # another owner or an operator has changed the job meanwhile
             log.warning("job_lost", job_id=job.fulcrum_id, reason=str(error))
         except DatabaseError:
-            log.exception("job_end_not_stored", job_id=job.fulcrum_id)  # leases.py releases the job later
+            # The job keeps its lease. leases.py releases jobs that have a lease but are not running.
+            log.exception("job_end_not_stored", job_id=job.fulcrum_id)
         except Exception as error:
             log.exception("job_crashed", job_id=job.fulcrum_id)
             self._fail_with_internal_error(job, error)

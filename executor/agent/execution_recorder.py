@@ -1,4 +1,4 @@
-"""Stores the executions of each critical job (last start, number, last error) in one row of the database.
+"""Stores for each critical job, in one row, the number of executions, the last start and the last error.
 
 A critical job is a periodic task of the agent. In this module, `job` always means a critical job, and an agent is one
 agent process.
@@ -44,12 +44,13 @@ class _UnstoredExecutions:
     job: CriticalJob
     count: int
     error: str | None  #: error of the last execution
-    started_at: datetime | None  #: the start of the last execution
+    #: The start of the last execution. It is None only before a job's first execution, so never here.
+    started_at: datetime | None
 
     def store(self, session: Session, boot_id: str) -> None:
         """Store these executions, without a commit. `boot_id` is the id of this agent process."""
         job = self.job
-        if job.runs_on_each_agent and self.started_at is not None:
+        if job.is_executed_by_each_process and self.started_at is not None:
             periods.record_executions(
                 session,
                 job.name,
@@ -60,6 +61,8 @@ class _UnstoredExecutions:
                 boot_id=boot_id,
             )
         else:
+            # Only one agent executes the job. `try_start_period` has stored the start, unless the database failed. So
+            # only the end and the error of the execution are stored here.
             periods.record_period_result(session, job.name, error=self.error)
 
 
@@ -92,15 +95,15 @@ class ExecutionRecorder:
         """Try to start a period of the job. Return whether this agent executes the job now.
 
         A period is a little shorter than the job's interval. A new period can start when the last one is over. If
-        another part of the agent has requested an execution (`is_requested`) and the job has `starts_early_on_request`,
-        a new period starts before the last one is over. While FulcrumCore does not answer this agent
-        (`job.fulcrum_link` is down), this agent starts a period only some time after the last one is over, so that
-        another agent can start it first. If another agent holds the lock of the job's row for too long, this agent
-        starts no period.
+        another part of the agent has requested an execution (`is_requested`) and the job has
+        `ignores_period_if_requested`, a new period starts before the last one is over. While FulcrumCore does not
+        answer this agent (`job.fulcrum_link` is down), this agent starts a period only some time after the last one is
+        over, so that another agent can start it first. If another agent holds the lock of the job's row for too long,
+        this agent starts no period.
         """
-        if job.runs_on_each_agent:
+        if job.is_executed_by_each_process:
             return True
-        if not job.may_start():  # for example, an agent with another FulcrumCore id uses the database
+        if not job.may_start():  # for example, while an agent with another id in FulcrumCore uses the database
             return False
         try:
             with transaction(self._engine) as session:
@@ -108,15 +111,15 @@ class ExecutionRecorder:
                     session,
                     job.name,
                     job.delay_until_next_execution_s,  # the interval, or the delay that the last execution requested
-                    # True until a call for the job has succeeded in this process. If True, the period also starts if
-                    # the job's interval has changed in the settings.
+                    # True until this call has succeeded once for the job. While it is True, a period starts at once if
+                    # `job.delay_until_next_execution_s` differs from `interval_s` in the job's row.
                     is_first=job.name not in self._names_of_tried_jobs,
-                    is_requested=is_requested and job.starts_early_on_request,
+                    is_requested=is_requested and job.ignores_period_if_requested,
                     waits_for_other_agents=job.fulcrum_link is not None and not job.fulcrum_link.is_up,
                     boot_id=self._boot_id,
                 )
         except DatabaseLocked:
-            # Another agent is starting the period, or its process hangs in the transaction that starts the period.
+            # Another agent is starting the period, or hangs in the transaction that starts the period.
             # PostgreSQL soon ends such a transaction, which releases the lock.
             return False
         except DatabaseError:
@@ -128,7 +131,7 @@ class ExecutionRecorder:
         """Record one execution. Store the unstored executions if they must be stored now."""
         with self._lock:
             job.unstored_execution_count += 1
-        if not job.runs_on_each_agent:
+        if not job.is_executed_by_each_process:
             self._store_executions(job)
         elif self._must_store(job):
             self._wake_requested.set()
@@ -137,7 +140,7 @@ class ExecutionRecorder:
         while not self._stopping.is_set():
             self._wake_requested.wait()
             self._wake_requested.clear()
-            jobs = [job for job in self._jobs if job.runs_on_each_agent]
+            jobs = [job for job in self._jobs if job.is_executed_by_each_process]
             if any(self._must_store(job) for job in jobs):
                 self._store_executions(*jobs)
         self._store_executions(*self._jobs)

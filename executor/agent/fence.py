@@ -2,7 +2,7 @@
 
 In this module, an agent is one agent process. An agent that cannot reach PostgreSQL cannot renew its leases. After a
 lease has expired, another agent may reap the job (take it from this agent) and run its playbook. So this agent's run
-must have ended before the lease expires. If no other agent uses the database, the runs continue.
+must have ended before the lease expires. With SMITH_FENCE=auto, the runs continue if no other agent uses the database.
 
 A suspended or blocked agent cannot end its runs. So the agent also writes a deadline, the time at which its runs must
 end, into a file (`shared/run_until.py`). Two other processes read this file. The guard, a process that watches a run,
@@ -28,10 +28,10 @@ log = get_logger(__name__)
 FENCE_SHARE_OF_LEASE = 2 / 3
 #: The time from the last renewal to the deadline, as a share of a lease. It is larger than FENCE_SHARE_OF_LEASE, so
 #: that an agent that can end its runs ends them before the deadline.
-GUARD_SHARE_OF_LEASE = 3 / 4
-#: The maximum duration of a renewal that sets the first deadline of the runs because it has found another agent, as a
-#: share of a lease. The deadline is measured from the start of the renewal. After a longer renewal, the runs would have
-#: too little time until the deadline.
+DEADLINE_SHARE_OF_LEASE = 3 / 4
+#: Maximum duration of a renewal that finds another agent after a renewal that found none, as a share of a lease. With
+#: SMITH_FENCE=auto, the runs have no deadline before such a renewal. The renewal sets a deadline, measured from the
+#: start of the renewal. After a longer renewal, the runs would have too little time until the deadline.
 MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 #: Interval at which the fence checks whether the agent must end its runs.
 CHECK_INTERVAL_S = 0.5
@@ -52,12 +52,12 @@ def runs_deadline_s(fence_mode: str, renewed_at: float, *, lease_s: float, has_o
     """Return the deadline of the runs, by the same clock as `renewed_at`, or NO_LIMIT. Pure function."""
     if not is_fencing(fence_mode, has_other_agents=has_other_agents):
         return NO_LIMIT
-    return renewed_at + lease_s * GUARD_SHARE_OF_LEASE
+    return renewed_at + lease_s * DEADLINE_SHARE_OF_LEASE
 
 
 @dataclass(kw_only=True)
 class Fence:
-    """Ends the runs when the leases were not renewed for too long, and sets the deadline of the runs.
+    """Ends the runs when the last renewal of the leases was too long ago, and sets the deadline of the runs.
 
     A separate thread calls `end_overdue_runs`, because the thread that renews the leases may wait for the database.
     """
@@ -78,20 +78,22 @@ class Fence:
     def __post_init__(self) -> None:
         self._renewed_at = self.clock()
 
-    def set_first_deadline_of_runs(self) -> None:
+    def set_deadline_before_first_run(self) -> None:
         """Set the deadline of the runs as if the leases were renewed now. Call this before the first run."""
         self.record_renewal(self.clock(), has_other_agents=True)
 
     def try_set_runs_deadline(self, started_at: float) -> bool:
         """Set the deadline of the runs, unless they have one. Return False if the current renewal takes too long.
 
-        Call this in a renewal that finds another agent, before its commit. After the commit, the other agent may reap
-        this agent's jobs when their leases have expired. With the `fence_mode` "never", the runs get no deadline.
+        Call this before the commit of a renewal that finds another agent. The commit stores, for the other agents, that
+        this agent ends its runs before its leases expire. After the commit, another agent may reap a job of this agent
+        once the job's lease has expired. With the `fence_mode` "never", this is not stored, and the runs get no
+        deadline.
 
         `started_at` is the time at which the renewal began. If the renewal takes longer than
         MAX_RENEWAL_SHARE_OF_LEASE, the caller rolls it back, and starts a new renewal.
         """
-        if not self._has_other_agents:  # otherwise, an earlier renewal has set the deadline
+        if not self._has_other_agents:  # otherwise, the runs have a deadline already
             if self.clock() - started_at > self.lease_s * MAX_RENEWAL_SHARE_OF_LEASE:
                 return False
             self.record_renewal(started_at, has_other_agents=True)
@@ -109,8 +111,10 @@ class Fence:
         )
 
     def end_overdue_runs(self) -> None:
-        """End all runs if the leases were not renewed for too long, then wait for CHECK_INTERVAL_S."""
+        """End all runs if the last renewal of the leases was too long ago, then wait for CHECK_INTERVAL_S."""
         if self._are_runs_overdue():
+            # Maps the id of each running job to its StopSignal. A sent StopSignal asks the job to end its run, and
+            # contains a reason, such as LEASE_LOST.
             stop_signals = self.dispatcher.stop_signals()
             newly_fenced_job_ids = {job_id for job_id, stop_signal in stop_signals.items() if not stop_signal.is_sent()}
             if newly_fenced_job_ids:
@@ -125,7 +129,11 @@ class Fence:
         self.state.stopping.wait(CHECK_INTERVAL_S)
 
     def take_fenced_job_ids(self, job_ids: set[int]) -> set[int]:
-        """Return the ids in `job_ids` of the jobs whose runs the fence has ended. Remove these ids from the fence."""
+        """Return the ids in `job_ids` of the jobs whose runs the fence has ended. Forget the returned ids.
+
+        The caller releases the jobs in `job_ids`, which have a lease but are not running. A release usually counts as a
+        crash: after too many crashes, the job fails. A release does not count if the fence has ended the job's run.
+        """
         with self._lock:
             fenced_job_ids = job_ids & self._fenced_job_ids
             self._fenced_job_ids -= fenced_job_ids

@@ -28,7 +28,9 @@ class Heartbeat:
     state: AgentState
     #: Called once, when FulcrumCore has sent this agent's id for the first time.
     on_agent_identified: Callable[[FulcrumAgent], object] = lambda _agent: None
-    on_first_heartbeat_sent: Callable[[], object] = lambda: None  #: called once, after the first heartbeat
+    #: Called at the end of the heartbeat that called `on_agent_identified`. Never called if this heartbeat
+    #: has failed to send the status.
+    on_first_heartbeat_sent: Callable[[], object] = lambda: None
 
     def send(self) -> None:
         """Send one heartbeat. Raises FulcrumUnavailable.
@@ -36,13 +38,13 @@ class Heartbeat:
         A disabled agent does not send its status, because FulcrumCore would then enable the agent again.
         """
         fulcrum_agent = self.fulcrum.get_own_agent()
-        self.state.fulcrum_link.record_answer()
+        self.state.fulcrum_link.record_answer()  # ends a recorded outage of FulcrumCore
         is_first = not self.state.agent_id
         if is_first:
             self.state.agent_id = fulcrum_agent.id
             log.info("agent_identified", agent_id=fulcrum_agent.id, name=fulcrum_agent.name)
             self.on_agent_identified(fulcrum_agent)
-            self.state.poll_requested.set()  # the poller needs the agent's id, and waits for it
+            self.state.poll_requested.set()  # wakes the poller, which waits until the agent's id is known
         elif fulcrum_agent.id != self.state.agent_id and not self.state.is_token_of_other_agent:
             self.state.is_token_of_other_agent = True  # the token now belongs to another agent of FulcrumCore
             log.error("agent_identity_changed", old_agent_id=self.state.agent_id, agent_id=fulcrum_agent.id)

@@ -2,8 +2,8 @@
 
 An installation is a data folder on one host, with the agent processes that use it one after the other. The row of each
 agent process in the table `nodes` contains the installation's id. The data folder is locked, so at most one process
-uses it at a time. When a new process starts, each earlier row with its host and installation id belongs to a process
-that has ended. The new process reaps the jobs of the ended processes.
+uses it at a time. When a new process starts, the other processes with the same host and installation id have ended. The
+new process reaps the jobs of the ended processes.
 
 Another agent may use a copy of the data folder. So the file with the id also contains its own device and inode numbers.
 A copied file has other device and inode numbers than the numbers that it contains. So the agent replaces a copied file
@@ -43,7 +43,7 @@ def installation_id(data_dir: Path) -> str | None:
 
 
 def _read_id(file: Path) -> str:
-    """Return the id in the file; '' if the file is missing or invalid. A symbolic link is not followed."""
+    """Return the id in the file; '' if the file is missing, invalid or a copy. A symbolic link is not followed."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Reads values from a job's row, for the steps that process the job."""
+"""Reads values from a job's row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.shared.error_codes import ErrorCode
 
 
 def is_created_by_agent(job: Job) -> bool:
-    """True for a local job, which FulcrumCore does not know.
+    """True for a local job: the agent itself created it, and FulcrumCore does not know it.
 
     After the deletion of a service, the VM is kept for a grace period. Then the agent creates a local job that deletes
     the VM.
@@ -24,17 +24,16 @@ def is_created_by_agent(job: Job) -> bool:
 def require_service_id(job: Job) -> str:
     """Return the id of the job's service. Raises JobError when the job has no service id."""
     if job.service_id is None:
-        # This is unexpected: for a job without a service id, the poller stores a text in the column `defect`, and the
-        # worker fails a job that has such a text before it calls this function.
+        # This is unexpected. For a job without a service id, the poller stores a text in the column `defect`. The
+        # worker checks this column first and fails the job.
         raise JobError(ErrorCode.INVALID_REQUEST, "the job contains no service id")
     return job.service_id
 
 
 def properties_with_vault_references(job: Job) -> dict[str, Any]:
-    """Return the properties that FulcrumCore sent. They contain references to secrets, which are not resolved yet.
+    """Return the properties that FulcrumCore sent. A value can be a reference to a secret in FulcrumCore's vault.
 
-    The secrets are in FulcrumCore's vault. The properties of a job are its params. If the job has no params, the
-    properties of its service are used.
+    The properties of a job are its params. If the job has no params, the properties of its service are used.
     """
     properties: dict[str, Any] = job.params or (job.service or {}).get("properties") or {}
     return properties

@@ -1,4 +1,4 @@
-"""Renews the leases of running jobs, and releases jobs that no thread processes. Then calls the reaper.
+"""Renews the leases of running jobs, releases leased jobs that are not running, and calls the reaper.
 
 A lease is the time-limited ownership of a job by one agent process. The reaper takes jobs whose leases have expired
 from other agent processes (`reaper.py`). If this process cannot renew its leases, the fence ends its runs before the
@@ -35,7 +35,7 @@ END_CHECK_INTERVAL_S = 0.05
 
 @dataclass(kw_only=True)
 class LeaseKeeper:
-    """Renews the leases of one agent process, releases jobs that no thread processes, and calls the reaper."""
+    """Renews the leases of one agent process, releases its jobs that are not running, and calls the reaper."""
 
     engine: Engine
     dispatcher: Dispatcher
@@ -44,17 +44,19 @@ class LeaseKeeper:
     state: AgentState
     boot_id: str  #: id of this agent process, stored as the owner of the jobs
     lease_s: float  #: duration of a lease
-    confirm_database_use: Callable[[], None]  #: `DatabaseUseConfirmer.confirm`, which raises no DatabaseError
-    #: Stores a summary of what each current run has done so far, called its story. Raises no DatabaseError.
+    #: Stores that this agent uses the database now. Otherwise, a process with another agent id of FulcrumCore or
+    #: another Proxmox cluster may take the database over. Raises no DatabaseError.
+    confirm_database_use: Callable[[], None]
+    #: Stores the story of each current run: a summary of what the run has done so far. Raises no DatabaseError.
     store_stories: Callable[[], None]
     #: The ids of the jobs that had a lease but were not running when `maintain_leases` last ran.
     _leased_ids_not_running: set[int] = field(default_factory=set)
     _known_revisions: frozenset[str] = frozenset()  #: the schema revisions that this version knows; read once
 
     def maintain_leases(self) -> None:
-        """Renew all leases once, stop jobs that were cancelled or have lost their leases, then wait."""
-        # `stop_signals` has a key for each running job. It is read before `renew`. Otherwise, a job that is claimed
-        # after `renew` would be in `stop_signals` without a renewed lease, and would be stopped.
+        """Renew all leases once, stop jobs that were cancelled or have lost their leases. Wait for the next renewal."""
+        # `stop_signals` has a key for each running job. It is read before `renew_leases`. Otherwise, a job that is
+        # claimed after `renew_leases` would be in `stop_signals` without a renewed lease, and would be stopped.
         stop_signals, started_at = self.dispatcher.stop_signals(), self.fence.clock()
         with transaction(self.engine) as session:
             # The keys are the ids of the jobs with a renewed lease. A value is True when an operator cancelled the job.
@@ -62,11 +64,19 @@ class LeaseKeeper:
             # The rows of the table `nodes` are agent processes, not Proxmox nodes. `has_other_agents` is True if
             # another agent process was running within the last two lease durations.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
+            # All runs of this process have one deadline, which is in a file. Other processes read the file, and end the
+            # runs at the deadline, even if this process is suspended. If the runs have no deadline yet, the fence sets
+            # one here, unless SMITH_FENCE is `never`. The deadline must be set before the commit, because the commit
+            # stores `fences`: if it is True, another agent process may reap a job once the job's lease has expired.
             if has_other_agents and not self.fence.try_set_runs_deadline(started_at):
-                session.rollback()  # this renewal took too long to set the deadline; the next one follows at once
+                # The deadline is measured from the start of the renewal. This renewal took so long that the runs would
+                # have too little time until the deadline. The caller starts the next renewal at once.
+                session.rollback()
                 return
             ends_runs_before_expiry = is_fencing(self.fence.fence_mode, has_other_agents=has_other_agents)
-            # If `fences` is True, another agent process may reap a job of this process once its lease has expired.
+            # If `fences` is True, this process ends its own runs before its leases expire. So another agent process may
+            # reap a job of this process once the job's lease has expired. If `fences` is False and the job has a run,
+            # the job is reaped only after FulcrumCore's job timeout.
             nodes.store_lease_renewal(session, self.boot_id, fences=ends_runs_before_expiry)
             # An operator can pause this process, and limit its number of parallel jobs.
             operator_limits = nodes.operator_limits(session, self.boot_id)
@@ -79,10 +89,12 @@ class LeaseKeeper:
             elif is_cancelled_by_job_id[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
         # If a lease was lost, for example while this process was suspended, another agent may already execute the job.
-        # So the deadline of all runs is not extended until the runs of such jobs have ended.
+        # So the runs of all jobs that have lost their leases must end. Until they have ended, the deadline of the runs
+        # is not extended: at the latest, they end at the deadline.
         if self._wait_until_ended(stop_signals.keys() - leased_job_ids):
-            # `record_renewal` may extend the deadline, so it is called after the commit. Until the commit, another
-            # agent reads the leases as they were before the renewal, and may reap a job as soon as its lease expires.
+            # Until the commit, another agent reads the leases as they were before the renewal, and may reap a job when
+            # its old lease expires. So `record_renewal`, which moves the deadline to a later time or removes it, is
+            # called after the commit.
             self.fence.record_renewal(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(leased_job_ids)
         if leased_job_ids:
@@ -101,7 +113,7 @@ class LeaseKeeper:
         if self.reaper is None or self.state.is_schema_too_new:  # `reaper` is None on SQLite
             return
         self._known_revisions = self._known_revisions or revisions.revisions_of_this_program()
-        revision = schema.stored_revision(session)
+        revision = schema.current_revision_in_transaction(session)
         if revision is not None and revision not in self._known_revisions:
             self.state.is_schema_too_new = True
             log.warning("schema_is_newer", schema=revision, newest_known=max(self._known_revisions))
@@ -129,14 +141,15 @@ class LeaseKeeper:
         ids_not_running = set(leased_job_ids) - running_ids
         ids_to_release = ids_not_running & self._leased_ids_not_running
         self._leased_ids_not_running = ids_not_running
+        # The ids in `ids_to_release` of the jobs whose runs the fence has ended. The fence forgets the returned ids.
         fenced_job_ids = self.fence.take_fenced_job_ids(ids_to_release)
-        for job_row_id in ids_to_release:
-            # A release counts as a crash; after too many crashes, the job fails. The jobs in `fenced_job_ids` did not
-            # cause the end of their runs: the fence has ended these runs.
-            counts_as_crash = job_row_id not in fenced_job_ids
+        for job_id in ids_to_release:
+            # A release counts as a crash; after too many crashes, the job fails. If the fence has ended the run, the
+            # job did not cause the release, so the release does not count.
+            counts_as_crash = job_id not in fenced_job_ids
             with transaction(self.engine) as session:
-                new_status = reaping.release_job(session, job_row_id, self.boot_id, counts_as_crash=counts_as_crash)
+                new_status = reaping.release_job(session, job_id, self.boot_id, counts_as_crash=counts_as_crash)
             if new_status is not None:  # None: this process no longer owns the job
-                log.warning("job_released", job_row_id=job_row_id, status=new_status)
+                log.warning("job_released", job_row_id=job_id, status=new_status)
                 self.state.dispatch_requested.set()
                 self.state.report_requested.set()

@@ -78,7 +78,7 @@ def runnable_process_count() -> int:
 
 
 def _cpu_quotas() -> Iterator[tuple[int, int]]:
-    """Yield the CPU quota and period, in microseconds, of every cgroup of this process.
+    """Yield the CPU quota and period, in microseconds, of this process's cgroup and its parent cgroups.
 
     A quota of 0 or less means that the cgroup has no quota.
     """
@@ -94,9 +94,10 @@ def _cpu_quotas() -> Iterator[tuple[int, int]]:
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Yield the memory limit and the used memory, in bytes, of every cgroup of this process that has a limit.
+    """Yield the memory limit and the used memory, in bytes, of this process's cgroup and its parent cgroups.
 
-    The used memory excludes file pages that the kernel can reclaim.
+    A cgroup is skipped if it has no limit below the machine's memory. The used memory excludes file
+    pages that the kernel can reclaim.
     """
     for group in _cgroups("memory"):
         limit_bytes = _parse_number(_read_text(group / "memory.max") or _read_text(group / "memory.limit_in_bytes"))

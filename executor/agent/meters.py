@@ -13,7 +13,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from executor.database import queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.errors import DatabaseError
@@ -70,9 +70,8 @@ class PrometheusMetrics:
 
     def record_queue_wait(self, job: Job) -> None:
         """Record how long a job has waited. Called at the start of each attempt; has an effect only at the first."""
-        # An attempt that ended because FulcrumCore did not answer does not count, so the next attempt has the same
-        # number (`job.attempt`). `claim_sent_at` is set if an earlier attempt has tried to claim the job at
-        # FulcrumCore.
+        # If FulcrumCore does not answer in the first attempt, the next attempt also gets the number 1 (`job.attempt`).
+        # `claim_sent_at` is set if an earlier attempt has tried to claim the job at FulcrumCore.
         is_first_start = job.attempt == 1 and job.claim_sent_at is None
         if is_first_start:
             waited_s = (utc_now() - job.received_at).total_seconds()
@@ -82,7 +81,7 @@ class PrometheusMetrics:
         """Count an ended attempt of `job`. Its outcome is read from the job's row in the database."""
         stored_job: Job | None = None
         try:
-            with reading(engine) as session:
+            with read_only_session(engine) as session:
                 stored_job = queries.get_job(session, job.id)
         except DatabaseError:
             pass  # the database has probably not stored the end of the job either; so the attempt counts as lost
@@ -113,6 +112,7 @@ def _outcome_label(stored_job: Job | None) -> str:
         return "lost"
     if stored_job.status == JobStatus.PENDING:
         return "put_back"
+    # A completed job counts as completed, even if it was deleted in FulcrumCore before the report.
     is_abandoned = stored_job.report_state in (ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE)
     if is_abandoned and stored_job.status == JobStatus.FAILED:
         return "abandoned"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import mappings
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.errors import FulcrumNotFound, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import METRIC_TYPES
@@ -41,7 +41,7 @@ MAX_ENTRIES_PER_S = 110.0
 SENDING_SHARE_OF_A_CORE = 0.04
 #: The CPU time of an entry is averaged over about this many entries.
 CPU_TIME_WINDOW_ENTRIES = 20
-#: Minimum number of entries that are sent per second. So a round with few entries ends before its deadline. The rate is
+#: Minimum number of entries that are sent per second, even if a lower rate would meet the round's deadline. The rate is
 #: lower only if SENDING_SHARE_OF_A_CORE requires it.
 MIN_ENTRIES_PER_S = 20.0
 #: Share of the interval in which entries are sent.
@@ -62,7 +62,8 @@ class _SampleOutcome(StrEnum):
     """Says what happened to one sample."""
 
     SENT = "sent"
-    #: Not sent: the planned time was after the deadline, an earlier sample got no answer, or the agent stops.
+    #: Not sent: the time planned for sending it was after the round's deadline, an earlier sample got no answer, or the
+    #: agent stops.
     DROPPED = "dropped"
     #: Refused with 404: FulcrumCore knows no service with the VM's `agent_instance_id` ("<agent id>/<VMID>"), or does
     #: not know the metric type.
@@ -107,10 +108,10 @@ class VmMetrics:
 
         Raises FulcrumUnavailable, or JobError after a failed request to Proxmox.
         """
-        if not self.state.agent_id:
+        if not self.state.agent_id:  # FulcrumCore's id of this agent, '' until the first heartbeat
             return
         started_at = time.monotonic()
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             mapped_vmids = {mapping.vmid for mapping in mappings.active_mappings(session, self.cluster)}
         if not mapped_vmids:
             return
@@ -139,14 +140,14 @@ class VmMetrics:
     def _samples_of_vm(self, row: VmRow, read_at: float) -> Iterator[Sample]:
         """Yield the samples of one VM. `read_at` is the monotonic time at which `row` was read.
 
-        A share larger than 1 is reduced to 1: Proxmox 9 shows how much memory of the node a VM uses, which may be more
-        than the VM's configured memory.
+        A share larger than 1 is reduced to 1. For example, Proxmox 9 reports the memory that a VM occupies on its
+        Proxmox node. This may be more than the VM's configured memory.
         """
         yield Sample(vmid=row.vmid, type_name="vm.cpu.usage", resource_id="cpu", value=min(row.cpu_usage, 1.0))
         if row.max_memory_bytes:
             used_share = min(row.memory_bytes / row.max_memory_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.memory.usage", resource_id="memory", value=used_share)
-        if row.disk_bytes and row.max_disk_bytes:  # not true so far: Proxmox reports `disk_bytes` 0 for each VM
+        if row.disk_bytes and row.max_disk_bytes:  # always false so far: Proxmox reports `disk_bytes` 0 for each VM
             used_share = min(row.disk_bytes / row.max_disk_bytes, 1.0)
             yield Sample(vmid=row.vmid, type_name="vm.disk.usage", resource_id="disk", value=used_share)
         previous_read_at, previous_row = self._previous_rows.get(row.vmid, (read_at, row))
@@ -193,7 +194,10 @@ class VmMetrics:
             log.info("metrics_of_unknown_vms", vmids=sorted(unknown_vmids), backoff_s=UNKNOWN_VM_BACKOFF_S)
 
     def _record_first_dropped_sample(self, samples: list[Sample], outcomes: list[_SampleOutcome]) -> None:
-        """Store the VM of the first dropped sample, for the next round. Log once that samples are dropped."""
+        """Store the VM of the first dropped sample, for the next round.
+
+        If successive rounds drop samples, log a warning only in the first of these rounds.
+        """
         dropped_count = outcomes.count(_SampleOutcome.DROPPED)
         self._first_vmid_of_next_round = samples[outcomes.index(_SampleOutcome.DROPPED)].vmid if dropped_count else 0
         if _SampleOutcome.UNANSWERED in outcomes:
@@ -222,7 +226,7 @@ class VmMetrics:
                 value=sample.value,
             )
         except FulcrumNotFound:
-            # FulcrumCore knows a VM's `agent_instance_id` only from the completed create to the deletion of the
+            # FulcrumCore knows a VM's `agent_instance_id` from the completion of the create job to the deletion of the
             # service.
             return _SampleOutcome.UNKNOWN
         except FulcrumRefused:
@@ -274,10 +278,7 @@ class _Pace:
             self._deadline = float("-inf")
 
     def is_deadline_passed(self) -> bool:
-        """True when the deadline has passed, or when the newest planned time is after the deadline.
-
-        `plan_next_entry` returns 0 for an entry that is planned after the deadline. The caller must drop this entry.
-        """
+        """True if the deadline has passed, or if the latest planned time is after the deadline."""
         with self._lock:
-            latest_planned_at = self._next_entry_at - self._gap_s
-            return max(time.monotonic(), latest_planned_at) > self._deadline
+            last_planned_at = self._next_entry_at - self._gap_s
+            return max(time.monotonic(), last_planned_at) > self._deadline

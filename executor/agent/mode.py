@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from executor.agent.dispatcher import Dispatcher
 from executor.agent.state import AgentState
 from executor.database import agent_queries, queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -31,14 +31,16 @@ class AgentEndCheck:
     engine: Engine
     state: AgentState
     dispatcher: Dispatcher
-    #: In `Mode.UNTIL_IDLE`: how many polls had finished when `is_done` first found no job that is pending or in
-    #: process, and no report that is due. None while there is such a job or report.
+    #: Used in `Mode.UNTIL_IDLE`: how many polls had finished when the agent became idle. None while it is not idle. The
+    #: agent is idle when no job is pending or in process, and no report is due. The report of an ended job is due until
+    #: FulcrumCore acknowledges or refuses it.
     _poll_count_when_idle: int | None = None
 
     def is_done(self) -> bool:
-        """Return whether the agent must end, because it has done what its mode requires, or because it is disabled.
+        """Return whether the agent must end.
 
-        Always False in Mode.SERVE. Sends no request to FulcrumCore.
+        True when the agent has done what its mode requires, or when an operator has disabled it in FulcrumCore. Always
+        False in Mode.SERVE. Sends no request to FulcrumCore.
         """
         if self.mode is Mode.SERVE or self.dispatcher.running_job_count:
             return False
@@ -50,11 +52,11 @@ class AgentEndCheck:
         return self.mode is Mode.ONCE or self._has_polled_twice_since_idle()
 
     def _has_open_jobs(self) -> bool:
-        """True when a job is pending or in process, or its report is due.
+        """True when a job is pending or in process, or when a report is due.
 
-        While an operator has paused all agents or this process, pending jobs do not count.
+        While an operator has paused this process, or all agent processes of the database, pending jobs do not count.
         """
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             counts = queries.count_jobs(session)
             is_paused = agent_queries.find_pause(session) is not None or self.state.is_agent_process_paused
         open_job_count = counts["processing"] if is_paused else counts["pending"] + counts["processing"]

@@ -28,7 +28,8 @@ MAX_MEMORY_AGE_S = 5.0
 class Limit(StrEnum):
     """The conditions under which an agent process claims no more jobs, waits for its running jobs, and ends.
 
-    If the agent runs until it is stopped (`Mode.SERVE`), the supervisor, its parent process, then starts a new process.
+    In `Mode.SERVE`, the parent process of the agent process then starts a new agent process. In the other modes
+    (the agent ends when its work is done), no new agent process starts.
     """
 
     JOBS = "jobs"  #: this process has claimed SMITH_MAX_JOBS jobs
@@ -79,7 +80,7 @@ class Monitor:
         return self._memory_mib
 
     def restart_overdue_critical_jobs(self) -> None:
-        """Restart critical jobs whose thread has ended or hangs. Checks at most once per CHECK_INTERVAL_S."""
+        """Restart overdue critical jobs (thread ended or hangs). Checks at most once per CHECK_INTERVAL_S."""
         if time.monotonic() - self._critical_jobs_checked_at < CHECK_INTERVAL_S:
             return
         self._critical_jobs_checked_at = time.monotonic()

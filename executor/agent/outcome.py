@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from executor.agent import retry
 from executor.agent.claim import JobNotClaimable
-from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED  # 500: FulcrumCore answers other requests
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables.jobs import Job
 from executor.errors import DatabaseUnavailable, FulcrumUnavailable
@@ -26,9 +26,9 @@ class Ending(StrEnum):
     """Says what happens to the job's row at the end of an attempt."""
 
     FINISH = "finish"  #: the job ends with a result, which is reported
-    ABANDON = "abandon"  #: the job ends with a result that is not reported
+    END_WITHOUT_REPORT = "abandon"  #: the job ends with a result that is not reported
     REQUEUE = "requeue"  #: the job gets another attempt
-    LEAVE_ROW = "leave_row"  #: the row does not change, because another agent process may own the job
+    KEEP_ROW_UNCHANGED = "leave_row"  #: the row does not change, because another agent process may own the job
 
 
 class MappingChange(StrEnum):
@@ -53,8 +53,9 @@ class Outcome:
     mapping_change: MappingChange = MappingChange.NONE
 
 
-#: The input of `outcome_of_attempt`: a result (of a run, or of an error before the run), an error of FulcrumCore, or an
-#: error of the database before the run.
+#: The input of `outcome_of_attempt`. A JobResult is the result of a run, or says which error occurred before the run.
+#: FulcrumUnavailable and DatabaseUnavailable: FulcrumCore or the database did not answer before the run.
+#: JobNotClaimable: the agent can never claim the job, for example because FulcrumCore has deleted it.
 ResultOrError = JobResult | FulcrumUnavailable | JobNotClaimable | DatabaseUnavailable
 
 
@@ -77,10 +78,10 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
     example because a text is too long.
     """
     if stop_reason == StopSignal.LEASE_LOST:
-        return Outcome(ending=Ending.LEAVE_ROW, reason="the lease was lost")
+        return Outcome(ending=Ending.KEEP_ROW_UNCHANGED, reason="the lease was lost")
     if isinstance(result_or_error, JobNotClaimable):
         result = JobResult(succeeded=False, code=result_or_error.code, detail=str(result_or_error))
-        return Outcome(ending=Ending.ABANDON, result=result, reason=str(result_or_error))
+        return Outcome(ending=Ending.END_WITHOUT_REPORT, result=result, reason=str(result_or_error))
     if isinstance(result_or_error, FulcrumUnavailable | DatabaseUnavailable):
         return _requeue_after_outage(result_or_error)
     if has_database_refused_result:
@@ -89,6 +90,7 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
         return Outcome(ending=Ending.FINISH, result=result)
     if stop_reason == StopSignal.AGENT_STOPPING and not result_or_error.succeeded:
         return Outcome(ending=Ending.REQUEUE, reason="the agent is stopping", counts_as_attempt=False)
+    # VM_ID_TAKEN: the VMID is not free. If the mapping is a reservation, the next attempt can reserve another VMID.
     is_vmid_taken = is_mapping_reserved and result_or_error.code is ErrorCode.VM_ID_TAKEN
     return _outcome_of_result(
         job, result_or_error, clock_offset_s, is_vmid_taken=is_vmid_taken, has_unused_reservation=has_unused_reservation
@@ -98,30 +100,30 @@ def outcome_of_attempt(  # noqa: PLR0913 (each parameter is one fact on which th
 def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Outcome:
     """Return the outcome of an attempt that could not start a run, because FulcrumCore or the database did not answer.
 
-    The attempt counts only after HTTP_STATUS_OF_ONE_FAILED_REQUEST (500). After this status, FulcrumCore may still
-    answer other requests, so the job may have caused the failure.
+    If `error.status` is HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED (500), FulcrumCore answers other requests, so the job
+    may have caused the failure. Only in this case, the attempt counts.
     """
     is_database_error = isinstance(error, DatabaseUnavailable)
     return Outcome(
         ending=Ending.REQUEUE,
         reason=DATABASE_OUTAGE_REASON if is_database_error else str(error),
         operator_reason=str(error) if is_database_error else "",
-        backoff_s=retry.backoff_after_unavailability_s(requested_s=getattr(error, "retry_after_s", None)),
-        counts_as_attempt=getattr(error, "status", None) == HTTP_STATUS_OF_ONE_FAILED_REQUEST,
+        backoff_s=retry.backoff_after_unavailability_s(retry_after_s=getattr(error, "retry_after_s", None)),
+        counts_as_attempt=getattr(error, "status", None) == HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED,
     )
 
 
 def _outcome_of_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
-    # The run was ended at its deadline (fence.py), because the agent was suspended or blocked. The agent may still have
-    # the lease. The job did not cause the end of the run.
+    # The run was ended, because the agent was suspended or blocked, and did not renew its leases in time. The job did
+    # not cause this, so it is requeued. If another process has reaped the job, the requeue is not stored.
     if result.code is ErrorCode.LEASE_LOST:
         return Outcome(
             ending=Ending.REQUEUE,
             reason=result.message,
             operator_reason=result.operator_message,
-            backoff_s=retry.backoff_after_unavailability_s(requested_s=None),
+            backoff_s=retry.backoff_after_unavailability_s(retry_after_s=None),
             counts_as_attempt=False,
         )
     backoff_s = retry.backoff_if_retried_s(job, result, clock_offset_s=clock_offset_s, gets_new_vmid=is_vmid_taken)

@@ -69,7 +69,7 @@ def store_outcome(engine: Engine, decide_outcome: DecideOutcome, lease: Lease, m
 
 
 def _write_outcome(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapping | None) -> None:
-    if outcome.ending is Ending.LEAVE_ROW:
+    if outcome.ending is Ending.KEEP_ROW_UNCHANGED:  # the lease was lost before the outcome was decided
         raise StaleJob(f"{outcome.reason} (job {lease.job_id})")
 
     def write(session: Session) -> None:
@@ -81,7 +81,7 @@ def _write_outcome(engine: Engine, outcome: Outcome, lease: Lease, mapping: Mapp
                 lease,
                 backoff_s=outcome.backoff_s,
                 reason=outcome.reason,
-                operator_reason=outcome.operator_reason,
+                operator_reason=outcome.operator_reason,  # more details, which no tenant may read
                 counts_as_attempt=outcome.counts_as_attempt,
             )
         else:
@@ -97,9 +97,11 @@ def _log_wait(error: DatabaseUnavailable) -> None:
 def report_state_after(outcome: Outcome) -> ReportState:
     """Return the report state of a job that ends with this outcome. Pure function.
 
-    JOB_CLAIMED_ELSEWHERE is the error of a job that an agent with another database has claimed.
+    The agent sends a report only in the state DUE. JOB_CLAIMED_ELSEWHERE is the error of a job that an agent with
+    another database has claimed. Any other job that the agent can never claim is ABANDONED, for example a job that
+    FulcrumCore has deleted.
     """
-    if outcome.ending is not Ending.ABANDON:
+    if outcome.ending is not Ending.END_WITHOUT_REPORT:
         return ReportState.DUE
     is_claimed_elsewhere = outcome.result is not None and outcome.result.code is ErrorCode.JOB_CLAIMED_ELSEWHERE
     return ReportState.CLAIMED_ELSEWHERE if is_claimed_elsewhere else ReportState.ABANDONED
@@ -111,11 +113,12 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
     The mapping stores how many cores, snapshots and backups and how much memory and disk space its VM uses. Before a
     run, a job reserves what it will add to these amounts. The reserved amounts are added to the mapping after a
     success, and after a failed create that may have made a VM. After a success, the result says how many cores and how
-    much memory the VM actually has.
+    much memory the VM actually has. The mapping of a create is RESERVED until the create succeeds.
     """
     result = outcome.result
     if outcome.mapping_change is MappingChange.DELETE:
-        mappings.delete_reservation(session, mapping.id, result.message if result else outcome.reason)
+        # The service has no VM with the reserved VMID. The row is kept, with the state DELETED and the reason.
+        mappings.mark_reserved_mapping_deleted(session, mapping.id, result.message if result else outcome.reason)
     elif outcome.mapping_change is MappingChange.APPLY_RESULT and result is not None:
         if result.succeeded:
             mappings.apply_result(session, mapping.id, result.vm)
@@ -130,10 +133,10 @@ def _change_mapping(session: Session, mapping: Mapping, outcome: Outcome, job_id
 def _is_vm_absent(result: JobResult) -> bool:
     """Return whether a failed create has certainly made no VM.
 
-    If this is not certain, for example because the run's processes were killed (`was_killed`), a partial clone may
-    exist: a clone whose configuration was not finished.
+    If this is not certain, for example because the run's processes were killed (`is_effect_unknown`), a partial clone
+    may exist: a clone whose configuration was not finished.
     """
-    return not result.vm and not result.was_killed and result.code in CODES_WITHOUT_VM
+    return not result.vm and not result.is_effect_unknown and result.code in CODES_WITHOUT_VM
 
 
 def log_outcome(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
@@ -144,7 +147,8 @@ def log_outcome(job: Job, mapping: Mapping | None, outcome: Outcome) -> None:
         log.warning(
             "job_requeued", attempt=job.attempt, backoff_s=backoff_s, reason=outcome.operator_reason or outcome.reason
         )
-    elif outcome.ending is Ending.ABANDON:
+    elif outcome.ending is Ending.END_WITHOUT_REPORT:
+        # This event has the same name for both report states, ABANDONED and CLAIMED_ELSEWHERE.
         log.warning("job_abandoned", error_code=result.code, reason=outcome.reason)
     else:
         log.info(

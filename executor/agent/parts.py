@@ -1,6 +1,7 @@
 """Builds the parts of an agent process (dispatcher, worker, lease keeper, critical jobs) from its settings.
 
-Also decides for each critical job whether every agent executes it, or only one of the agents that share a database.
+Also decides for each critical job whether every agent process executes it, or only one of the processes that share a
+database.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
-#: Number of lease durations without a renewal after which the allocations of another agent process no longer count.
+#: If another agent process has not renewed its leases for this many lease durations, its allocations no longer count.
 #: An allocation is the memory and cores of a Proxmox node that a run needs for its VM.
 VANISHED_AFTER_LEASES = 2.0
 
@@ -70,9 +71,11 @@ class SharedDependencies:
 
     @cached_property
     def database_use_confirmer(self) -> DatabaseUseConfirmer:
-        """Stores repeatedly that this agent of FulcrumCore uses the database, so that no other agent uses it.
+        """The object whose method `confirm` records, in the database, this agent as the user of the database.
 
-        The heartbeat and the lease keeper use the same object.
+        While `confirm` records this regularly, no agent with another id in FulcrumCore uses the database. Several
+        processes of one agent may share the database. The heartbeat and the lease keeper call `confirm` of the same
+        object.
         """
         return DatabaseUseConfirmer(
             engine=self.engine,
@@ -96,7 +99,7 @@ def _build_worker(shared: SharedDependencies, runner: Runner, clone_limit: Clone
             proxmox=shared.proxmox,
             settings=settings,
             cluster=playbook_settings.cluster,
-            # Reserves what a job adds to its tenant's usage (VMs, cores, memory, disks), within the tenant's limits.
+            # Reserves what a job adds to its tenant's usage (for example cores, memory), within the tenant's limits.
             tenant_usage=TenantUsage(engine=shared.engine, proxmox=shared.proxmox, settings=settings),
         ),
         resource_allocator=ResourceAllocator(
@@ -111,6 +114,7 @@ def _build_worker(shared: SharedDependencies, runner: Runner, clone_limit: Clone
 
 
 def _build_shared_allocations(shared: SharedDependencies) -> SharedAllocations | None:
+    """Return access to the allocations of all processes; None on SQLite, where this process is the only one."""
     if shared.engine.dialect.name == "sqlite":
         return None
     settings = shared.settings
@@ -144,9 +148,10 @@ def build_dispatcher(shared: SharedDependencies, runner: Runner, meters: Prometh
 def build_lease_keeper(shared: SharedDependencies, dispatcher: Dispatcher, runner: Runner) -> LeaseKeeper:
     """Return the lease keeper, which renews the leases of the dispatcher's jobs, with its fence.
 
-    If the leases cannot be renewed, the fence (SMITH_FENCE) ends all runs before the leases expire. It also sets the
-    deadline of all runs, at which they end even if this process is suspended. After each renewal, the lease keeper
-    stores the story of each run: the summary of what the run has done.
+    If the leases cannot be renewed, the fence (SMITH_FENCE) ends all runs before the leases expire. It also sets a
+    deadline for all runs, a time before the leases expire. At the deadline, a guard process of each run ends the run,
+    even if this process is suspended. After each renewal, the lease keeper stores the story of each run: the summary of
+    what the run has done.
     """
     settings = shared.settings
     fence = Fence(
@@ -160,6 +165,7 @@ def build_lease_keeper(shared: SharedDependencies, dispatcher: Dispatcher, runne
         engine=shared.engine,
         dispatcher=dispatcher,
         fence=fence,
+        # The reaper takes jobs with expired leases from other processes. On SQLite, this process is the only one.
         reaper=None if shared.engine.dialect.name == "sqlite" else _build_reaper(shared),
         state=shared.state,
         boot_id=shared.boot_id,
@@ -175,6 +181,8 @@ def _build_reaper(shared: SharedDependencies) -> Reaper:
         state=shared.state,
         boot_id=shared.boot_id,
         lease_s=shared.settings.smith_lease_s,
+        # A job whose run may still be in progress is reaped only after the job's deadline. Deadlines are times of
+        # FulcrumCore's clock.
         get_fulcrum_clock_offset_s=lambda: shared.fulcrum.clock_offset_s,
     )
 
@@ -237,8 +245,9 @@ def build_critical_jobs(
 ) -> list[CriticalJob]:
     """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0.
 
-    `fulcrum_link` records whether FulcrumCore answers. A failed request of a critical job with `fulcrum_link` is
-    recorded as an outage. `may_use_database` is False while an agent with another id uses the database.
+    `fulcrum_link` records whether FulcrumCore answers. If a critical job fails because FulcrumCore does not answer or
+    refuses the token, the failure is recorded in `fulcrum_link` only if the critical job has this argument.
+    `may_use_database` is False while an agent with another id uses the database.
     """
     settings, state = shared.settings, shared.state
     fulcrum_link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
@@ -247,6 +256,7 @@ def build_critical_jobs(
     heartbeat = Heartbeat(
         fulcrum=shared.fulcrum,
         state=state,
+        # Called once, after FulcrumCore has sent this agent's id. An installation is all processes with one database.
         on_agent_identified=token_use_checker.warn_if_other_installation_uses_token,
         on_first_heartbeat_sent=shared.database_use_confirmer.confirm,
     )
@@ -258,7 +268,7 @@ def build_critical_jobs(
         engine=shared.engine,
         settings=settings,
         # Moves the artifacts that could not be moved from the run folder to the data folder when their run ended.
-        retry_artifact_moves_to_data_folder=runner.artifact_store.retry_artifact_moves_to_data_folder,
+        retry_artifact_moves=runner.artifact_store.retry_artifact_moves,
     )
     jobs = [
         CriticalJob(
@@ -271,29 +281,32 @@ def build_critical_jobs(
         CriticalJob(
             name="GetPendingJobs",
             interval_s=settings.fulcrum_poll_interval_s,
+            # This method checks `may_poll` itself, because `may_start`, which checks it below, is ignored if
+            # `is_executed_by_each_process` is true.
             run=poller.poll_if_allowed,
             wake_requested=state.poll_requested,
             fulcrum_link=fulcrum_link,
             # In Mode.SERVE, one agent process polls for all processes that share the database. In the other modes, this
-            # process ends after its own polls. On SQLite, there is only one process, and storing which process polls
-            # would cost a write per poll.
-            runs_on_each_agent=mode is not Mode.SERVE or shared.engine.dialect.name == "sqlite",
+            # process ends after its own polls, so it must poll itself. On SQLite, this process is the only one.
+            is_executed_by_each_process=mode is not Mode.SERVE or shared.engine.dialect.name == "sqlite",
             may_start=lambda: poller.may_poll,
-            starts_early_on_request=True,
+            # When `wake_requested` is set, this process polls at once, even if another process has just polled.
+            ignores_period_if_requested=True,
         ),
         CriticalJob(
             name="PruneCompletedJobs",
             interval_s=prune_interval_s,
             run=pruner.prune,
-            run_if_other_agent_executes=pruner.prune_artifacts_of_this_machine,
-            runs_on_each_agent=False,
+            run_if_other_process_executes=pruner.prune_artifacts_of_this_machine,
+            is_executed_by_each_process=False,
             may_start=may_use_database,
         ),
         CriticalJob(
             name="PurgeDeletedVms",
             interval_s=prune_interval_s,
-            run=_build_purger(shared).submit_due_deletions,
-            runs_on_each_agent=False,
+            # If the grace period (SMITH_DELETE_GRACE_S) of a deleted service has ended, adds a job to delete its VM.
+            run=_build_purger(shared).add_jobs_to_delete_expired_vms,
+            is_executed_by_each_process=False,
             may_start=may_use_database,
             fulcrum_link=fulcrum_link,
         ),
@@ -301,14 +314,14 @@ def build_critical_jobs(
             name="ReportMetric",
             interval_s=settings.smith_metrics_interval_s,
             run=_build_vm_metrics(shared).report,
-            runs_on_each_agent=False,
+            is_executed_by_each_process=False,
             may_start=may_use_database,
         ),
         CriticalJob(
             name="Reconcile",
             interval_s=settings.smith_reconcile_interval_s,
             run=reconciler.check_and_repair,
-            runs_on_each_agent=False,
+            is_executed_by_each_process=False,
             may_start=may_use_database,
         ),
     ]

@@ -21,7 +21,7 @@ from executor.agent import crash_points, secret_owners
 from executor.agent.log_limiter import LogLimiter
 from executor.agent.state import AgentState
 from executor.database import notifications, outbox, queries, reopening
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.job_queue import NewJob
 from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
@@ -80,6 +80,8 @@ class Poller:
     polls_only_once: bool = False  #: for `smith run --once`
     _page_size: int = PAGE_SIZE
     _idle_poll_count: int = 0  #: number of polls since the last new job
+    # `LogLimiter.should_log(count)` returns True if `count` is larger than in the last log line, or if this line is an
+    # hour old. It returns False for 0.
     _unusable_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _other_agents_jobs_log_limiter: LogLimiter = field(default_factory=LogLimiter)
     _open_only_at_fulcrum_log_limiter: LogLimiter = field(default_factory=LogLimiter)
@@ -153,11 +155,13 @@ class Poller:
         """Reopen or store each job that is claimed by this agent at FulcrumCore, but is not open in this database.
 
         A job that has ended in this database is reopened. A job without a row was claimed by another installation,
-        because this agent stores each job before it claims the job. Such a job is stored only to show it to operators.
+        because this agent stores each job before it claims the job. This holds even after a loss of the database:
+        `recover_claimed_jobs` stores the claimed jobs again before the first poll. A job of another installation is
+        stored only to show it to operators.
         """
         jobs = self._jobs_for_this_agent(self.fulcrum.processing_jobs_of_agent(self.state.agent_id))
         self._reopen_jobs(jobs, are_claimed_at_fulcrum=True)
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
         unknown_jobs = [job for job in jobs if job.id not in stored_ids]
         if unknown_jobs:
@@ -165,16 +169,20 @@ class Poller:
                 replace(self._new_row(job, is_claimed_at_fulcrum=True), is_claimed_elsewhere=True)
                 for job in unknown_jobs
             ]
+            # Stores the jobs and, for each secret that a job names, the service that owns the secret.
             secret_owners.store_jobs_and_secret_owners(self.engine, self.secret_resolver, rows)
         self._update_and_log_jobs_open_only_at_fulcrum(jobs)
 
     def _update_and_log_jobs_open_only_at_fulcrum(self, processing_jobs: list[FulcrumJob]) -> None:
-        """Store which jobs of another installation FulcrumCore lists; log how many jobs are open only at FulcrumCore.
+        """Update the rows of another installation's jobs, and log how many jobs are open only at FulcrumCore.
 
-        A job is open only at FulcrumCore if another installation has claimed the job, or if FulcrumCore has not
-        accepted the job's report. `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent.
+        A job is open only at FulcrumCore for one of two causes. Another installation has claimed the job. Or the job
+        has ended in this database, and an attempt to report it has failed; the agent will retry the report.
+        `processing_jobs` are all jobs that FulcrumCore lists as claimed by this agent.
         """
         with transaction(self.engine) as session:
+            # Another installation's job has the report state CLAIMED_ELSEWHERE while FulcrumCore lists it as claimed,
+            # and ABANDONED otherwise.
             outbox.update_jobs_claimed_elsewhere(session, [job.id for job in processing_jobs])
             counts = queries.count_jobs_open_only_at_fulcrum(session)  # one count for each of the two causes
         if self._open_only_at_fulcrum_log_limiter.should_log(sum(counts.values())):
@@ -189,7 +197,8 @@ class Poller:
     def _jobs_for_this_agent(self, jobs: list[FulcrumJob]) -> list[FulcrumJob]:
         """Return the jobs of this agent, and log the number of jobs of other agents.
 
-        FulcrumCore lists the jobs of another agent if the token in the settings now belongs to that agent.
+        `state.agent_id` is the agent of the token at the first heartbeat. If the token belongs to another agent now,
+        FulcrumCore lists the jobs of that agent.
         """
         jobs_of_this_agent = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
         other_agents_job_count = len(jobs) - len(jobs_of_this_agent)
@@ -198,10 +207,13 @@ class Poller:
         return jobs_of_this_agent
 
     def _store_new_jobs(self, jobs: list[FulcrumJob], *, is_claimed_at_fulcrum: bool = False) -> int:
-        """Add a row for each job that has none; return the number of new rows."""
+        """Add a row for each job that has none; return the number of new rows.
+
+        A job that has a row is reopened if the row says that the job has ended and needs no report.
+        """
         if not jobs:
             return 0
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             stored_ids = queries.stored_fulcrum_ids(session, [job.id for job in jobs])
         self._reopen_jobs([job for job in jobs if job.id in stored_ids], are_claimed_at_fulcrum=is_claimed_at_fulcrum)
         new_jobs = [job for job in jobs if job.id not in stored_ids]
@@ -217,20 +229,21 @@ class Poller:
     def _reopen_jobs(self, jobs: list[FulcrumJob], *, are_claimed_at_fulcrum: bool) -> None:
         """Reopen each settled job: a job whose row says that it has ended and needs no report.
 
-        FulcrumCore lists all `jobs` as open.
+        FulcrumCore lists all `jobs` as open: as claimed by this agent (`are_claimed_at_fulcrum`), or as pending.
         """
         if not jobs:
             return
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             settled_ids = queries.settled_fulcrum_ids(session, [job.id for job in jobs])
         if not settled_ids:
             return
         with transaction(self.engine) as session:
+            # The deadlines in the rows are times of FulcrumCore's clock.
             now_at_fulcrum = utc_now() + timedelta(seconds=self.fulcrum.clock_offset_s)
             count = reopening.reopen(
                 session, settled_ids, are_claimed_at_fulcrum=are_claimed_at_fulcrum, now_at_fulcrum=now_at_fulcrum
             )
-            notifications.notify_agents_of_jobs(session)
+            notifications.notify_agent_processes_of_jobs(session)
         if count:
             log.warning("jobs_reopened", count=count)
             self.state.dispatch_requested.set()

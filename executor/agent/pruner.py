@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum number of jobs deleted in one transaction, so that other writers wait for the database only a short time.
+#: Maximum number of jobs, or of rows of another table, that one transaction deletes. So other writers wait for the
+#: database only a short time.
 BATCH_SIZE = 500
 #: Wait between two such transactions. During this wait, other writers can write.
 BATCH_WAIT_S = 0.05
 BYTES_PER_MIB = 1024 * 1024
-#: Minimum age of artifacts that are deleted to limit the total size. The run of younger artifacts may not have ended.
+#: Minimum age of artifacts that are deleted to limit the total size. The agent may still read the result of a run
+#: from younger artifacts.
 MIN_AGE_FOR_SIZE_LIMIT_S = 600.0
 
 
@@ -42,7 +44,7 @@ class Pruner:
     settings: Settings
     #: A run writes its artifacts into the run folder (SMITH_RUN_DIR). After the run, they are moved to the data folder.
     #: This function retries the moves that have failed, for example for lack of space.
-    retry_artifact_moves_to_data_folder: Callable[[], object] = lambda: None
+    retry_artifact_moves: Callable[[], object] = lambda: None
 
     @property
     def artifacts_dir(self) -> Path:
@@ -50,12 +52,13 @@ class Pruner:
         return self.settings.smith_data_dir / "artifacts"
 
     def prune(self) -> None:
-        """Delete old jobs, old rows of deleted mappings, old artifacts, and the oldest artifacts above the size limit.
+        """Delete old rows, old artifacts, and the oldest artifacts above the size limit.
 
-        A deleted mapping keeps its row, in the state deleted, until this function deletes the row.
-        Also delete unused rows of vault references, and the rows of old runs that operators started. A vault reference
-        is the text by which a job names a secret in FulcrumCore's vault.
-        Then call `retry_artifact_moves_to_data_folder`, because there may be enough space now.
+        The deleted rows are old jobs, old deleted mappings, unused vault references, and old runs that operators
+        started. A deleted mapping keeps its row, in the state deleted, until this method deletes the row. A vault
+        reference is the text by which a job names a secret in FulcrumCore's vault.
+
+        At the end, call `retry_artifact_moves`, because there may be enough space now.
         """
         deleted_job_count = self._delete_old_jobs()
         deleted_mapping_count = self._delete_rows_of_deleted_mappings()
@@ -71,7 +74,7 @@ class Pruner:
         """Delete old artifacts, and the oldest artifacts above the size limit; log the counts unless all are 0."""
         old_folder_count = self._delete_old_artifacts()
         folder_count_over_limit = self._limit_artifacts_size()
-        self.retry_artifact_moves_to_data_folder()
+        self.retry_artifact_moves()
         if deleted_job_count or deleted_mapping_count or old_folder_count or folder_count_over_limit:
             log.info(
                 "pruned",
@@ -82,9 +85,9 @@ class Pruner:
             )
 
     def _delete_old_jobs(self) -> int:
-        """Delete old jobs with their runs and artifacts, and the rows of agent processes that ended long ago.
+        """Delete old jobs with their runs and artifacts; return how many jobs were deleted.
 
-        Returns how many jobs were deleted.
+        This function also deletes the rows of agent processes that were last running before `oldest_kept_time`.
         """
         oldest_kept_time = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
         total_count = 0

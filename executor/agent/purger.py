@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from executor.agent.refusals import MIN_REFUSAL_DURATION_S, MIN_REFUSALS, Http403Counter, NotCertainlyGone
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings, queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: The wait between two reads of a service for which FulcrumCore answers 403 (a refusal). After MIN_REFUSALS refusals in
-#: at least MIN_REFUSAL_DURATION_S, the service counts as gone (deleted). The wait is at most the interval of the
-#: critical job, because the agent restarts a critical job whose execution lasts much longer than the interval.
+#: The wait between two reads of a service for which FulcrumCore answers 403 (a refusal). The service counts as gone
+#: (deleted) after MIN_REFUSALS refusals, if at least MIN_REFUSAL_DURATION_S are between the first and the last. The
+#: wait is at most the interval of the critical job, because the agent restarts a critical job whose execution lasts
+#: much longer than the interval.
 REPEATED_READ_INTERVAL_S = MIN_REFUSAL_DURATION_S / (MIN_REFUSALS - 1)
-#: Maximum number of reads of a service in one execution, if FulcrumCore answers 403 for the service: one more than the
-#: minimum after which the service counts as gone.
+#: Maximum number of reads of a service in one execution, if FulcrumCore answers 403 for the service. With waits of
+#: REPEATED_READ_INTERVAL_S, a deleted service counts as gone after MIN_REFUSALS reads; with shorter waits, one more
+#: read may be necessary.
 MAX_READS_PER_SERVICE = MIN_REFUSALS + 1
 
 
@@ -58,13 +60,13 @@ class VmPurger:
     #: Ids of the mappings for which a log line says that the VM is not deleted, because the service has not ended.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
-    def submit_due_deletions(self) -> None:
+    def add_jobs_to_delete_expired_vms(self) -> None:
         """Add a delete job for each VM that is due for deletion and whose service has ended. Raises FulcrumUnavailable.
 
         A VM whose service has not ended does not delay the deletion of other VMs. If FulcrumCore answers 403 for a
         service, the service is read at most MAX_READS_PER_SERVICE times to find out whether it was deleted.
         """
-        if not self.state.agent_id:
+        if not self.state.agent_id:  # empty until FulcrumCore has accepted the agent's token for the first time
             return
         uncertain_mappings = self._submit_deletions_for_ended_services(self._due_mappings())
         for _repeated_read in range(MAX_READS_PER_SERVICE - 1):
@@ -79,7 +81,7 @@ class VmPurger:
     def _submit_deletions_for_ended_services(self, mappings_to_check: Iterable[Mapping]) -> list[Mapping]:
         """Add a delete job for each VM whose service has ended. Return the mappings whose service must be read again.
 
-        Raises FulcrumUnavailable when FulcrumCore answers no request.
+        Raises FulcrumUnavailable when FulcrumCore does not answer, or does not accept the agent's token.
         """
         vmids: list[int] = []
         uncertain_mappings: list[Mapping] = []
@@ -95,14 +97,14 @@ class VmPurger:
         finally:
             if vmids:
                 log.info("vm_deletion_due", vmids=vmids)
-                self.state.dispatch_requested.set()
+                self.state.dispatch_requested.set()  # wakes the dispatcher, which claims jobs from the queue
         return uncertain_mappings
 
     def _due_mappings(self) -> Iterator[Mapping]:
         """Yield every mapping whose VM is due for deletion. The mappings are read in pages."""
         last_mapping: Mapping | None = None
         while True:
-            with reading(self.engine) as session:
+            with read_only_session(self.engine) as session:
                 page = mappings.mappings_due_for_deletion(session, self.cluster, after=last_mapping)
             yield from page
             if len(page) < mappings.MAX_DUE_MAPPINGS:  # the page size
@@ -113,9 +115,9 @@ class VmPurger:
         """Return whether the mapping's service has ended in FulcrumCore.
 
         Logs a warning when the service has not ended, or when FulcrumCore does not return the service. A service has
-        not ended if, for example, FulcrumCore has failed the service's delete job after the job timeout. Raises
-        NotCertainlyGone when the service must be read again, and FulcrumUnavailable when FulcrumCore answers no
-        request.
+        not ended if, for example, FulcrumCore has set the service's delete job to failed after the job timeout.
+        Raises NotCertainlyGone when the service must be read again. Raises FulcrumUnavailable when FulcrumCore does not
+        answer, or does not accept the agent's token.
         """
         try:
             service = self._read_service(mapping.service_id)
@@ -124,8 +126,9 @@ class VmPurger:
         except NotCertainlyGone:
             raise
         except (FulcrumRefused, FulcrumUnavailable) as error:
+            # An answer such as 400 raises FulcrumRefused.
             if isinstance(error, FulcrumUnavailable):
-                self.fulcrum.get_own_agent()  # raises FulcrumUnavailable if FulcrumCore answers no request
+                self.fulcrum.get_own_agent()  # raises FulcrumUnavailable if this request fails, too
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(error))
             return False
         if mapping.id not in self._logged_mapping_ids:
@@ -136,12 +139,13 @@ class VmPurger:
     def _read_service(self, service_id: str) -> FulcrumService | None:
         """Return the service, or None when FulcrumCore has deleted the service.
 
-        FulcrumCore answers 403 for a deleted service, but also while its database is down. `Http403Counter` decides
-        whether the service counts as deleted. Raises NotCertainlyGone when the service does not count as deleted yet.
+        FulcrumCore answers 403 for a deleted service, but also while its database is down. `Http403Counter` counts the
+        answers with 403, and raises NotCertainlyGone until the service counts as deleted.
         """
         try:
             return self.fulcrum.get_service(service_id)
         except FulcrumAuthError:  # FulcrumCore has answered 401 or 403
+            # First checks that FulcrumCore accepts the agent's token, and raises FulcrumUnavailable if it does not.
             self.http_403_counter.require_service_gone(service_id)
             return None
 
@@ -177,13 +181,14 @@ class VmPurger:
             delete_job = NewJob(
                 fulcrum_id=str(uuid.uuid4()),
                 service_id=mapping.service_id,
-                group_id=None,
+                group_id=None,  # the service's group in FulcrumCore; None for a local job
                 action="delete",
                 params=None,
-                service=None,
-                defect=None,
+                service=None,  # FulcrumCore's JSON object of the service; None for a local job
+                defect=None,  # says what is invalid in a job; None for a valid job
                 priority=0,  # below FulcrumCore's default of 1, so jobs that users wait for are claimed first
-                core_created_at=now,
+                core_created_at=now,  # of a job from FulcrumCore: when FulcrumCore created the job
+                # By FulcrumCore's clock, which is `clock_offset_s` ahead of this machine's clock.
                 deadline_at=now + timedelta(seconds=self.fulcrum.clock_offset_s + self.job_timeout_s),
                 is_local=True,
             )

@@ -1,11 +1,13 @@
-"""Reaps jobs of the other agents of a shared database, if the leases of the jobs were not renewed for long enough.
+"""Reaps a job of another agent of a shared database if the job's lease has not been renewed for a full lease time.
 
 A lease is the time-limited ownership of a job. To reap a job is to take it from its owner. The owner may still run the
 job's playbook, for example while it cannot reach the database. So an agent reaps a job only when no run of the owner
 can be in progress. This is certain in three cases:
 
-1. The owner fences: it ends its runs before its leases expire.
-2. The job's deadline has passed: every run ends before the deadline.
+1. The owner is an agent that fences itself: if it cannot renew its leases, it ends its own runs before the leases
+   expire.
+2. The job's deadline passed at least KILL_TIME_S (below) ago: every run times out before the deadline, and the
+   processes of the run end within KILL_TIME_S.
 3. No run is stored: the owner stores each run before the run starts, and can store none after the job was reaped.
 
 The reaper does not compare the clocks of two machines. It measures with the monotonic clock of its machine for how long
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.state import AgentState
 from executor.database import notifications, other_leases, reaping
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.other_leases import LeaseOfOtherProcess
 from executor.database.times import utc_now
 from executor.log import get_logger
@@ -43,7 +45,8 @@ MAX_LEASE_S = 3600.0
 #: How long the processes of a run may exist after the run has timed out. A run times out before the job's deadline.
 KILL_TIME_S = 15.0
 
-#: Job id, epoch (fencing token) and end of a lease. A claim changes the epoch, and a renewal changes the end.
+#: Job id, epoch (fencing token) and end of a lease. A claim changes the epoch, and a renewal changes the end. A lease
+#: whose end is None counts as expired.
 LeaseState = tuple[int, int, datetime | None]
 
 
@@ -92,9 +95,8 @@ def decide_reaping(  # noqa: PLR0913 (each parameter is one fact about the lease
     """Decide whether a job is reaped. The job's lease has not changed for `unchanged_s`. Pure function.
 
     A job is kept until its lease has expired and has not changed for `lease_s`, the length of this agent's leases.
-    `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_stored_run` is False
-    when the owner's attempt has not started a run, for example because the attempt waits for the permission to run a
-    clone.
+    `is_past_deadline` is True when KILL_TIME_S has passed since the job's deadline. `has_stored_run` is False when the
+    owner has stored no run since it claimed the job, for example because it waits until clones of other jobs end.
     """
     if unchanged_s < lease_s or not (is_expired or unchanged_s >= MAX_LEASE_S):
         return ReapDecision.KEEP
@@ -111,9 +113,10 @@ class Reaper:
 
     engine: Engine
     state: AgentState
-    boot_id: str  #: id of this agent process, whose own leases are not observed
+    boot_id: str  #: the random id of this agent process (not of the machine); its own leases are not observed
     lease_s: float  #: length of a lease
-    get_fulcrum_clock_offset_s: Callable[[], float]  #: how far FulcrumCore's clock is ahead of this machine's clock
+    #: Returns how far FulcrumCore's clock is ahead of this machine's clock. Deadlines are times of FulcrumCore's clock.
+    get_fulcrum_clock_offset_s: Callable[[], float]
     clock: Callable[[], float] = time.monotonic
     _observation: LeaseObservation = field(default_factory=LeaseObservation)
     #: The leases for which a log line says that the job is reaped only after its deadline.
@@ -121,10 +124,9 @@ class Reaper:
 
     def reap(self) -> None:
         """Read the leases of the other agents once, and reap the jobs whose owners have certainly ended their runs."""
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             leases = other_leases.leases_of_other_processes(session, self.boot_id)
-        # The clock is read after the leases: a measurement must not start before the lease was read. `reaping.reap`
-        # checks again that a lease has not changed.
+        # The clock is read after the leases: a measurement must not start before the lease was read.
         now = self.clock()
         self._observation = observe_leases(self._observation, map(lease_state, leases), now, lease_s=self.lease_s)
         decisions = [(lease, self._decide_reaping(lease, now)) for lease in leases]
@@ -135,12 +137,12 @@ class Reaper:
         if not leases_to_reap:
             return
         with transaction(self.engine) as session:
-            reaped_jobs = reaping.reap(session, leases_to_reap)
-            notifications.notify_agents_of_jobs(session)
-        for job_row_id, status in reaped_jobs:
-            log.warning("job_reaped", job_row_id=job_row_id, status=status)
-            self.state.dispatch_requested.set()
-            self.state.report_requested.set()
+            reaped_jobs = reaping.reap(session, leases_to_reap)  # without jobs whose lease has changed since the read
+            notifications.notify_agent_processes_of_jobs(session)
+        for job_row_id, new_status in reaped_jobs:
+            log.warning("job_reaped", job_row_id=job_row_id, status=new_status)
+            self.state.dispatch_requested.set()  # wakes the dispatcher, which may claim the job
+            self.state.report_requested.set()  # wakes the reporter: a job that was reaped too often has failed
 
     def _decide_reaping(self, lease: LeaseOfOtherProcess, now: float) -> ReapDecision:
         now_at_fulcrum = utc_now().timestamp() + self.get_fulcrum_clock_offset_s()

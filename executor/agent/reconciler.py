@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from executor.agent.state import AgentState
 from executor.database import audit, drift_checks
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.drift.facts import AUTOMATIC_REPAIRS, DriftKind, Finding
 from executor.drift.inspector import DriftInspector
 from executor.drift.repair import apply_repair
@@ -25,7 +25,8 @@ from executor.log import get_logger
 
 log = get_logger(__name__)
 
-#: How long a check waits for the first heartbeat, because the response to the heartbeat contains the agent's id.
+#: Maximum time for which a check waits for the first heartbeat. The heartbeat's response contains the agent's id, which
+#: the check needs.
 AGENT_ID_TIMEOUT_S = 20.0
 AGENT_ID_CHECK_INTERVAL_S = 0.2
 #: Maximum age of the findings in web pages and metrics, as a number of intervals of the critical job. Older findings
@@ -47,7 +48,10 @@ class Reconciler:
     _inconclusive_reason: str = ""
 
     def check_and_repair(self) -> None:
-        """Check once, apply automatic repairs, log new and resolved findings. Raises FulcrumUnavailable, JobError."""
+        """Check once, apply automatic repairs, log new and resolved findings.
+
+        Raises FulcrumUnavailable, or JobError if a request to Proxmox fails.
+        """
         if not self._wait_for_first_heartbeat():
             return
         outcome = self.inspector.check_drift(self.state.agent_id)
@@ -65,7 +69,7 @@ class Reconciler:
         """Return the open findings; None if the database fails, or if every recent check was inconclusive."""
         max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
         encoded_findings = None
-        with contextlib.suppress(DatabaseError), reading(self.inspector.engine) as session:
+        with contextlib.suppress(DatabaseError), read_only_session(self.inspector.engine) as session:
             encoded_findings = drift_checks.latest_findings(session, self.inspector.cluster, max_age_s=max_age_s)
         return None if encoded_findings is None else decode_findings(encoded_findings)
 
@@ -86,13 +90,14 @@ class Reconciler:
         deadline = time.monotonic() + AGENT_ID_TIMEOUT_S
         while not state.agent_id and time.monotonic() < deadline and not state.stopping.is_set():
             state.stopping.wait(AGENT_ID_CHECK_INTERVAL_S)
+        # `draining` is set when the process claims no more jobs, `stopping` when its loops must end.
         return bool(state.agent_id) and not state.draining.is_set() and not state.stopping.is_set()
 
     def _repair_if_automatic(self, finding: Finding) -> bool:
         """Apply the repair of a finding if it is one of AUTOMATIC_REPAIRS. Return whether it is one of them.
 
-        Return True even when the repair is impossible now, because the next check will try again. The audit entry of
-        the repair names the agent as its author.
+        The result is True even when the repair is impossible now: the caller does not store the finding, and the next
+        check tries again. The audit entry of the repair names the agent as its author.
         """
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False

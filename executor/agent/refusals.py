@@ -1,11 +1,11 @@
 """Decides whether a job or service that FulcrumCore refuses with 403 is gone: deleted, or given to another agent.
 
-FulcrumCore answers 403 for a job or service that does not exist or that belongs to another agent. FulcrumCore also
-answers 403 while its database is down, even if some requests succeed in that time. If the agent abandoned a job that
-exists, the job would stay open in FulcrumCore and block its service. If the agent treated an existing service as
-deleted, the agent would delete the service's VM. So a job or service counts as gone only after MIN_REFUSALS refusals,
-of which the first and the last are at least MIN_REFUSAL_DURATION_S apart, while FulcrumCore accepts the agent's token.
-In this module, an object is a job or a service.
+FulcrumCore answers 403 for a job or service that does not exist or that belongs to another agent. While its database is
+down, FulcrumCore answers some of the requests about existing jobs and services with 403, too. If the agent
+abandoned a job that exists, the job would stay open in FulcrumCore and block its service. If the agent treated an
+existing service as deleted, the agent would delete the service's VM. So a job or service counts as gone only after
+MIN_REFUSALS refusals, of which the first and the last are at least MIN_REFUSAL_DURATION_S apart, while FulcrumCore
+accepts the agent's token. In this module, an object is a job or a service.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED  # HTTP status 500
 from executor.errors import FulcrumAuthError, FulcrumError, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
 
@@ -72,7 +72,7 @@ def refusals_after_check(
     (`is_agent_accepted`), and whether FulcrumCore returns the object (`is_object_readable`). Pure function.
     """
     if not is_agent_accepted:
-        return {}  # FulcrumCore refuses every request now, so earlier refusals prove nothing
+        return {}  # FulcrumCore refuses the token or does not answer, so earlier refusals prove nothing
     refusals = {key: value for key, value in earlier_refusals.items() if now - value.last_at <= MAX_REFUSAL_AGE_S}
     previous_refusals = refusals.pop(object_id, None)
     return refusals if is_object_readable else refusals | {object_id: add_refusal(previous_refusals, now)}
@@ -91,8 +91,9 @@ class Http403Counter:
         """Check that the job is gone. Call this method after a request about the job was answered with 403.
 
         `refused_request` describes the refused request for the error text, such as "return the job". Raises
-        FulcrumUnavailable if the caller must retry its request, because FulcrumCore refuses every request or can return
-        the job. Raises NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often and long enough.
+        FulcrumUnavailable if FulcrumCore does not accept the agent's token, does not answer, or now returns the job.
+        Raises NotCertainlyGone, a subclass, if FulcrumCore has not refused the job often and long enough. After both
+        exceptions, the caller must retry its request.
         """
         self._require_gone(fulcrum_id, self.fulcrum.get_job, refused_request)
 
@@ -108,7 +109,7 @@ class Http403Counter:
             raise
         try:
             read(object_id)
-        except FulcrumAuthError:
+        except FulcrumAuthError:  # FulcrumCore has answered 401 or 403
             self._require_enough_refusals(object_id, refused_request)
             return
         self._update_refusals(object_id, is_agent_accepted=True, is_object_readable=True)
@@ -117,7 +118,7 @@ class Http403Counter:
             "the agent retries"
         )
         # With this status, the caller knows that only one request failed, and records no outage of FulcrumCore.
-        raise FulcrumUnavailable(text, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST)
+        raise FulcrumUnavailable(text, status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED)
 
     def _require_enough_refusals(self, object_id: str, refused_request: str) -> None:
         """Count a refusal. Raises NotCertainlyGone if the object does not count as gone yet."""
@@ -130,7 +131,7 @@ class Http403Counter:
             f"FulcrumCore refused to {refused_request} "
             f"({refusals.count} refusals in {self.clock() - refusals.first_at:.0f} s); the agent retries"
         )
-        raise NotCertainlyGone(text, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=RETRY_AFTER_S)
+        raise NotCertainlyGone(text, status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED, retry_after_s=RETRY_AFTER_S)
 
     def _update_refusals(
         self, object_id: str, *, is_agent_accepted: bool, is_object_readable: bool

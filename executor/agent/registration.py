@@ -1,9 +1,9 @@
 """Registers an agent process in the database at its start, and reaps the jobs of processes that have ended.
 
 To reap a job is to take it from its owner. The job is then pending again, or fails after too many crashes.
-On SQLite, this process has locked the database, so every other process has ended. On PostgreSQL, other agents may run.
-There, the earlier processes of the same installation (a data folder on one host) have ended, because this process has
-locked the data folder.
+On SQLite, this process has locked the database, so every other agent process has ended. On PostgreSQL, other agent
+processes may run. But the earlier processes of the same installation (a data folder on one host) have ended, because
+this process has locked the data folder.
 
 The table `nodes` has one row for each agent process, not for a Proxmox node. `boot_id` is the random id of a process.
 """
@@ -27,8 +27,8 @@ log = get_logger(__name__)
 def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
-    Record in `state` the pause and the job limit that operators have set for this installation while an earlier process
-    ran, so that they apply to the first claim.
+    Record in `state` whether an operator has paused this installation, and its job limit. Both must be known before the
+    first claim.
     The caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:

@@ -4,8 +4,8 @@ A reload happens on the signal HUP, before a run when the file of a secret has c
 secret. A reload reads all sources of the settings (files, mounted secrets, environment, `.env` and, if
 SMITH_REMOTE_CONFIG is true, the settings that FulcrumCore holds for the agent), but replaces only FULCRUM_SECRETS and
 PROXMOX_SECRETS. A change of any other setting needs a restart.
-When a new value is invalid, the reload logs a warning and keeps the old values. Old values are still redacted after a
-reload, because later output may contain them.
+A reload replaces FULCRUM_SECRETS first, then PROXMOX_SECRETS. At an error, it logs a warning and keeps the old values
+that it has not replaced yet. Old values are still redacted after a reload, because later output may contain them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIN_RELOAD_INTERVAL_S = 10.0
 #: The settings that a reload replaces, as names of environment variables.
 FULCRUM_SECRETS = ("FULCRUM_API_TOKEN",)
 PROXMOX_SECRETS = ("PROXMOX_TOKEN_SECRET", "PROXMOX_PASSWORD")
-#: The settings that determine which server gets FULCRUM_SECRETS, as names of attributes.
+#: The settings that determine which server gets FULCRUM_SECRETS, as names of attributes of `Settings`.
 FULCRUM_SERVER_SETTINGS = ("fulcrum_api_url", "fulcrum_ca_bundle", "fulcrum_verify_tls")
 
 #: Modification time in ns, inode and size of a file.
@@ -82,7 +82,7 @@ class ReloadableSecrets:
         return self._connection
 
     def reload_proxmox_connection(self) -> ProxmoxConnection:
-        """Reload because Proxmox refused the credentials; return the connection with the reloaded credentials."""
+        """Call `reload_after_refused_secret` because Proxmox refused the credentials; return the current connection."""
         self.reload_after_refused_secret()
         return self.proxmox_connection()
 

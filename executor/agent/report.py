@@ -24,7 +24,7 @@ INSTANCE_DATA_KEYS = (
     "reboot_required",
     "snapshot",
     "backup",
-    "left_out_properties",  # the names of the properties that the run did not get
+    "left_out_properties",  # the names of properties whose secrets FulcrumCore's vault no longer has
 )
 
 
@@ -41,8 +41,8 @@ class RefusalReaction(StrEnum):
     """Says what the reporter does after FulcrumCore has refused a report."""
 
     CLAIM_AND_SEND = "claim_and_send"  #: FulcrumCore has lost the claim: claim the job again, then send the report
-    #: FulcrumCore refuses the report's contents. Send a completion again at once, without properties. Send a failure
-    #: again after a backoff.
+    #: FulcrumCore refuses the report's contents. If the report says that the job succeeded, send it again at
+    #: once, without properties. If the report says that the job failed, send it again unchanged after a backoff.
     SEND_WITHOUT_PROPERTIES = "send_without_properties"
     SETTLE_AS_REPORTED = "settle_as_reported"  #: FulcrumCore had accepted an earlier report of this result
     #: FulcrumCore itself has ended the job, and never accepts the result.

@@ -25,9 +25,9 @@ from executor.agent import crash_points
 from executor.agent.claim import JOB_GONE_TEXT
 from executor.agent.refusals import Http403Counter
 from executor.agent.report import RefusalReaction, completion_arguments, reaction_to_refusal
-from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST, AgentState
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED, AgentState  # 500: the failure is no outage
 from executor.database import outbox
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.errors import DatabaseError, FulcrumAuthError, FulcrumError, FulcrumRefused, FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
@@ -43,34 +43,36 @@ log = get_logger(__name__)
 
 #: Maximum number of reports per round. A round is one call of `send_due_reports`.
 BATCH_SIZE = 50
-#: Maximum number of reports per round when several agents use the database, so that each agent sends some reports.
+#: Maximum number of reports per round when several agent processes may use the database, so that each process sends
+#: some reports.
 SHARED_BATCH_SIZE = 12
-#: How long an agent claims the reports of a round on a shared database, so that no other agent sends them. If the agent
-#: is killed, other agents send these reports after this time.
+#: How long an agent process claims the reports of a round on a shared database, so that no other process sends them. If
+#: the process is killed, other agent processes send these reports after this time.
 REPORT_CLAIM_S = 60.0
 #: The share of REPORT_CLAIM_S after which no further report of the round starts, so that each report ends within
 #: REPORT_CLAIM_S.
 START_SHARE_OF_CLAIM = 0.5
-#: Reports are sent in parallel, so that many results arrive before the job timeout even when FulcrumCore is slow.
+#: Reports are sent in parallel, so that many results arrive before FulcrumCore's job timeout, even when
+#: FulcrumCore is slow.
 SENDER_THREADS = 4
-#: Maximum backoff of a report, and maximum wait after a round in which FulcrumCore answered no report.
+#: Maximum of the growing backoff of a report, and of the growing wait after rounds in which FulcrumCore answered no
+#: report. Two backoffs may be longer: REFUSED_REPORT_BACKOFF_S, and a backoff that FulcrumCore requests.
 MAX_BACKOFF_S = 60.0
-#: Backoff of a report that FulcrumCore refuses although FulcrumCore shows the job as processing.
+#: Backoff of a report that FulcrumCore refuses while the job is still processing in FulcrumCore.
 REFUSED_REPORT_BACKOFF_S = 600.0
 HTTP_TOO_MANY_REQUESTS = 429
 #: Maximum exponent of the exponential backoff, to prevent an overflow. MAX_BACKOFF_S limits the result.
 MAX_BACKOFF_EXPONENT = 10
-#: How long the reporter waits when no report of the outbox is due. A new result ends the wait early. If a backoff ends
-#: during the wait, its report is sent after the wait.
+#: How long the reporter waits when the outbox contains reports, but none is due. A new result ends the wait early. A
+#: report whose backoff ends during the wait is sent after the wait.
 BACKOFF_WAIT_S = 2.0
-#: How long the reporter waits when the outbox is empty. A new result of this agent ends the wait early. The outbox also
-#: gets a report when an operator requests it with `smith jobs retry`, or when another agent of this database stores a
-#: result.
+#: How long the reporter waits when the outbox is empty. A new result of this agent process ends the wait early.
+#: A report that `smith jobs retry` or another agent process adds to the outbox is sent after the wait.
 IDLE_WAIT_S = 5.0
 #: Maximum wait between two rounds of `Reporter.flush`, which sends the remaining reports before the agent exits.
 MAX_FLUSH_WAIT_S = 1.0
 #: When FulcrumCore answers HTTP 500 to the completion of a job more often than this in a row, the job is reported as
-#: failed. The most likely cause is that another service has the same instance id.
+#: failed. The most likely cause is that another service in FulcrumCore has the same `agent_instance_id`.
 MAX_FAILED_COMPLETIONS = 5
 
 
@@ -81,6 +83,8 @@ class Reporter:
     engine: Engine
     fulcrum: FulcrumClient
     state: AgentState
+    #: Counts the requests about a job that FulcrumCore has refused with HTTP 403. A job counts as gone (deleted, or
+    #: given to another agent) only after several refusals: FulcrumCore also answers 403 while its database is down.
     http_403_counter: Http403Counter
     clock: Callable[[], float] = boottime_s  #: counts the time while this process or its machine is suspended, too
     _unanswered_round_count: int = 0  #: number of rounds in a row in which FulcrumCore answered no report
@@ -109,10 +113,10 @@ class Reporter:
         started_at = self.clock()
         due_jobs = self._take_due_reports()
         if not due_jobs:
-            with reading(self.engine) as session:
+            with read_only_session(self.engine) as session:
                 return BACKOFF_WAIT_S if outbox.has_unacknowledged_reports(session) else IDLE_WAIT_S
         is_fulcrum_down = threading.Event()
-        # No report starts after this time, because another agent may send the reports when REPORT_CLAIM_S has passed.
+        # No report starts after this time, because another process may send the reports when REPORT_CLAIM_S has passed.
         latest_start = started_at + REPORT_CLAIM_S * START_SHARE_OF_CLAIM if self._shares_database else float("inf")
         answered_flags = list(
             self._senders.map(
@@ -120,6 +124,7 @@ class Reporter:
             )
         )
         if self._shares_database and not all(answered_flags):
+            # Releases only the reports that were not sent. A sent report has no claim: it has a new state or a backoff.
             with transaction(self.engine) as session:
                 outbox.release_reports(session, due_jobs)
         if any(answered_flags):
@@ -133,13 +138,13 @@ class Reporter:
 
     @property
     def _shares_database(self) -> bool:
-        """True if other agents may use the database. An SQLite database has only one agent."""
+        """True if other agent processes may use the database. Only one agent process uses an SQLite database."""
         return self.engine.dialect.name != "sqlite"
 
     def _take_due_reports(self) -> Sequence[Job]:
-        """Return the due reports of this round. On a shared database, no other agent sends them meanwhile."""
+        """Return the due reports of this round. On a shared database, claim them for REPORT_CLAIM_S."""
         if not self._shares_database:
-            with reading(self.engine) as session:
+            with read_only_session(self.engine) as session:
                 return outbox.jobs_with_due_report(session, BATCH_SIZE)
         with transaction(self.engine) as session:
             return outbox.claim_due_reports(session, SHARED_BATCH_SIZE, claim_duration_s=REPORT_CLAIM_S)
@@ -148,7 +153,7 @@ class Reporter:
         """Send reports until no report is due or `timeout_s` has passed; return True when no report is due."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            with reading(self.engine) as session:
+            with read_only_session(self.engine) as session:
                 if not outbox.jobs_with_due_report(session, limit=1):
                     return True
             requested_wait_s = self.send_due_reports()
@@ -171,10 +176,11 @@ class Reporter:
         self._unanswered_round_count = 0
 
     def _report_unless_fulcrum_down(self, job: Job, is_fulcrum_down: threading.Event, latest_start: float) -> bool:
-        """Report one job. Send no report if a report of this round got no answer, or if the agent stops.
+        """Report one job. Return True when FulcrumCore answered.
 
-        Send no report after `latest_start` (a time of `clock`). This time may pass while the process is suspended or
-        FulcrumCore is slow. A report that is not sent stays due. Return True when FulcrumCore answered.
+        Send no report if a report of this round got no answer, or if `state.stopping` is set. An exiting agent sets
+        `state.stopping` after `flush`. Send no report after `latest_start` (a time of `clock`). This time may pass
+        while the process is suspended or FulcrumCore is slow. A report that is not sent stays due.
         """
         if is_fulcrum_down.is_set() or self.state.stopping.is_set() or self.clock() >= latest_start:
             return False
@@ -191,10 +197,12 @@ class Reporter:
             except FulcrumUnavailable as error:
                 return self._postpone_report(job, error)
             except FulcrumRefused as refusal:
-                # FulcrumCore has changed the job's status between two requests of the agent, so the report is retried.
-                # HTTP_STATUS_OF_ONE_FAILED_REQUEST (HTTP 500) means that only this request failed: there is no outage.
+                # FulcrumCore has refused a request of `_handle_refusal`, probably because the job's status there
+                # changed after the refused report. So the report is retried.
+                # HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED (HTTP 500) means that only this request failed: there is no
+                # outage.
                 return self._postpone_report(
-                    job, FulcrumUnavailable(str(refusal), status=HTTP_STATUS_OF_ONE_FAILED_REQUEST)
+                    job, FulcrumUnavailable(str(refusal), status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED)
                 )
             crash_points.crash_if_requested("report_accepted", job.service_id)  # only tests request a crash
             with transaction(self.engine) as session:
@@ -210,7 +218,7 @@ class Reporter:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
         # HTTP 429 is not recorded as an outage, because the end of an outage ends all backoffs, also the backoff that
         # FulcrumCore requests with HTTP 429.
-        concerns_only_this_report = error.status in (HTTP_STATUS_OF_ONE_FAILED_REQUEST, HTTP_TOO_MANY_REQUESTS)
+        concerns_only_this_report = error.status in (HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED, HTTP_TOO_MANY_REQUESTS)
         if not concerns_only_this_report:
             has_refused_credentials = isinstance(error, FulcrumAuthError)
             self.state.fulcrum_link.record_failed_call(str(error), has_refused_credentials=has_refused_credentials)
@@ -228,12 +236,13 @@ class Reporter:
             self._failed_completion_counts.pop(job.id, None)
             return outcome
         except FulcrumAuthError:
-            # If it is not certain that the job is gone, `require_job_gone` raises, and the report is postponed.
+            # Raises FulcrumUnavailable if FulcrumCore does not accept the agent's token, or while it is not certain
+            # that the job is gone. Then the report is postponed.
             self.http_403_counter.require_job_gone(job.fulcrum_id, refused_request="accept the report")
             return ReportState.ABANDONED, JOB_GONE_TEXT  # the report is not sent again
         except FulcrumUnavailable as error:
             has_completion_failed = (
-                error.status == HTTP_STATUS_OF_ONE_FAILED_REQUEST and job.status == JobStatus.COMPLETED
+                error.status == HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED and job.status == JobStatus.COMPLETED
             )
             earlier_failure_count = self._failed_completion_counts.pop(job.id, 0)
             if has_completion_failed and earlier_failure_count >= MAX_FAILED_COMPLETIONS:
@@ -284,7 +293,13 @@ class Reporter:
         return ReportState.ENDED_BY_FULCRUM, f"{end_text}; the agent's result is only in the agent's database"
 
     def _send_without_properties(self, job: Job, refusal: str) -> tuple[ReportState, str]:
-        """Complete the job without properties, which probably caused the refusal. If this is refused, fail the job."""
+        """Complete the job without the service's properties, which probably caused the refusal.
+
+        If FulcrumCore refuses the report without properties, too, report the job as failed.
+
+        If the refused report was the report of a failed job, it had no properties. Then send nothing, and raise the
+        exception that postpones the report.
+        """
         if job.status != JobStatus.COMPLETED:
             raise _error_for_refused_report("the report of the failure", refusal)
         try:
@@ -317,7 +332,9 @@ def _error_for_refused_report(refused_report: str, refusal: str) -> FulcrumUnava
     still processing in FulcrumCore, and blocks its service and its group.
     """
     text = f"FulcrumCore refused {refused_report}: {refusal}"
-    return FulcrumUnavailable(text, status=HTTP_STATUS_OF_ONE_FAILED_REQUEST, retry_after_s=REFUSED_REPORT_BACKOFF_S)
+    return FulcrumUnavailable(
+        text, status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED, retry_after_s=REFUSED_REPORT_BACKOFF_S
+    )
 
 
 def _backoff_s(failure_count: int) -> float:

@@ -18,7 +18,7 @@ from executor.agent.job_fields import (
 )
 from executor.agent.tenant_usage import TenantUsage
 from executor.database import free_vmids, mappings, vm_names
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.errors import JobError
@@ -56,15 +56,15 @@ class MappingFinder:
     proxmox: ProxmoxReader
     settings: Settings
     cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
-    tenant_usage: TenantUsage
+    tenant_usage: TenantUsage  #: counts and limits what each tenant (customer) uses
 
     def find_or_reserve_mapping(self, job: Job) -> FoundMapping:
         """Return the mapping of the service's VM. For a create without a mapping, reserve a VMID. Raises JobError.
 
-        Also reserve what the job adds to the usage of its tenant (VMs and their sizes, snapshots, backups). Raises
+        What the job adds (a VM, its size, snapshots, backups) is counted in the tenant's usage. Raises
         TenantLimitReached if the usage would exceed a limit.
         """
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             mapping = mappings.find_current_mapping(session, require_service_id(job))
         if is_created_by_agent(job):  # the agent itself created the job, to delete a VM whose grace period has ended
             if mapping is None or mapping.state != MappingState.PENDING_DELETION:
@@ -84,7 +84,7 @@ class MappingFinder:
         )
 
     def _map_existing_vm(self, job: Job) -> Mapping | None:
-        """Search Proxmox for an unmapped VM of this service, and map it. Return the mapping, or None without such a VM.
+        """Search Proxmox for an unmapped VM of this service, and map it. Return the mapping, or None if no VM is found.
 
         A VM of the service has the service's marker, a text with the service's id in the VM's description. Such a
         VM lacks a mapping if the database was lost.
@@ -125,7 +125,7 @@ class MappingFinder:
         nameless_rows = [row for row in rows if not row.has_statistics or row.is_being_created]
         if not nameless_rows:
             return rows
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             mapped_vmids = mappings.mapped_vmids(session, self.cluster)
         rows_to_complete = [
             row for row in nameless_rows if row.vmid not in mapped_vmids and self._may_be_vm_of_agent(row)
@@ -183,7 +183,8 @@ class MappingFinder:
 
         If another thread has added a mapping of the service meanwhile, return that mapping.
         """
-        guest_kind = read_properties(properties_with_vault_references(job)).kind  # a VM or a container
+        # The kind (VM or container) is no secret, so references to secrets in FulcrumCore's vault are not resolved.
+        guest_kind = read_properties(properties_with_vault_references(job)).kind
         used_vmids: set[int] = set()
         while True:
             vmid = self._pick_vmid(used_vmids)
@@ -203,7 +204,8 @@ class MappingFinder:
                     tenant_id=job.tenant_id,
                 )
                 is_new_reservation = mapping is not None
-                if mapping is None:  # the service or the VMID has got another mapping meanwhile
+                if mapping is None:
+                    # The service or the VMID was mapped meanwhile. If only the VMID was, the loop tries another VMID.
                     mapping = mappings.find_current_mapping(session, service_id)
             if mapping is not None:
                 log.info("vmid_reserved", vmid=mapping.vmid)
@@ -216,7 +218,7 @@ class MappingFinder:
         The VMID of a deleted VM is in quarantine for some time. During the quarantine, the VMID is not returned.
         """
         cluster_vmid_range = (self.cluster, self.settings.proxmox_vmid_min, self.settings.proxmox_vmid_max)
-        with reading(self.engine) as session:  # a unique index refuses a VMID that is mapped after this read
+        with read_only_session(self.engine) as session:  # a unique index refuses a VMID that is mapped after this read
             return free_vmids.pick_vmid(
                 session,
                 cluster_vmid_range,

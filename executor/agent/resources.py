@@ -33,8 +33,8 @@ class AllocatedResources:
     placement: Placement | None = None  #: None when the run needs no placement
     clone_slot: CloneSlot = field(default_factory=CloneSlot)  #: unused when the run needs no clone slot
 
-    def store_result_in_clone_slot(self, result: JobResult) -> None:
-        """Store the run's result in the clone slot. CloneLimit reads it from the slot to adapt the number of clones."""
+    def set_result_for_clone_limit(self, result: JobResult) -> None:
+        """Store the run's result in the clone slot. CloneLimit adapts its limit when `allocate` ends."""
         self.clone_slot.result = result
 
     def free_clone_slot_if_clone_ended(self, progress_text: str) -> None:
@@ -78,11 +78,13 @@ class ResourceAllocator:
     def _allocate_placement(
         self, job: Job, mapping: Mapping, properties: dict[str, Any], may_wait: Callable[[], bool]
     ) -> Iterator[Placement | None]:
-        """Yield the placement of a create or a migration. For an update, allocate the VM's new size and yield None.
+        """Yield the placement of a create or a migration. For an update, yield None.
 
-        The allocated memory and cores count as used while the block runs.
+        For an update that makes the VM larger, the memory and cores of its new size are allocated. Allocated memory and
+        cores count as used while the block runs.
         """
         if job.action == "migrate":
+            # The placer uses `mapping.node` only if Proxmox does not list the VM.
             with self.placer.allocate_for_migration(mapping.vmid, mapping.node or "", may_wait=may_wait) as placement:
                 yield placement
             return
@@ -103,11 +105,12 @@ class ResourceAllocator:
         request = PlacementRequest(
             vmid=mapping.vmid,
             image=vm.image or "",
-            volume=os_template_volume or vm.iso or "",  # OS template of a container, or ISO image of a VM
+            # The chosen node must have this volume: the container's OS template or the VM's ISO image.
+            volume=os_template_volume or vm.iso or "",
             memory_mib=vm.memory_mib,
             cores=vm.total_cores,
             bridge=extra_vars.bridge_of_first_nic(vm, self.playbook_settings),
-            node=self.playbook_settings.node,  # '' unless PROXMOX_NODES contains exactly one node
+            node=self.playbook_settings.node,  # the only node in PROXMOX_NODES; '' if the placer chooses the node
         )
         with self.placer.allocate_for_new_vm(request, may_wait=may_wait) as placement:
             yield placement

@@ -25,13 +25,15 @@ REPORT_MARGIN_S = 10.0
 #: Backoff before the second attempt. It is doubled for each further attempt, up to MAX_BACKOFF_S, and has jitter.
 MIN_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 30.0
-#: Average backoff after FulcrumCore did not answer a request about a job. This backoff need not grow, because no job is
-#: claimed while FulcrumCore answers no request.
+#: Average backoff after FulcrumCore or the database did not answer. It need not grow with the attempts, because the
+#: agent claims no job while it knows that FulcrumCore or the database does not answer.
 UNAVAILABILITY_BACKOFF_S = 5.0
 #: Maximum number of attempts of a job.
 MAX_ATTEMPTS = 8
-#: Maximum number of attempts of a job whose run was killed. The machine probably has too little memory for the run.
-MAX_ATTEMPTS_AFTER_KILL = 3
+#: Maximum number of attempts of a job if it is unknown what its last run changed: the run was killed, lost a part of
+#: its output, or may not have started. Further attempts may fail for the same reason, for example because the machine
+#: has too little memory for the run.
+MAX_ATTEMPTS_IF_EFFECT_UNKNOWN = 3
 
 
 def require_time_left_s(job: Job, *, clock_offset_s: float) -> float:
@@ -64,10 +66,9 @@ def backoff_if_retried_s(
     """
     if result.succeeded or result.code is None or job.attempt >= MAX_ATTEMPTS:
         return None
-    if result.was_killed and job.attempt >= MAX_ATTEMPTS_AFTER_KILL:
+    if result.is_effect_unknown and job.attempt >= MAX_ATTEMPTS_IF_EFFECT_UNKNOWN:
         return None
-    # It is unknown what a killed run has changed.
-    reaction = Reaction.CHECK_FIRST if result.was_killed else reaction_to(result.code)
+    reaction = Reaction.CHECK_FIRST if result.is_effect_unknown else reaction_to(result.code)
     if reaction is Reaction.NEVER or (reaction is Reaction.ONCE and job.attempt > 1):
         return None
     if reaction is Reaction.NEW_VMID and not gets_new_vmid:
@@ -84,12 +85,12 @@ def backoff_after_attempt_s(attempt: int) -> float:
     return _with_jitter(min(MIN_BACKOFF_S * 2.0 ** max(attempt - 1, 0), MAX_BACKOFF_S))
 
 
-def backoff_after_unavailability_s(requested_s: float | None) -> float:
-    """Return the backoff after FulcrumCore or the database was unavailable.
+def backoff_after_unavailability_s(retry_after_s: float | None) -> float:
+    """Return the backoff after FulcrumCore or the database did not answer, or after a lease was lost.
 
-    The backoff is at least `requested_s`, the value of the `Retry-After` header in FulcrumCore's answer, if any.
+    The backoff is at least `retry_after_s`, the value of the `Retry-After` header in FulcrumCore's answer, if any.
     """
-    return max(_with_jitter(UNAVAILABILITY_BACKOFF_S), requested_s or 0.0)
+    return max(_with_jitter(UNAVAILABILITY_BACKOFF_S), retry_after_s or 0.0)
 
 
 def _with_jitter(average_s: float) -> float:

@@ -1,9 +1,10 @@
 """Runs the critical jobs at their intervals, each on its own thread, so that none delays another.
 
 A critical job is a periodic task of the agent. In this module, `job` always means a critical job. The `schedule`
-library decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database. When
-several agent processes use the database, the first process that stores the start of a critical job executes the job.
-When the database cannot be written, the critical job is executed anyway.
+library decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database.
+Several agent processes may use the database. Some critical jobs, such as the heartbeat to FulcrumCore, are executed
+by each of these processes. Each other critical job is executed once per interval, by the process that first stores
+the start of this execution. When the database cannot be written, every process executes it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: Maximum wait between two checks whether an execution is due. So a change of the wall clock delays an execution by at
-#: most this time.
+#: Maximum wait between two checks whether an execution is due. If the wall clock is set forward past the time of the
+#: next execution, the execution starts at most this long after the change of the clock.
 MAX_WAIT_S = 5.0
 #: Minimum wait between two checks whether an execution is due, so that the checks do not use a whole CPU core.
 MIN_WAIT_S = 0.01
@@ -35,15 +36,15 @@ MIN_WAIT_S = 0.01
 MIN_GAP_S = 0.05
 #: Maximum length of the error that is logged and stored for an execution.
 MAX_ERROR_CHARS = 300
-#: The maximum wait that FulcrumCore can request with `Retry-After`. After a longer wait, FulcrumCore would mark the
-#: agent as disconnected (30 s without a heartbeat), and `overdue_critical_jobs` would return the critical job.
+#: The maximum wait that FulcrumCore can request with `Retry-After`. It is short, because FulcrumCore marks an agent as
+#: disconnected after 30 s without a heartbeat.
 MAX_RETRY_AFTER_S = 20.0
-#: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job, up to this
-#: delay. The delay is at least the critical job's interval, and at least the wait that FulcrumCore has requested.
-#: The first successful call after an outage wakes the critical jobs Heartbeat and GetPendingJobs.
+#: In an outage of FulcrumCore, each failure doubles the delay until the next execution of a critical job. The doubling
+#: stops at this delay. The delay is longer only if the critical job's interval is longer, or if FulcrumCore requests a
+#: longer wait.
 MAX_OUTAGE_DELAY_S = 5.0
-#: Maximum number of doublings, to prevent an overflow. The shortest allowed interval, doubled this often, is longer
-#: than MAX_OUTAGE_DELAY_S.
+#: Maximum number of doublings, to prevent an overflow. The shortest allowed interval, doubled this many times, is
+#: longer than MAX_OUTAGE_DELAY_S.
 MAX_DOUBLINGS = 16
 
 
@@ -51,7 +52,7 @@ class Scheduler:
     """Starts, checks and stops the threads of the critical jobs."""
 
     def __init__(self, engine: Engine, jobs: Sequence[CriticalJob], boot_id: str = "") -> None:
-        """Prepare the scheduler. `boot_id` is the id of this agent process."""
+        """Prepare the scheduler. `boot_id` is this agent process's id, stored with each execution; '' stores no id."""
         self._recorder = ExecutionRecorder(engine, jobs, boot_id)
         self._stopping = threading.Event()
         self._threads: dict[str, threading.Thread] = {}
@@ -95,7 +96,7 @@ class Scheduler:
 
     def _start_thread(self, name: str) -> None:
         job = self.jobs[name]
-        job.generation += 1
+        job.generation += 1  # the number of the newest thread; an older thread ends after its current execution
         job.started_at = job.finished_at = time.monotonic()
         thread = threading.Thread(target=self._run_loop, args=(job, job.generation), name=name, daemon=True)
         self._threads[name] = thread
@@ -109,7 +110,7 @@ class Scheduler:
             # delay has passed according to the monotonic clock.
             is_due = time.monotonic() >= due_at or any(entry.should_run for entry in timer.jobs)
             if is_due or job.wake_requested.is_set():
-                is_requested = job.wake_requested.is_set()  # True: a part of the agent requests it now
+                is_requested = job.wake_requested.is_set()  # True: another thread has requested this execution
                 job.wake_requested.clear()
                 self._execute_job(job, is_requested=is_requested)
                 due_at = self._plan_next_execution(timer, job, job.delay_until_next_execution_s)
@@ -119,7 +120,8 @@ class Scheduler:
     def _plan_next_execution(timer: schedule.Scheduler, job: CriticalJob, delay_s: float) -> float:
         """Set the timer to the next execution; return the monotonic time of that execution.
 
-        The delay counts from the start of the last execution, so a slow answer does not extend the interval.
+        The delay counts from the start of the last execution, so the duration of that execution does not extend the
+        interval.
         """
         remaining_s = max(job.started_at + delay_s - time.monotonic(), MIN_GAP_S)
         timer.clear()
@@ -132,36 +134,37 @@ class Scheduler:
 
         A period is a time, a little shorter than the interval, in which only one agent process executes the job.
         `try_start_period` returns False if this agent process must not execute the critical job now, usually because
-        another process has executed it in the current period. Then only `run_if_other_agent_executes` is executed: the
-        part of the critical job that each machine must execute. If `is_requested` is True, some critical jobs start a
-        new period before the current one is over.
+        another process has executed it in the current period. Then only `run_if_other_process_executes` is executed:
+        the part of the critical job that each machine must execute. `is_requested` is True if another thread has woken
+        the critical job's thread. Then a critical job with `ignores_period_if_requested` starts a new period, even if
+        the current period is not over.
         """
         job.started_at, started_at_utc = time.monotonic(), utc_now()
         if self._recorder.try_start_period(job, is_requested=is_requested):
-            job.last_execution_started_at = started_at_utc  # in UTC; `started_at` is monotonic time
-            job.requested_delay_s = None
-            self._call_and_record(job, job.run)
+            job.last_execution_started_at = started_at_utc  # UTC; unlike `started_at`, set only if `run` is called
+            job.delay_instead_of_interval_s = None
+            self._call_and_store_error(job, job.run)
             self._recorder.record_execution(job)
-        elif job.run_if_other_agent_executes is not None:
-            self._call_and_record(job, job.run_if_other_agent_executes)
+        elif job.run_if_other_process_executes is not None:
+            self._call_and_store_error(job, job.run_if_other_process_executes)
         job.finished_at = time.monotonic()
 
     @staticmethod
-    def _call_and_record(job: CriticalJob, run: Callable[[], object]) -> None:
-        """Call a function of a critical job. Record and log its exception.
+    def _call_and_store_error(job: CriticalJob, run: Callable[[], object]) -> None:
+        """Call a function of a critical job. Store its error in `last_error`; None if it succeeds.
 
-        The function may return the delay until the next execution, which is stored in `requested_delay_s`. If it
-        returns None, the delay is the interval.
+        The function may return the delay until the next execution, which is stored in `delay_instead_of_interval_s`. If
+        it returns None, the delay is the interval.
         """
         error: str | None = None
         try:
             delay_s = run()
             job.outage_failure_count = 0
-            job.requested_delay_s = delay_s if isinstance(delay_s, int | float) else None
+            job.delay_instead_of_interval_s = delay_s if isinstance(delay_s, int | float) else None
         except FulcrumUnavailable as failure:
             error = str(failure)
             job.outage_failure_count += 1
-            job.requested_delay_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
+            job.delay_instead_of_interval_s = delay_after_failure_s(job.interval_s, failure, job.outage_failure_count)
             if job.fulcrum_link is not None:  # a Link, which records whether FulcrumCore answers
                 job.fulcrum_link.record_failed_call(
                     error, has_refused_credentials=isinstance(failure, FulcrumAuthError)
@@ -187,8 +190,8 @@ class Scheduler:
 def delay_after_failure_s(interval_s: float, failure: FulcrumUnavailable, failure_count: int = 1) -> float:
     """Return the delay until the next execution after `failure_count` failures in a row. Pure function.
 
-    The delay grows with each failure, up to MAX_OUTAGE_DELAY_S. It is at least the interval, and at least the wait that
-    FulcrumCore requests, up to MAX_RETRY_AFTER_S.
+    The delay is the longest of three times: the interval, the interval doubled `failure_count` - 1 times (at most
+    MAX_OUTAGE_DELAY_S), and the wait that FulcrumCore requests (at most MAX_RETRY_AFTER_S).
     """
     grown_interval_s = min(interval_s * 2.0 ** min(failure_count - 1, MAX_DOUBLINGS), MAX_OUTAGE_DELAY_S)
     return max(interval_s, grown_interval_s, min(failure.retry_after_s or 0.0, MAX_RETRY_AFTER_S))

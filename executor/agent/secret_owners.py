@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from executor.agent.job_fields import require_service_id
 from executor.database import job_queue, notifications, secret_references
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables.jobs import Job
 from executor.errors import FulcrumUnavailable, JobError
@@ -53,7 +53,7 @@ def store_jobs_and_secret_owners(engine: Engine, secret_resolver: SecretResolver
             if new_job.service_id is not None:
                 secret_references.bind(session, new_job.service_id, references.get(new_job.fulcrum_id, ()))
         if count:
-            notifications.notify_agents_of_jobs(session)
+            notifications.notify_agent_processes_of_jobs(session)
     return count
 
 
@@ -67,9 +67,13 @@ def _references_of_jobs(secret_resolver: SecretResolver, jobs: Iterable[NewJob])
     references: dict[str, list[str]] = {}
     for job in jobs:
         resolver_input = JobForSecretResolver(action=job.action, service=job.service, params=job.params)
-        properties = (job.params or {}, (job.service or {}).get("properties") or {})
+        property_sets = (job.params or {}, (job.service or {}).get("properties") or {})
         try:
-            uses = [use for value in properties for use in secret_resolver.reference_uses_in(resolver_input, value)]
+            uses = [
+                use
+                for properties in property_sets
+                for use in secret_resolver.reference_uses_in(resolver_input, properties)
+            ]
         except JobError:
             continue
         except FulcrumUnavailable:
@@ -87,15 +91,16 @@ def require_secrets_belong_to_service(engine: Engine, job: Job, reference_uses: 
     if not property_name_by_reference:
         return
     service_id = require_service_id(job)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         owner_by_reference = secret_references.service_ids_by_reference(session, property_name_by_reference)
     if len(owner_by_reference) < len(property_name_by_reference):
         with transaction(engine) as session:
             secret_references.bind(session, service_id, property_name_by_reference)
             owner_by_reference = secret_references.service_ids_by_reference(session, property_name_by_reference)
     for reference, property_name in property_name_by_reference.items():
-        # A reference without a row belonged to another service when `bind` was called. The row was deleted after the
-        # call, because the other service had neither a job nor a VM. So the job may use the secret.
+        # `bind` adds no row for a reference that belongs to another service. If the reference has no row now, the row
+        # of the other service was deleted after `bind`, because that service had neither a job nor a VM. So this job
+        # may use the secret.
         owner_service_id = owner_by_reference.get(reference, service_id)
         if owner_service_id != service_id:
             log.warning("secret_of_other_service", property=property_name, owner_service_id=owner_service_id)

@@ -15,11 +15,10 @@ log = get_logger(__name__)
 #: Time after a recovery in which a failed call starts no new outage, because the call may have begun before the
 #: recovery.
 LATE_FAILURE_S = 2.0
-#: FulcrumUnavailable is the error of a request to FulcrumCore that the agent tries again later. This HTTP status in the
-#: error means that one request about one job failed. The agent records no outage, because FulcrumCore may answer other
-#: requests. The status is from FulcrumCore's answer, or the agent sets it, for example if only a proxy can have refused
-#: the request.
-HTTP_STATUS_OF_ONE_FAILED_REQUEST = 500
+#: The `status` of the exception FulcrumUnavailable if only the request for one job, service or report failed. The
+#: agent then retries, and records no outage of FulcrumCore. FulcrumCore has answered 500, or it has answered another
+#: status, such as 403, which the agent replaces by 500 because the refusal may be temporary.
+HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +131,8 @@ class AgentState:
     agent_id: str = ""  #: FulcrumCore's id of this agent, '' until the first heartbeat
     is_token_of_other_agent: bool = False  #: the token belongs to another agent now, so this process must be restarted
     #: False while another agent uses the database: an agent with another id and token in FulcrumCore. Several processes
-    #: of one agent may use one database. On PostgreSQL, the process starts with
-    #: False, which the constructor gets, and checks which agent uses the database.
+    #: of one agent may use one database. On PostgreSQL, the process starts with False, and sets True when it has
+    #: checked that no other agent uses the database.
     may_use_database: bool = True
     #: FulcrumCore's id of another agent that uses the database; '' if none is known
     id_of_other_agent_on_database: str = ""
@@ -160,8 +159,9 @@ class AgentState:
     #: only when the process stops.) The table `nodes` and the command `smith nodes` call an agent process a node. A
     #: Proxmox node is not meant.
     is_agent_process_paused: bool = False
-    #: The maximum number of parallel jobs: SMITH_CONCURRENCY, or a lower limit that an operator has set. None until it
-    #: is read from the database.
+    #: The maximum number of parallel jobs, as read from the database: SMITH_CONCURRENCY, which the process has stored
+    #: there, or a lower limit that an operator has set. None until it is read, or if the database has no row of this
+    #: process.
     max_parallel_jobs: int | None = None
     claimed_job_count: int = 0  #: how many jobs this process has claimed
     ended_job_count: int = 0  #: how many jobs have ended in this process
@@ -177,7 +177,10 @@ class AgentState:
 
     @property
     def is_ready(self) -> bool:
-        """True after the first call to FulcrumCore, even a failed call: systemd should not wait for FulcrumCore."""
+        """True after the first accepted heartbeat, and during each outage of FulcrumCore.
+
+        systemd waits until the agent is ready. An outage must not prolong this wait.
+        """
         return bool(self.agent_id) or not self.fulcrum_link.is_up
 
     @property
@@ -237,7 +240,7 @@ class AgentState:
     def record_operator_limits(self, *, is_paused: bool, max_jobs: int | None) -> None:
         """Record what operators have set for this agent process: a pause, and the maximum number of parallel jobs.
 
-        Log each change. The first value of `max_jobs` is not logged.
+        `max_jobs` becomes `max_parallel_jobs`. Log each change, but not the first value of `max_jobs`.
         """
         if is_paused != self.is_agent_process_paused:
             self.is_agent_process_paused = is_paused

@@ -1,9 +1,10 @@
-"""Stores a summary of each current run, its story, in the database, so that other processes and machines can read it.
+"""Stores the story (a summary) of each current run in the database, so that other processes can read it.
 
-The story of a run contains its Ansible tasks, its Proxmox tasks and its steps. A step is an operation that an action
-plugin reports, such as a clone. The lease keeper is the loop that renews the leases of running jobs. After a renewal,
-it calls `store_changed_stories`. So a run that is shorter than a renewal interval causes no additional write, and an
-agent without a running job causes no write at all. At the end of a run, the worker stores the whole story.
+The story of a run contains the run's Ansible tasks, Proxmox tasks and steps. A step is an operation that an action
+plugin reports, such as a clone.
+
+The loop that renews the leases of running jobs calls `store_changed_stories` after each renewal. At the end of a run,
+the worker stores the final story.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class StoryWriter:
     def store_changed_stories(self) -> None:
         """Store each story that has changed since the last call.
 
-        If the database fails, nothing is stored. A story is stored after its next change, or at the end of its run.
+        If the database fails, a changed story is stored only after its next change, or at the end of its run.
         """
         stories = self.runner.changed_stories()
         if not stories:

@@ -1,19 +1,20 @@
 """Reserves what a job adds to the usage of its tenant, before the job changes anything.
 
-The usage of a tenant is the number and the sizes of its VMs, and the numbers of their snapshots and backups. The limits
-of a tenant are SMITH_TENANT_MAX_*. This is a part of step 4 of a job's processing (ARCHITECTURE.md). A mapping says
-which VM serves which service; its row also stores the usage of the VM.
+A tenant is a customer (a consumer in FulcrumCore). The usage of a tenant is the number and the sizes of its VMs, and
+the numbers of their snapshots and backups. The limits of a tenant are SMITH_TENANT_MAX_*. This is a part of step 4 of a
+job's processing (ARCHITECTURE.md). A mapping says which VM serves which service; its row also stores the usage of the
+VM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from executor.agent.job_fields import properties_with_vault_references
 from executor.database import job_queue, usage
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.database.usage import Amounts, TenantLimitReached
@@ -54,7 +55,10 @@ class TenantUsage:
         usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.tenant_limits(self.settings))
 
     def reserve_for_vm(self, job: Job, mapping: Mapping) -> None:
-        """Reserve what the job adds to an existing VM, or to a VM whose VMID is reserved. Raises TenantLimitReached.
+        """Reserve what the job adds to the usage of the mapping's VM. Raises TenantLimitReached.
+
+        The job may be a create whose earlier attempt has reserved the VMID. Then the mapping exists, but the VM may not
+        exist yet.
 
         When the limit of snapshots or backups is reached, the tenant's snapshots or backups are counted at Proxmox,
         because some may have been removed in Proxmox.
@@ -66,12 +70,17 @@ class TenantUsage:
         try:
             self._reserve_growth(job, mapping, growth, sizes_before_job)
         except TenantLimitReached as error:
-            if error.name not in ("snapshots", "backups") or not self._recount_at_proxmox(job.tenant_id, error.name):
+            if error.resource not in ("snapshots", "backups") or not self._recount_at_proxmox(
+                job.tenant_id, error.resource
+            ):
                 raise
             self._reserve_growth(job, mapping, growth, sizes_before_job)
 
     def _store_missing_tenant(self, job: Job, mapping: Mapping) -> None:
-        """Store the tenant of a VM if it is not stored yet: an earlier version made the VM, or the VM was adopted."""
+        """If the tenant of a VM is not stored yet, store the tenant and the VM's missing sizes.
+
+        The tenant is not stored if an earlier version made the VM, or if the VM was adopted.
+        """
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:
                 usage.store_tenant_and_sizes(session, mapping, job.tenant_id, _sizes_before_job(job))
@@ -92,7 +101,7 @@ class TenantUsage:
         # A VM has no stored sizes if it was adopted, or made by an earlier version. Then the sizes in the service's
         # properties before the job are used.
         if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _sizes_before_job(job)):
-            usage_before_job = replace(sizes, vms=1)
+            usage_before_job = sizes
         try:
             vm = read_properties(properties_with_vault_references(job))
         except JobError:
@@ -113,7 +122,7 @@ class TenantUsage:
 
         `column` is the column to correct: "snapshots" or "backups".
         """
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             mappings = usage.mappings_with_snapshots_or_backups(session, tenant_id, column)
         lower_counts: dict[int, int] = {}
         try:
@@ -138,7 +147,10 @@ class TenantUsage:
 
 
 def _sizes_before_job(job: Job) -> Amounts | None:
-    """Return the sizes in the properties that the service has before the job; None if they are missing or invalid."""
+    """Return the sizes in the properties that the service has before the job.
+
+    Return None for a create, and if the properties are missing or invalid.
+    """
     properties = (job.service or {}).get("properties")
     if not isinstance(properties, dict) or job.action == "create":
         return None

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from executor.database import agent_queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.errors import DatabaseError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import FulcrumAgent
@@ -45,7 +45,7 @@ class TokenUseChecker:
         The caller has read `agent` from FulcrumCore before this process sent its first heartbeat.
         """
         try:
-            with reading(self.engine) as session:
+            with read_only_session(self.engine) as session:
                 # The name of each critical job (a periodic task of the agent, not a job of FulcrumCore), and the time
                 # of its last successful execution.
                 last_ok_at_by_name = {job.name: job.last_ok_at for job in agent_queries.list_critical_jobs(session)}

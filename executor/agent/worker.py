@@ -1,8 +1,8 @@
 """Processes one job: claims it at FulcrumCore, runs its playbook, stores its result. `process_job` shows the order.
 
 These are steps 3 to 6 of a job's processing (ARCHITECTURE.md). When a step raises JobError, step 6 stores a failed
-JobResult. When FulcrumCore does not answer a request before the run, the job is requeued. A mapping says which VM
-serves which service.
+JobResult. The agent sends requests to FulcrumCore before it starts the run. When FulcrumCore does not answer one of
+them, the job is requeued. A mapping says which VM serves which service.
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class Worker:
             except (FulcrumUnavailable, JobNotClaimable) as error:
                 result_or_error = error
             except DatabaseUnavailable as error:
-                # If the run has started, it may have changed the VM, so no outcome is stored here. The lease keeper,
-                # which renews the leases of running jobs, later releases the job. If no run has started, the job is
-                # requeued.
+                # If a run has started, it may have changed the VM, so no outcome is stored here. Later, the lease
+                # keeper, which renews the leases of running jobs, releases the job for another attempt, or fails the
+                # job after too many crashes. If no run has started, the job is requeued.
                 if started_run_idents:
                     raise
                 result_or_error = error
@@ -151,7 +151,7 @@ class Worker:
         return playbook.parent == builtin_folder
 
     def _require_time_left_s(self, job: Job) -> float:
-        """Return how many seconds a run may take. Raises JobError when the time is too short for a run."""
+        """Return how many seconds a run may take before the job's deadline. Raises JobError when they are too few."""
         return retry.require_time_left_s(job, clock_offset_s=self.fulcrum.clock_offset_s)
 
     # --- step 5: run the playbook ---------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ class Worker:
             """Return whether to wait longer for resources. Called repeatedly during the wait. Raises JobError."""
             nonlocal is_wait_stored
             self._require_time_left_s(job)
-            # A job fails after several crashes of the agent process. A crash while the job waits is not counted,
-            # because the wait is stored. It is stored once.
+            # A job fails after several crashes of the agent process. A crash is not counted if the database says that
+            # the job waits. So the first call of `may_wait` stores in the database that the job waits.
             if not is_wait_stored:
                 with suppress(DatabaseError), transaction(self.engine) as session:
                     job_queue.store_wait_before_run(session, lease)
@@ -200,12 +200,12 @@ class Worker:
             crash_points.crash_if_requested("run_noted", job.service_id)  # only a test requests a crash
             on_run_start(run.ident)
             with bound_contextvars(run_ident=run.ident):
-                # `on_step` is called with the text of each step that the playbook reports. When the playbook starts to
-                # verify the clone, the clone has ended, and another run may use the clone slot.
+                # `on_step` is called with the text of each step that the playbook reports. When the playbook reports
+                # that it verifies the new VM, Proxmox has finished the clone, and another run may use the clone slot.
                 result = self._execute_run(run, mapping, stop_signal, on_step=resources.free_clone_slot_if_clone_ended)
-            # The number of parallel clones is lowered if the result says that Proxmox did not get a lock in time, such
-            # as the lock of a storage.
-            resources.store_result_in_clone_slot(result)
+            # The limit of parallel clones adapts to this result when the `with` block ends. A success can raise the
+            # limit. A failure lowers it if Proxmox did not get a lock in time, such as the lock of a storage.
+            resources.set_result_for_clone_limit(result)
             crash_points.crash_if_requested("run_ended", job.service_id)
             if resources.placement is None:
                 return result
@@ -232,8 +232,9 @@ class Worker:
             vm_name=mapping.name,
             kind=mapping.kind,
             node=node,
-            # With SMITH_DELETE_GRACE_S, a delete job of FulcrumCore only stops the VM and marks it for deletion. After
-            # this grace period, the agent creates a job that deletes the VM only if it is still marked.
+            # With SMITH_DELETE_GRACE_S, a delete job of FulcrumCore only stops the VM and marks it for deletion. When
+            # this grace period has ended, the agent itself creates a second delete job. For the second job, the value
+            # is True: the playbook deletes the VM only if the VM is marked and the grace period has ended.
             only_if_grace_period_ended=is_created_by_agent(job),
             target_node=target_node,
             template_vmid=placement.template_vmid if placement else 0,  # 0: no template was chosen
@@ -249,7 +250,7 @@ class Worker:
     ) -> JobResult:
         """Run the playbook, store the end of the run, and return the job's result.
 
-        `on_step` is called with the text of each operation that the playbook reports, such as a clone.
+        `on_step` is called with the text of each step that the playbook reports, such as the start of a clone.
         """
         log.info("playbook_started", playbook=run.playbook.name, timeout_s=round(run.timeout_s))
         try:
@@ -267,9 +268,9 @@ class Worker:
             "reason": result.operator_message,
             "folder": str(artifacts.folder),
             "upids": result.vm.get("upids") or [],
-            "story": artifacts.story,
+            "story": artifacts.story,  # a summary of the run for operators
         }
-        # The write is retried, because only the run's row stores what the run has changed in Proxmox.
+        # The write is retried, so that a short outage of the database does not lose the end of the run.
         write_with_retry(self.engine, lambda session: job_runs.store_run_end(session, run.ident, **run_end))
         if result.vm and result.vm["vmid"] != mapping.vmid:
             reported_vmid = result.vm["vmid"]
@@ -280,11 +281,11 @@ class Worker:
         return result
 
     def _store_runner_failure(self, run: PlaybookRun, error: OSError) -> JobResult:
-        """Store that the playbook could not be run; return a failed result, after which the job is attempted again."""
+        """Store that the playbook could not be run; return the failed result of this attempt."""
         detail = f"the playbook could not be run: {error.strerror or type(error).__name__} (run {run.ident})"
         log.error("run_crashed", reason=str(error))
-        # `was_killed`: as after a killed run, the effect is unknown, so the next attempt first checks what exists.
-        result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, was_killed=True)
+        # As after a killed run, it is unknown what has changed. So the next attempt, if any, first checks what exists.
+        result = JobResult(succeeded=False, code=ErrorCode.PLAYBOOK_FAILED, detail=detail, is_effect_unknown=True)
         run_end: dict[str, Any] = {"status": RunStatus.FAILED, "rc": None, "reason": detail, "folder": "", "upids": []}
         write_with_retry(self.engine, lambda session: job_runs.store_run_end(session, run.ident, **run_end))
         return result
@@ -304,7 +305,7 @@ class Worker:
         """Decide how the attempt ends, and store it. Raises StaleJob, DatabaseError.
 
         If the database refuses to store the result, for example because a text is too long, `decide_outcome` is called
-        again with `has_database_refused_result=True`.
+        again with `has_database_refused_result=True`. The job then ends with the error INTERNAL.
         """
 
         def decide_outcome(has_database_refused_result: bool) -> Outcome:
@@ -313,6 +314,8 @@ class Worker:
                 result_or_error,
                 stop_reason=stop_signal.reason,
                 clock_offset_s=self.fulcrum.clock_offset_s,
+                # `is_mapping_reserved`: an earlier attempt, or this one, has reserved the VMID, and the VM may exist.
+                # `has_unused_reservation`: this attempt has reserved the VMID, and the VM does not exist.
                 is_mapping_reserved=mapping is not None and mapping.state == MappingState.RESERVED,
                 has_unused_reservation=has_unused_reservation,
                 has_database_refused_result=has_database_refused_result,

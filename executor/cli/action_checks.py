@@ -153,7 +153,8 @@ def _identity_verifiers_in(contents: PlaybookContents) -> list[str]:
 
 def _builtin_member_specs(name: str) -> dict[str, Any]:
     """Return the argument specs of the members of `vm` that the built-in role or action plugin `name` accepts."""
-    # All of them accept the members in VM_ARGUMENTS, but some require more members than others.
+    # All built-in roles and action plugins accept the members in VM_ARGUMENTS. Some require members that are optional
+    # in VM_ARGUMENTS.
     required_members = REQUIRED_MEMBERS_BY_PLUGIN.get(name, ())
     return {
         member: {**spec, "required": spec.get("required", False) or member in required_members}

@@ -16,7 +16,8 @@ NAME_PLACEHOLDER, ROLE_PLACEHOLDER = "ACTION-NAME", "ACTION_ROLE"
 PLAYBOOK_TEMPLATE = """\
 ---
 # Runs for FulcrumCore's action `ACTION-NAME`. docs/custom-actions.md says what a playbook gets and must publish.
-# vm describes the VM (service_id, vmid, name, node, cluster, timeout_s). vm.properties has the service's properties.
+# vm describes the VM (service_id, vmid, name, node, cluster). vm.properties has the service's properties.
+# The run is ended after vm.timeout_s seconds.
 - name: Run ACTION-NAME on a service's VM
   hosts: proxmox
   gather_facts: false
@@ -38,7 +39,7 @@ PLAYBOOK_TEMPLATE = """\
 SCHEMA_TEMPLATE = """\
 {
   "$schema": "https://json-schema.org/draft/2020-12/schema",
-  "title": "The properties of a service that ACTION-NAME needs",
+  "title": "The service properties that ACTION-NAME needs",
   "x-smith-effect": "changes",
   "type": "object",
   "required": [],
@@ -68,8 +69,8 @@ TASKS_TEMPLATE = """\
     vm: "{{ vm }}"
   register: ACTION_ROLE_before
 
-# Your tasks. The action plugins of agent_smith.proxmox (vm_power, vm_configured, …) find the login to Proxmox
-# themselves, and verify and publish what they did. The modules of community.proxmox get the login from the
+# Insert your Ansible tasks here. The action plugins of agent_smith.proxmox (vm_power, vm_configured, …) find the login
+# to Proxmox themselves, and verify and publish what they did. The modules of community.proxmox get the login from the
 # playbook's module_defaults.
 
 # This task reads the outcome from Proxmox. A module's answer "ok" does not prove that the change was made.
@@ -78,6 +79,7 @@ TASKS_TEMPLATE = """\
     vm: "{{ vm }}"
     known_tasks: "{{ ACTION_ROLE_before.facts.known_tasks }}"
     result:
+      # Whether the Ansible tasks above have changed the VM.
       changed: false
       # In check mode: what would be changed, for example {cores: 4}. `smith play` shows this before it asks to confirm.
       planned: {}
@@ -85,7 +87,7 @@ TASKS_TEMPLATE = """\
 TESTS_TEMPLATE = """\
 \"\"\"Tests of the action ACTION-NAME: `smith actions test ACTION-NAME`. docs/lab_test.md has the fixtures.\"\"\"
 
-# The properties of a service that the action needs, for example {"isoImage": "local:iso/debian-13.iso"}.
+# The service properties that the action needs, for example {"isoImage": "local:iso/debian-13.iso"}.
 PROPERTIES = {}
 
 
@@ -101,6 +103,7 @@ def test_ACTION_ROLE_succeeds_and_a_second_run_changes_nothing(lab_vm, run_actio
     assert result.succeeded, result.operator_message
     second_result = run_action("ACTION-NAME", lab_vm, properties=PROPERTIES)
     assert second_result.succeeded, second_result.operator_message
+    # `second_result.vm` is the result that the playbook published.
     assert second_result.vm["changed"] is False
 
 

@@ -63,7 +63,10 @@ def run_tests(
 
 
 def _find_test_file(name: str) -> Path:
-    """Return the file with the tests of an action. Raises SmithError if the action cannot be tested."""
+    """Return the file with the tests of an action.
+
+    Raises BadParameter for a built-in action. Raises SmithError if the action cannot be used or has no tests.
+    """
     action, folder = find_action(name), open_settings().smith_actions_path
     if action.is_ours:  # Agent Smith contains the action
         raise typer.BadParameter(f"{name} is a built-in action: `smith lab-test -k {name}` tests it")

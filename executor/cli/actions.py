@@ -114,7 +114,10 @@ def write_new_action(
 
 
 def _json_fields(action: ListedAction) -> dict[str, Any]:
-    """Return an action as a dictionary with the keys of `--json`. In a key, `ours` means a built-in action."""
+    """Return an action as a dictionary with the keys of `--json`. In a key, `ours` means a built-in action.
+
+    A `ListedAction` may be an action that the agent refuses.
+    """
     return {
         "name": action.name,
         "is_ours": action.is_ours,
@@ -127,7 +130,7 @@ def _json_fields(action: ListedAction) -> dict[str, Any]:
 
 
 def _find_effect_or_none(action: ListedAction) -> str | None:
-    """Return the action's effect on a VM, such as `changes`, or None if the action's schema cannot be used."""
+    """Return whether the action `reads`, `changes` or `destroys` a VM, or None if its schema cannot be used."""
     schema = action.playbook.with_name(f"{action.name}{SCHEMA_SUFFIX}") if action.has_schema else None
     action_with_schema = Action(name=action.name, playbook=action.playbook, schema=schema, is_ours=action.is_ours)
     try:
@@ -178,6 +181,7 @@ def _check_action(action: ListedAction) -> dict[str, list[str]]:
     """Check the action's files, playbook, JSON schema and Ansible syntax, and return the problems and hints."""
     result = action_checks.check_playbook(action.playbook)
     roles = action_checks.read_playbook(action.playbook).roles
+    # The roles of a built-in action are part of our collection, and are not checked here.
     roles_result = check_roles([] if action.is_ours else roles, action.playbook.parent)
     problems = [*result.problems, *roles_result.problems]
     if action.problem:
@@ -187,7 +191,8 @@ def _check_action(action: ListedAction) -> dict[str, list[str]]:
             action_schema.read_validator(action.playbook.with_name(f"{action.name}{actions.SCHEMA_SUFFIX}"))
         except action_schema.UnusableSchemaError as error:
             problems.append(str(error))
-    if not action.problem:  # The agent does not refuse the action, so its files are safe to load.
+    # `--syntax-check` can load Python plugins from the action's folder. So it is not called for a refused action.
+    if not action.problem:
         syntax_problem = ansible_playbook.find_syntax_problem(action.playbook)
         if syntax_problem:
             problems.append(f"ansible-playbook --syntax-check: {syntax_problem}")

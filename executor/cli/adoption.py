@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from executor.cli import ansible_playbook
 from executor.cli.ansible_playbook import Output
 from executor.cli.arguments import CommandFailed
-from executor.cli.mapping_changes import record_change, refuse_while_playbook_runs
+from executor.cli.mapping_changes import record_change, require_no_running_playbook
 from executor.cli.service_lock import ServiceLock, locked_service
 from executor.database import audit, mapping_queries, mappings
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.model import GuestKind, MappingState
 from executor.runs.actions import collection_folder
 from executor.settings.settings import Settings
@@ -58,8 +58,8 @@ class Adoption:
         another service, or while a job or a command runs a playbook for the service.
         """
         cluster, vmid = self.settings.smith_cluster, self.vm.vmid
-        with reading(self.engine) as session:
-            refuse_while_playbook_runs(session, self.service_id)
+        with read_only_session(self.engine) as session:
+            require_no_running_playbook(session, self.service_id)
             service_mapping = mappings.find_current_mapping(session, self.service_id)
             for row in mapping_queries.find_mappings_by_vmid(session, vmid):
                 maps_vm_to_other_service = row.service_id != self.service_id and row.cluster == cluster
@@ -72,6 +72,7 @@ class Adoption:
             return False
         if (service_mapping.vmid, service_mapping.cluster) == (vmid, cluster):
             return True
+        # VM_LOST: the VM of the mapping does not exist any more.
         if service_mapping.state != MappingState.VM_LOST:
             raise CommandFailed(
                 f"the service is mapped to VM {service_mapping.vmid} already ({service_mapping.state}): "
@@ -82,16 +83,17 @@ class Adoption:
     def execute(self, reason: str, *, is_service_mapped_to_vm: bool) -> None:
         """Map the VM, and write the marker if the VM has none. `reason` is stored in the audit log.
 
-        `is_service_mapped_to_vm` is the result of `check_mappings`. If it is False, a new mapping is stored before the
-        marker is written, as in a create job. If it is True, the existing mapping is updated with the VM's name and
-        node after the marker is written. If the marker cannot be written, a mapping that this call has created is
-        marked as deleted, and CommandFailed is raised. While the marker is written, no agent runs a job of the service.
+        `is_service_mapped_to_vm` is the result of `check_mappings`. If it is False, a new mapping is stored, then the
+        marker is written. If it is True, the marker is written, then the VM's name and node are stored in the mapping.
+        If the marker cannot be written, the new mapping is marked as deleted, and CommandFailed is raised. While the
+        marker is written, no agent runs a job of the service.
         """
         if self.has_marker:
             with transaction(self.engine) as session:
-                refuse_while_playbook_runs(session, self.service_id)
+                require_no_running_playbook(session, self.service_id)
             self._store_mapping(reason)
             return
+        # `action` is stored with the lock: the action whose playbook writes the marker.
         with locked_service(self.engine, action="create", service_id=self.service_id, vmid=self.vm.vmid) as lock:
             if is_service_mapped_to_vm:
                 self._write_marker(lock)
@@ -139,11 +141,11 @@ class Adoption:
                 record_change(session, "forget", row, old_values, failure)
 
     def _write_marker(self, lock: ServiceLock) -> None:
-        """Write the marker with the built-in playbook `create`, which accepts an unmarked VM of the requested name.
+        """Write the marker with the built-in playbook `create`.
 
-        The playbook `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no
-        template, so it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the
-        playbook fails.
+        `create` accepts an existing VM without a marker if the VM has the name in the extra variable `vm`. The playbook
+        `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no template, so
+        it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the playbook fails.
         """
         playbook = collection_folder() / "playbooks" / "create.yml"
         vm = self._build_vm_variable()

@@ -23,7 +23,7 @@ class VmNotFound(UnusableArgument):
     """Proxmox does not list the VM for the agent's API token."""
 
 
-def look_up_service_id(clients: Clients, service_id: str) -> str:
+def check_service_and_return_id(clients: Clients, service_id: str) -> str:
     """Ask FulcrumCore for the service, and return the service's id as FulcrumCore writes it.
 
     Raises ServiceMissing when FulcrumCore does not know the service or the service is deleted, and UnusableArgument
@@ -56,6 +56,7 @@ def find_vm_to_adopt(clients: Clients, vm_rows: Sequence[VmRow], vmid: int) -> V
     vm_row = next((row for row in vm_rows if row.vmid == vmid), None)
     if vm_row is None:
         raise VmNotFound(f"Proxmox does not list a VM {vmid} for the agent's API token")
+    # The kind is `qemu` (virtual machine) or `lxc` (container).
     config = clients.proxmox.vm_config(vm_row.node, vmid, kind=vm_row.kind)
     vm_row = fill_in_vm_row(vm_row, config)  # Proxmox's list of VMs may lack values or show old values
     if vm_row.is_template:

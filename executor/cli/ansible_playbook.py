@@ -91,7 +91,7 @@ class PlaybookStopper:
                 _make_guard_end_playbook(guard)
 
     def stop(self) -> None:
-        """Make the guards end all playbooks, which takes seconds. Each call of `run` returns when its playbook ends."""
+        """Make the guards end all playbooks. Do not wait until the playbooks have ended, which takes seconds."""
         with self._lock:
             self.is_stopped = True
             for guard in self._guards:
@@ -107,9 +107,10 @@ def run(
 ) -> JobResult:
     """Run the playbook, copy its output to `output`, and return the result that the agent would store.
 
-    While a command holds `lock`, no agent runs a job of the same service. `lock` stores the run, with its output
-    and result, in the database. `lock.ident` is the run's name. If the run is for no service, or if there is no
-    database, `lock` stores nothing, and `lock.ident` is empty. Check mode needs no `lock`, because it changes nothing.
+    `lock` locks the service of the VM: while a command holds `lock`, no agent runs a job of this service. `lock`
+    stores the run, with its output and result, in the database under the name `lock.run_ident`. If the VM has no
+    service, or if there is no database, `lock.run_ident` is empty. If `lock.run_ident` is empty or `lock` is None,
+    nothing is locked or stored.
 
     A caller that runs several playbooks at once passes the same `stopper` to each call, so that `PlaybookStopper.stop`
     ends all of them.
@@ -125,9 +126,10 @@ def run(
             "ANSIBLE_CALLBACKS_ENABLED": "smith_events",
             "SMITH_EVENTS_FILE": str(events_file),
         }
-        if lock is not None and lock.ident:
-            # The run has a lease. The guard reads the run's deadline from the file RUN_UNTIL_FILE, and ends the run at
-            # the deadline, before the lease expires.
+        if lock is not None and lock.run_ident:
+            # The run has a lease and a deadline before the end of the lease. `lock` renews the lease. Now and after
+            # each renewal, it calls `set_deadline`, which writes the deadline to the file RUN_UNTIL_FILE. The guard
+            # reads this file, and ends the run at the deadline.
             run_until_file = RunUntilFile(folder / RUN_UNTIL_FILE)
             lock.set_deadline_callback(run_until_file.set_deadline)
             extra_environment[RUN_UNTIL_VARIABLE] = str(run_until_file.path)
@@ -136,7 +138,7 @@ def run(
         environment = build_environment(folder, settings) | extra_environment
         exit_code = _run_command(command, environment, output, excerpt, events_file, stopper)
         artifacts = RunArtifacts(
-            ident=lock.ident if lock is not None else "",
+            ident=lock.run_ident if lock is not None else "",
             folder=folder,
             status=RunStatus.FAILED if exit_code else RunStatus.SUCCESSFUL,
             rc=exit_code,
@@ -260,7 +262,7 @@ def _make_guard_end_playbook(guard: subprocess.Popen[str]) -> None:
 def _wait_for_guard(guard: subprocess.Popen[str]) -> None:
     """Wait until the guard has ended all processes of the playbook, which takes seconds. Ctrl-C does not end the wait.
 
-    The caller then releases the service's lock, which is safe only when no process of the playbook runs.
+    When `run` ends, the command releases the service's lock. This is safe only if no process of the playbook runs.
     """
     while True:
         try:
@@ -281,7 +283,7 @@ def _write_error_event(events_file: Path, line: str) -> None:
 
 
 def _sanitize_except_colours(line: str) -> str:
-    """Return the line without secrets and without terminal control sequences, but with its colour sequences."""
+    """Return the line without secrets. Keep colour sequences and tabs, and escape all other control characters."""
     texts_and_sequences = _COLOUR_SEQUENCE.split(line)
     return "".join(
         part if _COLOUR_SEQUENCE.fullmatch(part) else sanitized(part, keep_whitespace=True)

@@ -145,7 +145,7 @@ def _show_redacted_traceback() -> None:
 def exit_code_of(error: SmithError) -> int:
     """Return the exit code for the error. Settings, FulcrumCore, Proxmox and database have different exit codes.
 
-    A JobError has an error code. The error codes for failures of Proxmox begin with PVE_.
+    A JobError has an error code. An error code that begins with PVE_ means that a request to Proxmox failed.
     """
     if isinstance(error, JobError):
         return EXIT_PROXMOX if error.code.startswith("PVE_") else EXIT_FAILURE
@@ -156,9 +156,9 @@ def exit_code_of(error: SmithError) -> int:
 def _end_process(exit_code: int) -> NoReturn:
     """Flush stdout and end the process with the exit code.
 
-    If the reader of stdout has closed the pipe (`smith … | head`), no error is printed, but the exit code is not 0. If
-    stdout cannot be written, for example because a disk is full, the reason is printed. stdout is then redirected to
-    /dev/null, because Python flushes it again at exit.
+    If stdout cannot be written, for example because a disk is full, the reason is printed, and exit code 0 becomes
+    EXIT_FAILURE. No reason is printed if the reader of stdout has closed the pipe (`smith … | head`). In both cases,
+    stdout is redirected to /dev/null, because Python flushes it again at exit.
     """
     try:
         sys.stdout.flush()

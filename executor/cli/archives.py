@@ -10,7 +10,7 @@ from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.rows import ArchiveRow, StorageRow
 from executor.shared.marker import marker_values_in
 
-if TYPE_CHECKING:  # A command that only reads does not import SQLAlchemy's ORM, which this class needs.
+if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.mappings import Mapping
 
 

@@ -19,8 +19,8 @@ COLUMNS = {
     "at": "AT",
     "who": "WHO",
     "verb": "VERB",
-    "subject_kind": "WHAT",
-    "subject_id": "WHICH",
+    "subject_kind": "KIND",
+    "subject_id": "ID",
     "change": "CHANGE",
     "reason": "REASON",
 }
@@ -44,8 +44,8 @@ def list_audit(
         str,
         typer.Option(
             "--verb",
-            help="Only entries with this verb, such as cancel, retry, adopt, forget (a mapping was marked as "
-            "deleted) or erase (`smith forget` erased a service's data).",
+            help="Only entries with this verb, such as cancel, retry, adopt, forget (a mapping was marked as deleted, "
+            "for example by `smith mappings forget`) or erase (`smith forget` erased a service's data).",
         ),
     ] = "",
     since: Since = None,
@@ -54,7 +54,7 @@ def list_audit(
     ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the changes that operators and the agent made, the newest first.
+    """List operators' changes and the agent's corrections of mappings, the newest first.
 
     Entries are never deleted. `smith forget` erases the old values, the new values and the reasons of entries
     about ended services (no VM, no unfinished job).

@@ -53,7 +53,7 @@ def back_up_database(
         raise DatabaseError(f"{file} exists: a backup does not overwrite files")
     os.umask(PRIVATE_UMASK)
     partial_file = file.with_name(f"{file.name}.partial")
-    with _raising_database_error(file), open_database(settings) as engine:
+    with _convert_errors_to_database_error(file), open_database(settings) as engine:
         partial_file.unlink(missing_ok=True)
         connection = engine.raw_connection()
         try:
@@ -89,9 +89,9 @@ def restore_database(
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     new_file = target.with_name(f"{target.name}.restoring")
     # Each agent holds this lock while it runs. If an agent holds the lock, holding_database_lock raises DatabaseError.
-    with _raising_database_error(target), holding_database_lock(Path(f"{target}.lock")):
+    with _convert_errors_to_database_error(target), holding_database_lock(Path(f"{target}.lock")):
         try:
-            # `smith db migrate` seals a database whose rows it moves to another database.
+            # A sealed database refuses all changes: `smith db migrate` has moved its rows to another database.
             _refuse_sealed_database(target)
             revision = _copy_backup(file, new_file)
             confirm(
@@ -120,9 +120,8 @@ def restore_database(
 def _refuse_sealed_database(file: Path) -> None:
     """Raise DatabaseError if the database in the file is sealed.
 
-    When `smith db migrate` has moved the rows of a database to another database, the first database is sealed: it
-    refuses all changes. A restore would remove the seal. If the file is not a usable database, the query fails
-    (DatabaseUnavailable or StatementRefused), and this function returns.
+    A restore would remove the seal. If the file is not a usable database, the query fails (DatabaseUnavailable or
+    StatementRefused), and this function returns.
     """
     if not file.exists():
         return
@@ -182,15 +181,15 @@ def _copy_backup(file: Path, new_file: Path) -> str:
     Raises DatabaseError if `file` is not a database of Agent Smith, or has a schema that this version does not know.
     """
     _delete_database(new_file)  # An interrupted restore may have left this file.
-    with _raising_database_error(file), contextlib.closing(_open_read_only(file)) as source:
+    with _convert_errors_to_database_error(file), contextlib.closing(_open_read_only(file)) as source:
         _copy_and_check_database(source, new_file)
     engine = open_engine(f"sqlite:///{new_file}")
     try:
-        schema.refuse_newer_or_foreign_schema(engine)
+        schema.refuse_newer_or_foreign_schema(engine)  # foreign: with the tables of another program
         revision = schema.current_revision(engine)
     finally:
         engine.dispose()
-    if revision is None:
+    if revision is None:  # The database has no tables.
         raise DatabaseError(f"{file} is not a database of Agent Smith")
     return revision
 
@@ -207,8 +206,8 @@ def _replace_database(target: Path, new_file: Path) -> Path | None:
 
     SQLite would apply the -wal file of the old database to the new database. So these steps precede the replacement:
     1. The content of the -wal file is written into the old database (checkpoint).
-    2. The old database is kept under another name, with copies of its -wal file and its -shm file (the index of the
-       -wal file), because the checkpoint may have failed.
+    2. The old database is kept under another name. Because the checkpoint may have failed, copies of the -wal file and
+       of the -shm file (the index of the -wal file) are kept with it.
     3. The -wal file and the -shm file are deleted.
     """
     old_file = None
@@ -252,7 +251,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _raising_database_error(file: Path) -> Iterator[None]:
+def _convert_errors_to_database_error(file: Path) -> Iterator[None]:
     """Convert an error of SQLite or of the file system in the `with` block to a DatabaseError with a one-line text."""
     try:
         yield

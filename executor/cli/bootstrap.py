@@ -1,4 +1,4 @@
-"""`smith bootstrap`: creates the agent, its token, and the service, agent and metric types in FulcrumCore.
+"""`smith bootstrap core`: creates an agent, its token, a service type, an agent type and metric types in FulcrumCore.
 
 A metric type names a value that the agent measures, such as vm.cpu.usage.
 """
@@ -95,7 +95,7 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be created, and create nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create the agent, its token, and the service, agent and metric types in FulcrumCore.
+    """Create an agent, its token, a service type, an agent type and metric types in FulcrumCore.
 
     A metric type names a value that the agent measures, such as vm.cpu.usage.
 
@@ -127,7 +127,7 @@ def bootstrap_core(  # noqa: PLR0913, PLR0917 (each parameter is an option; type
         ) as destination:
             steps = _execute_steps(bootstrap, destination, dry_run=dry_run, show_table=not as_json)
         if remove_old_tokens and not dry_run:
-            # The old tokens of the option are called `earlier_tokens` in the code, and `other_tokens` in --json.
+            # The earlier tokens are the agent's old tokens. The output of --json calls them `other_tokens`.
             bootstrap.remove_earlier_tokens()
     if as_json:
         _show_json(bootstrap, destination, steps, dry_run=dry_run, removes_old_tokens=remove_old_tokens)
@@ -149,6 +149,7 @@ def _execute_steps(
     steps: list[BootstrapStep] = []
     try:
         if not dry_run:
+            # If a new token cannot be stored, this call fails before FulcrumCore creates the token.
             destination.create_empty_file()
         # Each iteration executes one step. If a step fails, `steps` has the completed steps, which are then shown.
         step_iterator = bootstrap.dry_run() if dry_run else bootstrap.create_missing(destination.store_token)
@@ -245,7 +246,7 @@ def _require_token_of_agent(settings: Settings, file: Path, agent_id: str | None
 
 
 def is_token_of_agent(settings: Settings, token: str, agent_id: str | None) -> bool:
-    """Return whether FulcrumCore accepts the token for this agent."""
+    """Return whether FulcrumCore accepts the token for this agent. `agent_id` None: the agent does not exist yet."""
     client = FulcrumClient(settings.fulcrum_api_url, lambda: token, **_tls_arguments(settings))
     try:
         return client.get_own_agent().id == agent_id

@@ -13,7 +13,11 @@ from executor.redaction import redactor
 
 
 class TokenNotStored(SmithError):
-    """The token file cannot be written, or does not contain a token of the agent."""
+    """The token is not in the file of --token-file.
+
+    Raised if the file cannot be created. If the agent has a token already, `smith bootstrap core` creates no token, and
+    raises this error if the file does not exist or contains no token of this agent.
+    """
 
 
 class TokenDestination:
@@ -24,7 +28,7 @@ class TokenDestination:
     """
 
     def __init__(self, file: Path | None, *, is_token_printed: bool, will_create_token: bool) -> None:
-        """Use the values of two options: `file` is --token-file, and `is_token_printed` is --show-token.
+        """`file` is the value of --token-file, and `is_token_printed` the value of --show-token.
 
         `will_create_token` is False if no token will be created, because the agent has one already. In this case
         `create_empty_file` does nothing, and `store_token` is not called.
@@ -45,7 +49,9 @@ class TokenDestination:
         return self
 
     def create_empty_file(self) -> None:
-        """Create the empty file before the token is created: FulcrumCore returns the token's value only once.
+        """Create the empty file. If this fails, no token is created.
+
+        FulcrumCore returns a token's value only once, so a token that cannot be written to the file would be lost.
 
         Raises TokenNotStored when the file cannot be created, and typer.BadParameter when neither --token-file nor
         --show-token is set.
@@ -60,7 +66,9 @@ class TokenDestination:
             try:
                 self._descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             except OSError as error:
-                raise TokenNotStored(f"{self.file} cannot be written: {error.strerror}; nothing was created") from None
+                raise TokenNotStored(
+                    f"{self.file} cannot be written: {error.strerror}; nothing was created in FulcrumCore"
+                ) from None
 
     def store_token(self, token: str) -> None:
         """Write the token to the file, and flush the file to the disk.

@@ -47,7 +47,8 @@ def create_fulcrum_and_proxmox_clients() -> Clients:
 def create_proxmox_reader(settings: Settings) -> ProxmoxReader:
     """Return a client that reads from Proxmox.
 
-    FulcrumCore is called only if SMITH_REMOTE_CONFIG is set, because then FulcrumCore may store Proxmox's settings.
+    If SMITH_REMOTE_CONFIG is true, some settings may come from FulcrumCore, so FulcrumCore is called first.
+    Otherwise, FulcrumCore is not called.
     """
     if settings.smith_remote_config:
         return create_fulcrum_and_proxmox_clients().proxmox

@@ -76,7 +76,7 @@ COMMANDS = (
     Command("", "top", "top", "show", "Show running jobs with their steps, the queue, and the last failures."),
     Command("", "pause", "pause", "pause", "Stop the agents from claiming jobs, until `smith resume`."),
     Command("", "resume", "pause", "resume", "Let the agents claim jobs again."),
-    Command("", "doctor", "doctor", "run_doctor", "Check settings, FulcrumCore, Proxmox, database and tools."),
+    Command("", "doctor", "doctor", "run_doctor", "Check settings, FulcrumCore, Proxmox, database and this machine."),
     Command("", "health", "health", "show_health", "Ask the agent on this machine for its health."),
     Command("", "version", "version", "show", "Show the versions of Agent Smith and of its dependencies."),
     Command("", "support", "support", "support", "Write an archive for a bug report."),
@@ -85,7 +85,7 @@ COMMANDS = (
         "forget",
         "forget",
         "forget_services",
-        "Erase what we store about ended services, which have no VM and no unfinished job.",
+        "Erase the stored data of ended services, which have no VM and no unfinished job.",
     ),
     Command("jobs", "list", "jobs", "list_jobs", "List jobs, the newest first."),
     Command("jobs", "show", "job_timeline", "show_job", "Show one job as a timeline, with its properties and result."),
@@ -122,7 +122,11 @@ COMMANDS = (
     ),
     Command("drift", "fix", "drift", "repair_drift", "Repair wrong and missing mappings; no VM is changed."),
     Command(
-        "audit", "list", "audit", "list_audit", "List the changes that operators and the agent made, the newest first."
+        "audit",
+        "list",
+        "audit",
+        "list_audit",
+        "List operators' changes and the agent's corrections of mappings, the newest first.",
     ),
     Command(
         "nodes",
@@ -199,7 +203,7 @@ COMMANDS = (
         "core",
         "bootstrap",
         "bootstrap_core",
-        "Create the agent, its token, and the service, agent and metric types in FulcrumCore.",
+        "Create an agent, its token, a service type, an agent type and metric types in FulcrumCore.",
     ),
 )
 
@@ -219,7 +223,7 @@ EXTENSIONS = (
     ),
     Extension(
         "lab-sweep",
-        "Remove the guests and backups that runs of `smith lab-test` left in the lab.",
+        "Remove the guests and backups that `smith lab-test` left in the lab.",
         "agent-smith-lab",
     ),
 )
@@ -274,8 +278,8 @@ GROUPS = (
         "The agent processes that use this database (not Proxmox's nodes).",
         examples_section(
             "smith nodes list",
-            'smith nodes drain pve-ops-2 --reason "new kernel"',
-            "smith nodes limit pve-ops-2 4",
+            'smith nodes drain pve-ops-2 --reason "new kernel"    pve-ops-2 is the host of the agent process',
+            "smith nodes limit pve-ops-2 4                        at most 4 jobs in parallel",
         ),
     ),
     Group(
@@ -320,7 +324,7 @@ GROUPS = (
     ),
     Group(
         "bootstrap",
-        "Create the agent, its token, and the service, agent and metric types in FulcrumCore.",
+        "Create an agent, its token, a service type, an agent type and metric types in FulcrumCore.",
         examples_section("smith bootstrap core --help"),
     ),
 )

@@ -69,7 +69,7 @@ def complete_run(incomplete: str) -> Iterator[Suggestion]:
     from executor.database import run_queries  # noqa: PLC0415 (imported only for a completion)
 
     with read_only_transaction() as transaction:
-        for run, job in run_queries.recent_runs(transaction.connection, MAX_ROWS):
+        for run, job in run_queries.newest_job_runs(transaction.connection, MAX_ROWS):
             yield run.ident, f"job {job.id} {run.status or 'running'}"
 
 

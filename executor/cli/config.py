@@ -73,6 +73,8 @@ def _read_settings() -> tuple[list[SettingRow], list[str], list[str]]:
         rows = setting_rows(settings)
     missing_setting_lines = missing_setting_errors(settings)
     missing_names = {_setting_name_of(line) for line in missing_setting_lines}
+    # Only one of password and token may be set. If both are set, `missing_setting_errors` reports PROXMOX_PASSWORD, so
+    # `missing_names` contains it. Its row keeps the value.
     rows = [replace(row, value=row.value or "missing") if row.name in missing_names else row for row in rows]
     return rows, invalid_setting_lines, missing_setting_lines
 
@@ -91,17 +93,18 @@ def _read_without_validation(invalid_setting_lines: list[str]) -> tuple[list[Set
     # An invalid value is not shown: it may be a secret that the operator wrote into the wrong setting.
     invalid_names = {_setting_name_of(line) for line in invalid_setting_lines}
     shown_values |= {name: "invalid" for name in invalid_names if name in FIELDS}
+    # Settings() reads no file and no environment variable: it contains the defaults.
     rows = [
         replace(row, value=shown_values.get(row.name, row.value), origin=sources.origins.get(row.name, row.origin))
         for row in setting_rows(Settings())
     ]
-    # The settings for FulcrumCore and Proxmox, which include all required settings.
+    # All required settings are settings for FulcrumCore or Proxmox, whose names do not begin with SMITH_.
     connection_settings: dict[str, Any] = {
         name.lower(): value for name, value in sources.values.items() if not name.startswith("SMITH_")
     }
-    with contextlib.suppress(
-        ValidationError
-    ):  # if SMITH_REMOTE_CONFIG is true, FulcrumCore provides Proxmox's settings
+    # If SMITH_REMOTE_CONFIG is true, FulcrumCore may provide the settings for Proxmox, so none of them is reported as
+    # missing. An invalid SMITH_REMOTE_CONFIG counts as false.
+    with contextlib.suppress(ValidationError):
         is_remote_config = TypeAdapter(bool).validate_python(sources.values.get("SMITH_REMOTE_CONFIG") or "false")
         connection_settings["smith_remote_config"] = is_remote_config
     # model_construct validates nothing. The Settings object is used only to find out which settings are missing.

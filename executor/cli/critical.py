@@ -24,7 +24,7 @@ COLUMNS = {
     "state": "STATE",
     "started": "STARTED",
     "finished": "ENDED",
-    "ok": "LAST OK",
+    "ok": "LAST OK",  # how long ago the last successful execution ended
     "failures": "FAILURES",
     "runs": "EXECUTIONS",
     "last_error": "LAST ERROR",

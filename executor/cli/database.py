@@ -20,7 +20,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import agent_queries, move_queries, revisions, schema
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.times import utc_now
 from executor.errors import DatabaseError
 from executor.settings.settings import Settings
@@ -41,7 +41,8 @@ def upgrade_schema(as_json: AsJson = False) -> None:
     """Upgrade the schema; create the database if there is none."""
     os.umask(PRIVATE_UMASK)
     with open_database(open_settings(), may_create=True) as engine:
-        # `smith db migrate` seals a database whose rows it moves to another database. A sealed database is not changed.
+        # `smith db migrate` copies the rows of a database to another one, and seals the original database.
+        # A sealed database must not change. The next line raises DatabaseError if this database is sealed.
         move_queries.refuse_sealed_database(engine)
         old_revision = schema.current_revision(engine)
         schema.upgrade(engine)
@@ -118,14 +119,14 @@ def requiring_stopped_agents(engine: Engine, settings: Settings) -> Iterator[Non
             yield
         return
 
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         require_no_running_agent(session, settings)
     yield
 
 
 def require_no_running_agent(session: Session, settings: Settings) -> None:
     """Raise DatabaseError if an agent is running."""
-    for agent in agent_queries.processes_not_stopped(session):
+    for agent in agent_queries.processes_without_stop_time(session):
         if is_alive(agent, utc_now(), settings.smith_lease_s):
             raise DatabaseError(f"agent {agent.id} on {agent.host} uses this database: stop the agent first")
 

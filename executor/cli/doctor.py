@@ -38,7 +38,7 @@ def run_doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check settings, FulcrumCore, Proxmox, database and tools.
+    """Check settings, FulcrumCore, Proxmox, database and this machine.
 
     Each result is printed as soon as it is known. The remedies of the problems are printed at the end.
     The exit code is 0 if no check failed. Otherwise, it is the code of the first area with a failed check:

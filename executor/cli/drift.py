@@ -1,7 +1,8 @@
 """`smith drift`: compares our mappings with Proxmox and FulcrumCore, and repairs the mappings. No VM is changed.
 
-A finding is one difference. A problem is a finding that an operator must look at. The agent itself repairs all other
-findings.
+A finding is one difference. It is either harmless or a problem. The agent itself repairs harmless findings after its
+next periodic comparison. An operator must look at problems; a change of a mapping repairs some of them.
+`smith drift fix` repairs all findings that can be repaired, harmless ones and problems.
 """
 
 from __future__ import annotations
@@ -39,8 +40,7 @@ COLUMNS = {
     "repair": "REPAIR",
     "text": "FOUND",
 }
-#: The option --believe-list. Without this option, the comparison is inconclusive if Proxmox's list of VMs is short: if
-#: many mapped VMs are not in it.
+#: Without the option --believe-list, the comparison is inconclusive if many mapped VMs are missing in Proxmox's list.
 BelieveList = Annotated[
     bool,
     typer.Option("--believe-list", help="Trust Proxmox's list of VMs even if many mapped VMs are not in it."),
@@ -56,11 +56,11 @@ class _Comparison:
     cluster: str
 
 
-def show_drift(context: typer.Context, is_short_list_trusted: BelieveList = False, as_json: AsJson = False) -> None:
+def show_drift(context: typer.Context, may_many_vms_be_missing: BelieveList = False, as_json: AsJson = False) -> None:
     """Compare mappings, Proxmox and FulcrumCore. Nothing is changed."""
     if context.invoked_subcommand is not None:
         return  # typer also calls this function before `fix`.
-    with _compare_mappings(is_short_list_trusted) as comparison:
+    with _compare_mappings(may_many_vms_be_missing) as comparison:
         outcome = comparison.outcome
     if as_json:
         show_json(_json_fields(outcome))
@@ -88,7 +88,7 @@ def repair_drift(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Stored in the audit log (`smith audit list`).")
     ] = "",
-    is_short_list_trusted: BelieveList = False,
+    may_many_vms_be_missing: BelieveList = False,
     as_json: AsJson = False,
 ) -> None:
     """Repair wrong and missing mappings; no VM is changed.
@@ -98,7 +98,7 @@ def repair_drift(
     gets a mapping.
     The exit code is 1 if a difference remains that an operator must resolve.
     """
-    with _compare_mappings(is_short_list_trusted) as comparison:
+    with _compare_mappings(may_many_vms_be_missing) as comparison:
         selected_findings = [
             finding
             for finding in comparison.outcome.findings
@@ -107,26 +107,26 @@ def repair_drift(
         ]
         repaired_findings = _repair_findings(comparison, selected_findings, reason) if yes else []
     if as_json:
-        # The shown_values of a finding are its keys and values in `--json`.
+        # `shown_values` is a finding as a dictionary for `--json`.
         show_json(
             _json_fields(comparison.outcome) | {"repaired": [finding.shown_values for finding in repaired_findings]}
         )
     elif not comparison.outcome.inconclusive_reason:
         _show_repairs(selected_findings, repaired_findings, yes=yes)
-    # The key of a finding is its kind, service id and VMID.
+    # `key` identifies a finding: its kind, service id and VMID.
     repaired_keys = {finding.key for finding in repaired_findings}
     remaining_findings = [finding for finding in comparison.outcome.problems if finding.key not in repaired_keys]
     _end_with_exit_code(comparison.outcome, remaining_findings)
 
 
 @contextmanager
-def _compare_mappings(is_short_list_trusted: bool) -> Iterator[_Comparison]:
+def _compare_mappings(may_many_vms_be_missing: bool) -> Iterator[_Comparison]:
     """Compare the mappings with Proxmox and FulcrumCore. The database stays open during the `with` block."""
     clients = create_fulcrum_and_proxmox_clients()
     cluster = clients.settings.smith_cluster
     with open_database(clients.settings) as engine:
         inspector = DriftInspector(engine=engine, fulcrum=clients.fulcrum, proxmox=clients.proxmox, cluster=cluster)
-        outcome = inspector.check_drift(clients.agent_id, is_short_list_trusted=is_short_list_trusted)
+        outcome = inspector.check_drift(clients.agent_id, may_many_vms_be_missing=may_many_vms_be_missing)
         yield _Comparison(outcome=outcome, engine=engine, cluster=cluster)
 
 
@@ -155,15 +155,17 @@ def _show_repairs(selected_findings: Sequence[Finding], repaired_findings: Seque
     for finding in selected_findings:
         if finding not in repaired_findings:
             show_error(
-                f"{finding.kind} of VM {finding.vmid} was not repaired: the mapping has changed since the comparison, "
-                "or the service has an open job, a report that is due, or a run that an operator started"
+                f"the finding {finding.kind} of VM {finding.vmid} was not repaired: the mapping has changed since the "
+                "comparison, or the service has an open job, a report that is due, or a run that an operator started; "
+                "call `smith drift fix` again later"
             )
 
 
 def _json_fields(outcome: DriftCheckOutcome) -> dict[str, Any]:
     """Return the outcome as a dictionary with the keys of `--json`."""
     return {
-        "frozen": outcome.inconclusive_reason or None,  # why the comparison is inconclusive; then, nothing is repaired
+        # The reason why the comparison is inconclusive, or None. After an inconclusive comparison, nothing is repaired.
+        "frozen": outcome.inconclusive_reason or None,
         "mapped": outcome.mapping_count,
         "foreign": outcome.other_owner_guest_count,  # VMs and containers of other agents, clusters or FulcrumCores
         "findings": [finding.shown_values for finding in outcome.findings],

@@ -41,6 +41,6 @@ def _import_object(entry_point: EntryPoint) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         text = f"`smith {entry_point.name}` needs the Python module {error.name}, which is not installed"
         if entry_point.dist:
-            text += f": pip install {entry_point.dist.name}"
+            text += f": pip install {entry_point.dist.name} (installs the missing dependencies)"
         raise DependencyMissing(text) from error
     return function_or_group

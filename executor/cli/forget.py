@@ -19,7 +19,7 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_heading, show_rows
 from executor.database import audit, erasure
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.erasure import StoredData
 from executor.database.times import utc_now
 from executor.errors import JobError
@@ -50,12 +50,13 @@ NOT_ERASED_COLUMNS = {"service_id": "SERVICE", "why": "NOT ERASED BECAUSE"}
 )
 def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     service: Annotated[str, typer.Argument(metavar="SERVICE", help="The whole id of a service that has ended.")] = "",
+    # The consumer is the participant in FulcrumCore that uses the service.
     consumer: Annotated[
         str,
         typer.Option(
             "--consumer",
             metavar="ID",
-            help="Erase what we store about all ended services of the consumer with this id.",
+            help="Erase the stored data of all ended services of the consumer with this id.",
         ),
     ] = "",
     reason: Annotated[
@@ -67,10 +68,10 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Erase what we store about ended services, which have no VM and no unfinished job.
+    """Erase the stored data of ended services, which have no VM and no unfinished job.
 
     Jobs, runs, artifacts and mappings are deleted. Audit entries still say who did what and when, but the values and
-    reasons in the entries are erased. A service that has no VM counts as ended, for example if its create job failed.
+    reasons in the entries are erased. A service whose create job failed, and that has no VM, counts as ended.
 
     A service can be erased only after its retention. The retention starts when the service ends, and lasts for the
     longer of SMITH_JOB_RETENTION_S and SMITH_VMID_QUARANTINE_S. This command reads both settings from its own
@@ -81,7 +82,7 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
     _require_one_id(service, consumer)
     settings = open_settings()
     with open_database(settings) as engine:
-        with reading(engine) as session:  # a read-only transaction
+        with read_only_session(engine) as session:  # a read-only transaction
             service_ids = erasure.services_of_consumer(session, consumer) if consumer else [service]
             found_data = [
                 data
@@ -91,12 +92,12 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             why_not_erasable_by_id = {
                 data.service_id: _why_not_erasable(session, data, settings) for data in found_data
             }
-            # With --consumer, `service` is empty, and None means any service: the database no longer contains the
-            # consumer of an erased service.
+            # With --consumer, `service` is "", so None is passed, which means any service. The database does not say
+            # which consumer an erased service had.
             was_erased_earlier = erasure.was_service_erased(session, service or None)
         erasable_data = [data for data in found_data if not why_not_erasable_by_id[data.service_id]]
         # An earlier `smith forget` may have been interrupted after it erased the rows and before it overwrote their
-        # content in the database file.
+        # content in the database file. If there is erasable data, this command overwrites the content at its end.
         if was_erased_earlier and not erasable_data:
             erasure.overwrite_deleted_rows(engine)
         if not found_data:
@@ -196,7 +197,7 @@ def _erase_service(engine: Engine, settings: Settings, service_id: str, reason: 
 
     The rows name the artifacts. So the rows are deleted last, and an interrupted command can be repeated.
     """
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         runs = erasure.find_stored_data(session, service_id).runs
     for run in runs:
         _delete_artifacts(run, settings)
@@ -247,8 +248,8 @@ def _show_outcome(
         return
     for row in erased_rows:
         show_text(
-            f"erased {row['service_id']}: jobs {row['jobs']}, runs with their artifacts {row['runs']}, "
-            f"mappings {row['mappings']}, audit entries whose values were erased {row['audit_entries']}"
+            f"erased {row['service_id']}. Jobs: {row['jobs']}, runs (with artifacts): {row['runs']}, "
+            f"mappings: {row['mappings']}, audit entries (only their values): {row['audit_entries']}"
         )
     if not_erased_rows:
         show_heading("Not erased")

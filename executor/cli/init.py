@@ -33,7 +33,10 @@ ROOT_FOLDER, USER_FOLDER = Path("/etc/agent-smith"), Path("~/.config/agent-smith
 def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes all by name)
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", help="Folder for settings and secrets; default: /etc/agent-smith for root."),
+        typer.Option(
+            "--folder",
+            help=f"Folder for settings and secrets; default: {ROOT_FOLDER} for root, otherwise {USER_FOLDER}.",
+        ),
     ] = None,
     proxmox: Annotated[
         str | None, typer.Option("--proxmox", metavar="HOST[:PORT]", help="A node of the Proxmox cluster.")
@@ -43,7 +46,11 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
     ] = None,
     ca_file: Annotated[
         Path | None,
-        typer.Option("--ca-file", help="File with the CA of Proxmox's certificate; default: the cluster's CA."),
+        typer.Option(
+            "--ca-file",
+            help="File with the CA of Proxmox's certificate; default: the CA of an earlier run, a CA of this system, "
+            "or the cluster's CA, which Proxmox sends.",
+        ),
     ] = None,
     admin: Annotated[
         str | None,
@@ -99,7 +106,8 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         Path | None,
         typer.Option(
             "--unit-folder",
-            help="Folder for the unit; default: the folder in which systemd or podman looks for units.",
+            help="Folder for the unit; default: --folder for a compose file, otherwise the folder in which systemd or "
+            "podman looks for units.",
         ),
     ] = None,
     replace_tokens: Annotated[
@@ -109,7 +117,12 @@ def init(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
             help="If the secret of one of the agent's tokens is not stored in --folder, replace this token.",
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Use defaults and proposed values without asking.")] = False,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", help="Use the default answer to each question that has one, and do not ask before the changes."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")] = False,
 ) -> None:
     """Set up Proxmox, FulcrumCore and the settings; write a systemd unit, quadlet or compose file.

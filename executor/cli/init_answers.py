@@ -1,4 +1,4 @@
-"""Gets the values for `smith init`: from options, files, environment variables and earlier runs, or from the operator.
+"""Asks the operator for the values for `smith init` that no option, file or environment variable contains.
 
 No option has a secret as its value, because every user of the machine can read the arguments of a process.
 """
@@ -32,20 +32,23 @@ class Prompter:
         self._has_terminal = sys.stdin.isatty()
 
     @property
-    def asks_questions_with_default(self) -> bool:
-        """Return whether the operator is also asked questions that have a default."""
+    def is_interactive(self) -> bool:
+        """Return whether questions that have a default are asked: there is a terminal, and --yes is not set."""
         return self._has_terminal and not self._skips_questions_with_default
 
     def ask_text(self, question: str, *, option: str, option_value: str | None, default: str = "") -> str:
         """Return the option's value if it is not None, otherwise the operator's answer or the default."""
         if option_value is not None:
             return option_value
-        if self.asks_questions_with_default:
+        if self.is_interactive:
             return _prompt(question, default=default)
         return default or self._ask_without_default(question, option)
 
     def ask_optional_text(self, question: str, *, default: str) -> str:
-        """Return the operator's answer, or '' if the operator answers `-`."""
+        """Return the operator's answer, or '' if the operator answers `-`.
+
+        The question is always asked. Call this function only if `is_interactive` is true.
+        """
         answer = _prompt(f"{question} (- for no value)", default=default or "-")
         return "" if answer == "-" else answer
 
@@ -63,7 +66,7 @@ class Prompter:
             )
             if answer in choices:
                 return answer
-            if option_value is not None or not self.asks_questions_with_default:
+            if option_value is not None or not self.is_interactive:
                 raise typer.BadParameter(f"{option} must be one of {', '.join(choices)}, not {answer}")
 
     def ask_secret(
@@ -97,7 +100,7 @@ class Prompter:
 
     def ask_yes_or_no(self, question: str, *, default: bool = True) -> bool:
         """Return whether the operator answers yes. Without a terminal or with --yes, return the default."""
-        if not self.asks_questions_with_default:
+        if not self.is_interactive:
             return default
         try:
             # `sanitized` masks secrets and escapes control characters.

@@ -54,6 +54,10 @@ class FulcrumSetup:
 
     The class `Bootstrap` reads and creates the objects. It yields one BootstrapStep for each object that the agent
     needs: what was found, created or changed.
+
+    `token_file` is the file with the secret of the agent's token. Its record is a second file with the ids of
+    the agent's earlier tokens. The record exists only while a token is being created. If a run of `smith init` finds a
+    record, an earlier run was interrupted.
     """
 
     def __init__(
@@ -61,8 +65,8 @@ class FulcrumSetup:
     ) -> None:
         """Read the existing objects in FulcrumCore.
 
-        Raises FulcrumError, TokenInUse, and BootstrapRefused if the objects do not fit the answers, for example if the
-        provider does not exist.
+        Raises FulcrumError or TokenInUse. Raises BootstrapRefused if the objects do not fit the answers, for example if
+        the provider does not exist.
         """
         self._settings, self._token_file, self._replaces_token = settings, token_file, replaces_token
         self._admin = create_admin_client(settings, answers.admin_token)
@@ -108,8 +112,8 @@ class FulcrumSetup:
             self._admin.delete_token(token.id)
             yield f"delete token {token.id}"
         if self._bootstrap.must_create_token:
-            # If this run is interrupted, the next run deletes every token of the agent that is not in this list of ids.
-            # `earlier_tokens` are the valid tokens that the agent had when the objects in FulcrumCore were read.
+            # `earlier_tokens` are the valid tokens that the agent had before this run. If this run is interrupted, the
+            # next run deletes every token of the agent whose id is not in `earlier_ids`.
             earlier_ids = [token.id for token in self._bootstrap.earlier_tokens if token.id not in deleted_ids]
             self._token_file.write_record({"known_tokens": earlier_ids})
         for step in self._bootstrap.create_missing(self._token_file.store_secret):
@@ -138,7 +142,7 @@ class FulcrumSetup:
         if self._replaces_token:
             return earlier_tokens
         record = self._token_file.read_record()
-        if record is None:  # No earlier run was interrupted while it created a token (see SecretFile).
+        if record is None:  # No earlier run was interrupted while it created a token.
             agent_id = self._bootstrap.agent_id
             raise TokenInUse(
                 f"the agent {agent_id} has a token in FulcrumCore that is not stored in {self._token_file.path}: "
@@ -148,7 +152,7 @@ class FulcrumSetup:
 
 
 def provider_exists(settings: Settings, admin_token: str, name_or_id: str) -> bool:
-    """Return whether FulcrumCore has a participant with this name or id. Raises FulcrumError."""
+    """Return whether FulcrumCore has a participant (an organization) with this name or id. Raises FulcrumError."""
     with adding_remedy_if_admin_token_refused():
         admin: FulcrumAdmin = create_admin_client(settings, admin_token)
         participants = admin.list_objects(ApiCollection.PARTICIPANTS)

@@ -1,7 +1,7 @@
 """Reads and writes the files of `smith init`: the settings, the secrets, the CA, and answers that are not settings.
 
 The CA verifies Proxmox's certificate. An answer that is not a setting is, for example, the agent's name. Each file is
-replaced in one step, so that an interrupted run leaves no incomplete file.
+replaced in one step, so that an interrupted run leaves no incomplete file. A run is here an execution of `smith init`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SetupFolder:
         """Return the settings that an earlier run, or an operator, has written. Raises SettingsError."""
         # The keys of FIELDS are the names of all settings.
         gathered_settings = gather_values(names=FIELDS, secret_names=(), environ={}, env_file=self.settings_file)
-        # `problem.name` is set only if the folder in SMITH_SECRETS_DIR does not exist. This problem is ignored,
-        # because the folder may be created later.
+        # A problem of the file has no `name`. The only problem with a name is that the folder SMITH_SECRETS_DIR does
+        # not exist. This problem is ignored, because the folder may be created later.
         if problems := [problem.text for problem in gathered_settings.problems if not problem.name]:
             raise SettingsError("\n".join(problems))
         return gathered_settings.values
@@ -94,8 +94,9 @@ class SetupFolder:
 class SecretFile:
     """The file with the secret of one token. A second file, the record, exists while the token is being created.
 
-    By the record, a later run recognizes the token that an interrupted run has created. For a FulcrumCore token, the
-    record contains the ids of the agent's earlier tokens. For a Proxmox token, it contains the new token's comment.
+    By the record, a later run recognizes the token that an interrupted run has created. For FulcrumCore, the record
+    contains the ids of the agent's earlier tokens: a token that is not among them was created by the interrupted run.
+    For Proxmox, the record contains the comment of the new token.
 
     FulcrumCore and Proxmox show a secret only once, in their answer to the request that creates the token. So
     `write_record` writes the record before this request, and `store_secret` removes the record after it has written the

@@ -1,7 +1,9 @@
 """Reads the nodes, storages, bridges and templates in Proxmox, and proposes which of them the agent may use.
 
-Only `read_cluster` calls Proxmox; the other functions are pure. One bridge is proposed, vmbr0 if it exists. All other
-proposed networks are VNets (virtual networks of Proxmox's SDN), because a bridge may lead to the management network.
+Only `read_cluster` calls Proxmox; the other functions are pure. Each proposed bridge or VNet (virtual network of
+Proxmox's SDN) exists on every online node. The default network of new VMs is vmbr0, or without vmbr0 the first bridge
+or VNet by name. As additional networks, only VNets are proposed, because an additional bridge may lead to the
+management network.
 """
 
 from __future__ import annotations
@@ -96,7 +98,7 @@ def why_template_unusable(template: Template, config: Mapping[str, Any]) -> str:
         return f"only root@pam may clone a template with these devices: {', '.join(devices)}"
     if drives := host_cd_drives(config):
         remedy = " ".join(f"--{drive} none,media=cdrom" for drive in drives)
-        return f"it has the host's CD drive {', '.join(drives)}: qm set {template.vmid} {remedy}"
+        return f"it uses the host's CD drive as {', '.join(drives)}: qm set {template.vmid} {remedy}"
     if not template.has_cloud_init:
         return f"it has no cloud-init drive: qm set {template.vmid} --ide2 <storage>:cloudinit"
     return "" if _PLAIN_NAME.fullmatch(template.name) else "its name has characters that PROXMOX_TEMPLATES cannot have"

@@ -49,7 +49,7 @@ class AdminLogin:
 
 
 @dataclass
-class AdminConnection:
+class ProxmoxAdminConnection:
     """The administrator's connection to Proxmox: reads what exists, and plans the changes. The login is not stored."""
 
     session: AdminSession
@@ -90,25 +90,27 @@ class AdminConnection:
     def make_plan(self, settings: Settings, secret_file: SecretFile, *, replaces_token: bool) -> ProxmoxPlan:
         """Plan the changes that create the missing objects in Proxmox.
 
-        Raises JobError, and SetupPrevented if the agent's user is disabled. Raises TokenInUse if another installation
-        may use the token: it exists in Proxmox, and `secret_file` does not contain its secret. If `replaces_token` is
-        True, or if an interrupted run created the token, the token is replaced instead.
+        Raises JobError, and SetupPrevented if the agent's user is disabled. Raises TokenInUse if the token exists in
+        Proxmox, and `secret_file` does not contain its secret: another installation perhaps uses the token. If
+        `replaces_token` is True, or if an interrupted `smith init` created the token, the token is replaced instead.
         """
         # the roles, users, tokens, permissions and pools that exist in Proxmox
         existing_access = read_existing_access(self.session, settings.proxmox_user)
         token_id, comment_by_token_id = settings.proxmox_token_id, existing_access.token_comments
-        full_token_id, record = f"{settings.proxmox_user}!{token_id}", secret_file.read_record()
+        full_token_id = f"{settings.proxmox_user}!{token_id}"
+        # `smith init` stores the token's comment in a record before it creates the token, and deletes the record after
+        # the secret is stored. If a record exists, an earlier `smith init` was interrupted.
+        creation_record = secret_file.read_record()
         is_stored_secret_valid = token_id in comment_by_token_id and self._is_secret_valid(
             full_token_id, secret_file.read()
         )
-        # A record (see SecretFile) means that an earlier run was interrupted while it created a token. Then a new token
-        # is created, even if the stored secret is valid.
-        needs_new_token = record is not None or not is_stored_secret_valid
-        is_token_of_interrupted_run = record is not None and comment_by_token_id.get(token_id) == record.get("comment")
+        needs_new_token = creation_record is not None or not is_stored_secret_valid
+        found_comment = comment_by_token_id.get(token_id)
+        is_token_of_interrupted_init = creation_record is not None and found_comment == creation_record.get("comment")
         if (
             needs_new_token
             and token_id in comment_by_token_id
-            and not (replaces_token or is_stored_secret_valid or is_token_of_interrupted_run)
+            and not (replaces_token or is_stored_secret_valid or is_token_of_interrupted_init)
         ):
             raise TokenInUse(
                 f"the token {full_token_id} exists in Proxmox, and its secret is not stored in {secret_file.path}: "
@@ -134,7 +136,7 @@ class ProxmoxPlan:
     session: AdminSession
     changes: list[Change]
     secret_file: SecretFile
-    token_comment: str  #: the comment of a new token; by this comment, a later run recognizes the token
+    token_comment: str  #: the comment of a new token; by this comment, a later `smith init` recognizes the token
 
     def make_changes(self) -> Iterator[str]:
         """Make the changes, and yield the text of each change after it is made. Raises JobError."""
@@ -149,18 +151,20 @@ class ProxmoxPlan:
 
 def log_in_as_administrator(
     prompter: Prompter, host: str, port: int, login: AdminLogin, stored_ca_file: Path
-) -> AdminConnection:
+) -> ProxmoxAdminConnection:
     """Show Proxmox's certificate, log in as administrator, find the CA, and return the connection.
 
-    Raises JobError, and SetupPrevented if no CA verifies the certificate.
+    For the login, the certificate is accepted if its fingerprint equals --fingerprint. Without this option, it is
+    accepted if a CA (from --ca-file, an earlier `smith init` or the system) verifies it, or if the operator confirms
+    it. For the agent, a CA must verify the certificate. If no other CA does, the cluster's CA, which is read after the
+    login, is tried.
 
-    The certificate is accepted if its fingerprint equals --fingerprint. Without this option, the certificate is
-    accepted if a CA (from --ca-file, an earlier run or the system) verifies it, or if the operator confirms it.
+    Raises JobError, and SetupPrevented if no CA verifies the certificate.
     """
     option_ca_pem = login.ca_file.read_text("utf-8") if login.ca_file else ""
     fingerprint = read_fingerprint(host, port)
     show_text(f"Proxmox at {host}:{port} presents the certificate with the SHA-256 fingerprint\n  {fingerprint}")
-    # the CA of --ca-file or of an earlier run; '' if there is neither: then the CAs of this system are used
+    # the CA of --ca-file or of an earlier `smith init`; '' if there is neither: then the CAs of this system are used
     given_ca_pem = option_ca_pem or (stored_ca_file.read_text("utf-8") if stored_ca_file.exists() else "")
     is_certificate_verified = is_certificate_verifiable(host, port, given_ca_pem)
     if login.fingerprint is not None:
@@ -168,7 +172,7 @@ def log_in_as_administrator(
     elif is_certificate_verified:
         verifier = login.ca_file or stored_ca_file if given_ca_pem else "the CAs of this system"
         show_text(f"  The certificate is verified by {verifier}.")
-    elif prompter.asks_questions_with_default:
+    elif prompter.is_interactive:
         show_text("  `pvenode cert info` on a node of the cluster shows the fingerprint, too.")
         if not prompter.ask_yes_or_no("Is this the certificate of your Proxmox?", default=False):
             raise typer.Exit(1)
@@ -185,9 +189,10 @@ def log_in_as_administrator(
     )
     session = AdminSession(host, port, user, fingerprint)
     session.log_in(password, prompter.ask_code)
-    # `find_ca` tries only the CA that it gets. If it gets '', it tries the system's CAs, and then the cluster's CA.
-    # So a CA of an earlier run is passed only if it verifies the certificate.
-    return AdminConnection(session, find_ca(session, given_ca_pem if is_certificate_verified else option_ca_pem))
+    # The CA of --ca-file is always passed, and `find_ca` raises SetupPrevented if this CA does not verify the
+    # certificate. The CA of an earlier `smith init` is passed only if it verifies the certificate. If '' is passed,
+    # `find_ca` tries the system's CAs, and then the cluster's CA.
+    return ProxmoxAdminConnection(session, find_ca(session, given_ca_pem if is_certificate_verified else option_ca_pem))
 
 
 def _require_same_fingerprint(option_value: str, fingerprint: str) -> None:

@@ -29,7 +29,10 @@ class FulcrumOptions:
 
 
 def ask_proxmox_address(prompter: Prompter, option_value: str | None, settings: InitSettings) -> tuple[str, int]:
-    """Return the host and the port of Proxmox, from the option --proxmox or from the operator's answer."""
+    """Return the host and the port of Proxmox, from the option --proxmox or from the operator's answer.
+
+    The default is the address in `settings`, from an earlier call of `smith init` or from the option --set.
+    """
     earlier_address = settings.get("PROXMOX_HOST")
     if earlier_address and settings.get("PROXMOX_PORT"):
         earlier_address = f"{earlier_address}:{settings.get('PROXMOX_PORT')}"
@@ -40,7 +43,7 @@ def ask_proxmox_address(prompter: Prompter, option_value: str | None, settings: 
 
 
 def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: Cluster) -> None:
-    """Show the objects in Proxmox and the proposed settings, which the operator may change. Update `settings`."""
+    """Show the objects in Proxmox. Propose settings, which the operator may change. Update `settings`."""
     show_heading("Found in Proxmox")
     bridges = [f"{name} ({cluster.zone_of(name)})" for name in cluster.bridges_on_every_node]
     texts_by_kind = {
@@ -50,7 +53,8 @@ def ask_proposed_settings(prompter: Prompter, settings: InitSettings, cluster: C
         "templates": [_template_text(template) for template in cluster.templates],
     }
     show_indented_lines(f"{kind}: {', '.join(texts) or 'none'}" for kind, texts in texts_by_kind.items())
-    proposed_settings = settings.merge_into_proposal(propose_settings(cluster))
+    # A value of an earlier call of `smith init`, or of the option --set, replaces the proposed value.
+    proposed_settings = settings.proposal_with_earlier_values(propose_settings(cluster))
     show_heading("Proposed settings: what the agent may use")
     show_indented_lines(f"{name}={value}" for name, value in proposed_settings.items())
     if not prompter.ask_yes_or_no("Use these settings?"):
@@ -70,8 +74,8 @@ def ask_about_fulcrum(
 ) -> FulcrumAnswers:
     """Ask for FulcrumCore's address, an administrator's token, the agent's name and the agent's provider.
 
-    The address is stored in `settings`. `earlier_answers` contains the answers of an earlier run, which are the
-    defaults.
+    The address is stored in `settings`. `earlier_answers` contains the answers to an earlier call of
+    `smith init`. They are the defaults.
     """
     url = settings.get("FULCRUM_API_URL")
     settings.update(
@@ -99,7 +103,7 @@ def ask_about_fulcrum(
     )
     may_create = options.may_create_provider
     if (
-        prompter.asks_questions_with_default
+        prompter.is_interactive
         and not may_create
         and not provider_exists(settings.validated(), admin_token, provider_name_or_id)
     ):

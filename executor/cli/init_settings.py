@@ -1,4 +1,7 @@
-"""Merges options, an earlier run's settings and proposed settings into the settings that `smith init` writes."""
+"""Merges options, an earlier run's settings and proposed settings into the settings that `smith init` writes.
+
+In this module, a run is a run of `smith init`. A run proposes settings that fit the Proxmox cluster.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,11 @@ class InitSettings:
             }
         )
 
-    def merge_into_proposal(self, proposal: Mapping[str, str]) -> dict[str, str]:
+    def proposal_with_earlier_values(self, proposal: Mapping[str, str]) -> dict[str, str]:
         """Return the proposed settings. A value of an earlier run or of the option --set replaces the proposed value.
 
-        If the file of an earlier run lacks a setting, the setting is empty: the operator chose an empty value.
+        The file has no line for an empty setting. If an earlier run has written the file, and the file has no line for
+        a proposed setting, the operator left this setting empty. Then the setting stays empty.
         """
         is_first_run = not any(name in self._values for name in proposal if name not in self._names_set_by_option)
         defaults = proposal if is_first_run else dict.fromkeys(proposal, "")
@@ -69,13 +73,13 @@ class InitSettings:
     def values_for_agent(self, setup_folder: SetupFolder, unit_kind: UnitKind, *, has_ca_file: bool) -> dict[str, str]:
         """Return the settings for the file that the agent reads.
 
-        `has_ca_file`: whether `smith init` writes the CA of Proxmox's certificate to a file in the settings folder.
+        `has_ca_file`: whether `smith init` writes the CA of Proxmox's certificate to `setup_folder.ca_file`.
         """
         ca_file = container_path(setup_folder.ca_file) if unit_kind.is_container else setup_folder.ca_file
         values = {**self._values, "PROXMOX_CA_BUNDLE": str(ca_file) if has_ca_file else ""}
-        # A systemd unit or a container sets the secrets folder and the data folder. Without a unit, the settings must
-        # name both folders. So with a unit, the paths that an earlier run without a unit has written are removed. A
-        # path that an operator has set is kept.
+        # A systemd unit or a container sets the secrets folder and the data folder. With UnitKind.NONE, the operator
+        # starts the agent with a command, so the settings must name both folders. With another kind, the paths that an
+        # earlier run with UnitKind.NONE has written are removed. A path that an operator has set is kept.
         for name, path in (
             ("SMITH_SECRETS_DIR", setup_folder.secrets_folder),
             ("SMITH_DATA_DIR", setup_folder.path / "data"),

@@ -17,7 +17,7 @@ from executor.errors import SettingsError
 DEPLOY_SETTINGS_FOLDER = Path("/etc/agent-smith")
 #: The user id of the agent in a container.
 CONTAINER_UID = 10001
-#: The path of `smith`, and the volume with the CA, in the files in `deploy/`.
+#: The path of `smith`, and the mount of the file with the CA, in the files in `deploy/`.
 _DEPLOY_PROGRAM = "/opt/agent-smith/bin/smith"
 _CA_VOLUME = f"{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:{DEPLOY_SETTINGS_FOLDER}/proxmox-ca.pem:ro"
 #: Matches a path without characters that systemd, podman, docker or a shell would interpret.
@@ -52,8 +52,8 @@ class Unit:
 def make_unit(kind: UnitKind, folder: Path, unit_folder: Path | None, *, has_ca_file: bool) -> Unit:
     """Return the unit of an agent whose settings are in `folder`.
 
-    The paths of the unit's files are below `unit_folder`. If `unit_folder` is None, the path of a compose file is below
-    `folder`, and other paths are below the folder in which systemd or podman looks for units.
+    The unit's files belong in `unit_folder`. If `unit_folder` is None, a compose file belongs in `folder`, and a
+    systemd unit or quadlet in the folder in which systemd or podman looks for it.
 
     `has_ca_file`: whether `smith init` writes the CA of Proxmox's certificate to a file in `folder`.
     """
@@ -135,7 +135,7 @@ def _quadlet_text(folder: Path, *, has_ca_file: bool) -> str:
 def _compose_text(folder: Path, *, has_ca_file: bool) -> str:
     """Return the compose file of `deploy/`, reduced to the compose service of one agent.
 
-    The file in `deploy/` also defines several agents on one PostgreSQL database, which the file calls nodes.
+    The file in `deploy/` also defines several agents (there called nodes) that use one PostgreSQL database.
     """
     text = _read_deploy_file("compose.yaml")
     shared_definitions, _, remaining_text = text.partition("\n# Each node has a host name")

@@ -34,14 +34,14 @@ def retry(reference: JobReference, as_json: AsJson = False) -> None:
     If the job has ended, its result is sent to FulcrumCore again. The command fails if FulcrumCore expects no result,
     for example because FulcrumCore has deleted the job.
 
-    If the job ended because another installation, with the same token but another database, has claimed it, this agent
-    continues the job. Stop the other installation first.
+    If another installation, with this agent's token and another database, has claimed a job, the job ends in this
+    database without a result. The retry of such a job sends no result: it lets this agent run the job's playbook, if
+    FulcrumCore still lists the job as open. Stop the other installation first.
     """
     with writable_transaction() as store:  # `store.session` is an ORM session with an open transaction
         job = find_job(store.session, reference)
         label, status = job_label(job), job.status
-        # A report is settled if FulcrumCore has the result, or expects no result from this agent. The agent sends a
-        # settled report again only if this command makes it due, or if FulcrumCore lists the job as open again.
+        # A report is settled if FulcrumCore has the result, or expects no result from this agent.
         was_report_settled = job.report_state in SETTLED_REPORT_STATES
         repeat_command = _command_to_repeat_action(job, store.settings)
         # The value is "attempt", "report", or "" if the job waits neither for an attempt nor for a report.
@@ -75,12 +75,10 @@ def cancel(
 
     A running playbook is stopped. The changes that the playbook has made are not undone.
     """
-    with (
-        read_only_transaction() as store
-    ):  # `store.connection` is used for reads, because the import of the ORM takes long
+    with read_only_transaction() as store:
         job = find_job(store.connection, reference)
-        # The agent processes whose end is not in the database. Some may have been killed: `is_alive` recognizes these.
-        agents = agent_queries.processes_not_stopped(store.connection)
+        # The agent processes whose end is not in the database: running ones, and killed ones (`is_alive` is False).
+        agents = agent_queries.processes_without_stop_time(store.connection)
         is_agent_running = any(is_alive(agent, utc_now(), store.settings.smith_lease_s) for agent in agents)
     if job.status not in (JobStatus.PENDING, JobStatus.PROCESSING):
         raise CommandFailed(f"{job_label(job)} has ended already: it is {job.status}")

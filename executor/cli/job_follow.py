@@ -14,7 +14,7 @@ from executor.cli.lookup import find_job
 from executor.cli.output import show_text
 from executor.cli.store import open_database
 from executor.database import audit_queries, queries, run_queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.errors import EXIT_FAILURE, EXIT_OK
 from executor.model import JobStatus
 from executor.settings.settings import Settings
@@ -30,10 +30,13 @@ POLL_INTERVAL_S = 0.5
 
 
 def follow_job(reference: str) -> int:
-    """Print the job's timeline and output so far, and then what is added, until the job ends. Return the exit code."""
+    """Print the job's timeline and output so far, and then what is added, until the job ends. Return the exit code.
+
+    `reference` is the job's number, its id in FulcrumCore, or the beginning of this id.
+    """
     settings = open_settings()
     with open_database(settings) as engine:
-        with reading(engine) as session:  # a read-only transaction
+        with read_only_session(engine) as session:  # a read-only transaction
             job_id = find_job(session, reference).id
         follower = JobFollower(engine=engine, settings=settings, job_id=job_id)
         try:
@@ -58,13 +61,13 @@ class JobFollower:
 
     def print_new_entries_and_output(self) -> bool:
         """Print the new entries and the new output. Return True if the job has ended and everything is printed."""
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             job = queries.get_one_job(session, self.job_id)
             # A run's story lists its Ansible tasks, the steps that action plugins report, and its Proxmox tasks.
             # An event is, for example, a job's requeue.
             runs = run_queries.runs_with_stories(session, [job.id])
             events = run_queries.events_of_job(session, job.id)
-            # the operators' changes of this job
+            # An audit entry is an operator's change of an object, the subject of the entry.
             audit_entries = audit_queries.list_entries(session, subject_id_prefix=job.fulcrum_id)
         self.job_status = job.status
         output_files = {run.ident: self._output_file(run) for run in runs}
@@ -88,7 +91,7 @@ class JobFollower:
         An entry with `is_detail` (about an Ansible task, a Proxmox task, or a step that an action plugin reports) is
         printed only if the run's output is not on this machine. Otherwise the output is printed, which shows the same.
         """
-        # Entries of two attempts have different times, so they are not equal even if their texts are.
+        # Two entries with the same text have different times, so they are not equal.
         if entry in self._printed_entries:
             return
         has_output = entry.run_ident is not None and output_files.get(entry.run_ident) is not None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
     from executor.database.core_tables import Reader  # a Connection or a Session
     from executor.database.tables.jobs import Job, Run
 
-#: The columns of the table of a run's Ansible tasks: the heading of each column, keyed by the key of its values.
+#: The columns of the table of a run's Ansible tasks. Maps each key of a row to the heading of its column.
 ANSIBLE_TASK_COLUMNS = {
     "time": "TIME",
     "outcome": "OUTCOME",
@@ -76,7 +76,7 @@ def show_log(
         show_json({"run": run.ident, "stdout": text})
         return
     show_text(text.rstrip("\n"))
-    if run.ended_at is None and run.story:  # Without `Run.story`, the running Ansible task is not known.
+    if run.ended_at is None and run.story:  # `Run.story` contains the Ansible task that is running now.
         show_text(timeline.current_state_text(job, [run], utc_now()))
 
 
@@ -114,7 +114,7 @@ def _ansible_task_rows_in_story(run: Run) -> list[dict[str, Any]]:
             "time": timeline.time_of_story_row(run, row),
             "outcome": row["outcome"],
             "task": row["task"],
-            "role": "",
+            "role": "",  # `Run.story` does not contain the role and the host
             "host": "",
             "duration_s": row["seconds"],
             "message": row["message"],

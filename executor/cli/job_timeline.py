@@ -18,13 +18,14 @@ from executor.views.job_rows import detail_fields, event_fields, run_fields, ser
 if TYPE_CHECKING:  # The class needs SQLAlchemy's ORM, whose import takes long.
     from executor.database.tables.jobs import Job
 
-#: The columns of a job's timeline: the heading of each column, keyed by the key of its values in a row.
+#: The columns of a job's timeline. Each key is a key of the rows, and its value is the heading of the column.
+#: AFTER is the time since the agent received the job.
 TIMELINE_COLUMNS = {"time": "TIME", "after": "AFTER", "text": "WHAT"}
 #: The fields of a job that contain a dictionary. `smith jobs show` prints each as JSON under a heading of its own.
 DICTIONARY_FIELDS = ("params", "service", "result")
-#: The times of a job that `smith jobs show` prints with --json. Without --json, the timeline has most of these times.
+#: The times of a job that `smith jobs show` prints only with --json. Without --json, it prints the timeline instead.
 #: `claim_sent_at` is when the agent sent the claim to FulcrumCore, and `claimed_at` is when FulcrumCore accepted it.
-TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
+TIMES_ONLY_IN_JSON = ("received_at", "claim_sent_at", "claimed_at", "started_at", "finished_at", "reported_at")
 
 
 @examples(
@@ -34,14 +35,16 @@ TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "
 def show_job(reference: JobReference, as_json: AsJson = False) -> None:
     """Show one job as a timeline, with its properties and result.
 
-    The timeline has the job's attempts, the Ansible tasks and Proxmox tasks of each run, and its reports.
+    The timeline has the job's attempts and reports, and the Ansible tasks and Proxmox tasks of each run.
     """
     with read_only_transaction() as transaction:
         job = find_job(transaction.connection, reference)
+        # The story of a run is a summary: its Ansible tasks, its Proxmox tasks, and the steps that the Ansible action
+        # plugins reported, such as "cloning the template 9000".
         runs = run_queries.runs_with_stories(transaction.connection, [job.id])
         # An event is something unusual: for example, the job was requeued, or FulcrumCore has not accepted its report.
         events = run_queries.events_of_job(transaction.connection, job.id)
-        # The subject of an audit entry about a job is FulcrumCore's id of the job.
+        # The subject of an audit entry about a job is FulcrumCore's id of the job, so the prefix is here the whole id.
         audit_entries = audit_queries.list_entries(transaction.connection, subject_id_prefix=job.fulcrum_id)
         mapping_by_service = mapping_queries.current_mappings_by_service(
             transaction.connection, [job.service_id] if job.service_id else []
@@ -51,7 +54,9 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         rows = [run_fields(run) | {"story": run.story} for run in runs]
         show_json(fields | {"runs": rows, "events": [event_fields(event) for event in events]})
         return
-    show_fields({name: value for name, value in fields.items() if name not in (*TIMELINE_FIELDS, *DICTIONARY_FIELDS)})
+    show_fields(
+        {name: value for name, value in fields.items() if name not in (*TIMES_ONLY_IN_JSON, *DICTIONARY_FIELDS)}
+    )
     show_heading("Timeline")
     _show_timeline(job, timeline.entries(job, runs, events, audit_entries))
     if not timeline.has_job_ended(job):

@@ -25,15 +25,15 @@ if TYPE_CHECKING:  # Used only in annotations. The import of SQLAlchemy's ORM is
 #: The columns of the table of jobs: maps each key of a row to the heading of its column.
 COLUMNS = {
     "id": "ID",
-    "fulcrum": "FULCRUM",
+    "fulcrum": "FULCRUM",  # the beginning of the job's id in FulcrumCore
     "action": "ACTION",
     "status": "STATUS",
-    "name": "NAME",
-    "vm": "VM",
-    "service": "SERVICE",
+    "name": "NAME",  # the name of the service
+    "vm": "VM",  # the VMID and the name of the VM
+    "service": "SERVICE",  # the beginning of the service's id
     "attempt": "TRY",
     "age": "AGE",
-    "report_state": "REPORT",
+    "report_state": "REPORT",  # the state of the report of the job's result to FulcrumCore
     "error": "ERROR",
 }
 #: The maximum length of an error message in the list of jobs on a terminal, in characters.
@@ -76,11 +76,11 @@ def list_jobs(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer pas
         service_id = find_service_id(transaction.connection, service) if service else None
         jobs = queries.list_jobs(
             transaction.connection,
-            statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],
+            statuses=[*(status or ()), *([JobStatus.FAILED] if failed else ())],  # an empty list: every status
             action=action,
             service_ids=[service_id] if service_id else None,
             only_unreported=unreported,
-            since=since_time(since),
+            since=since_time(since),  # only jobs that were received at this time or later
             limit=limit,
         )
         # A current mapping is a mapping that is not deleted.

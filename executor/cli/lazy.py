@@ -68,7 +68,7 @@ def top_level_commands() -> dict[str, LazyCommand]:
 def import_function(module_name: str, function_name: str) -> Callable[..., Any]:
     """Import `executor.cli.<module_name>`, and return its function `function_name`.
 
-    The garbage collector, which is off during the imports of a command, is turned on again.
+    Then turn on Python's garbage collector. The start of `smith` turns it off, because imports are faster without it.
     """
     function: Callable[..., Any] = getattr(importlib.import_module(f"executor.cli.{module_name}"), function_name)
     resume_garbage_collection()

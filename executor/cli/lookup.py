@@ -21,7 +21,7 @@ def find_job(reader: Reader, reference: str) -> Job:
     reference = reference.strip()
     if not reference:
         raise UnusableArgument("an empty reference matches no job: `smith jobs list` shows the jobs")
-    job = queries.find_job(reader, reference)
+    job = queries.find_job(reader, reference)  # None unless exactly one job matches the number, the id or its beginning
     if job is not None:
         return job
     candidates = queries.fulcrum_ids_with_prefix(reader, reference)

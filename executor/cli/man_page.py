@@ -42,7 +42,7 @@ def man_page() -> str:
         *_option_lines(root_command, context),
     ]
     lines.append(".SH COMMANDS")
-    # Each command of the root is a placeholder. `load_real_command` imports the command's module.
+    # Each command of the root or of a group is a placeholder. `load_real_command` returns the real command.
     for name, command in root_command.commands.items():
         if name not in OMITTED_COMMANDS and not command.hidden:
             lines += _command_lines(command.load_real_command(), f"smith {name}", context)

@@ -39,7 +39,7 @@ def find_mapping(session: Session, reference: str) -> Mapping:
     return mappings.get_one(session, matches[0].id)
 
 
-def refuse_while_playbook_runs(session: Session, service_id: str) -> None:
+def require_no_running_playbook(session: Session, service_id: str) -> None:
     """Raise CommandFailed if a job of the service is running, or if an operator runs a playbook for the service."""
     jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:
@@ -54,8 +54,8 @@ def record_change(
 ) -> None:
     """Write an audit entry about the change of a mapping.
 
-    `verb` names the change, for example `adopt`. `columns_before` has the mapping's columns before the change, or is
-    None if the change has created the mapping.
+    `verb` names the change, for example `adopt`. `columns_before` has the values of the mapping's columns before the
+    change, by column name. It is None if the change has created the mapping.
     """
     session.flush()
     session.refresh(mapping)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # Used only in annotations. The import of SQLAlchemy's ORM is
     from executor.database.tables.mappings import Mapping
 
 #: The columns of the table of mappings: maps each key of a row to the heading of its column.
-#: `kind` is `qemu` for a VM, and `lxc` for a container.
+#: `kind` is `qemu` for a VM, and `lxc` for a container. `note` is the reason for the state, or lists the volumes that a
+#: deleted VM may have left in Proxmox.
 COLUMNS = {
     "vmid": "VMID",
     "kind": "KIND",
@@ -65,7 +66,7 @@ def list_mappings(
 ) -> None:
     """List mappings, the newest first.
 
-    Deleted mappings are listed only with --all.
+    Deleted mappings are listed only with --all or with --state deleted.
     """
     # If `states` is empty, `mapping_queries.list_mappings` returns all mappings that are not deleted.
     states = state or []

@@ -13,7 +13,7 @@ import typer
 
 from executor.cli import mappings_adopt_many
 from executor.cli.adoption import Adoption
-from executor.cli.adoption_checks import check_service_marker, find_vm_to_adopt, look_up_service_id
+from executor.cli.adoption_checks import check_service_and_return_id, check_service_marker, find_vm_to_adopt
 from executor.cli.arguments import AsJson, confirm
 from executor.cli.clients import create_fulcrum_and_proxmox_clients
 from executor.cli.help_text import examples
@@ -64,7 +64,8 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
 
     With --from, each row of the file names a service and a VMID. Missing markers are written. A row is left
     out if its VM is missing, or if FulcrumCore has deleted the service or does not know it. Rows that name several
-    existing VMs for one service, or several services for one VM, are refused. A second run changes nothing.
+    existing VMs for one service, or several services for one VM, are refused. A refused row does not
+    stop the command: it continues with the next row. The command can be called again with the same file.
     """
     if file is not None:
         if service or vmid is not None:
@@ -76,7 +77,7 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
     if not service or vmid is None:
         raise typer.BadParameter("name a VM with --service and --vmid, or a file with --from")
     clients = create_fulcrum_and_proxmox_clients()
-    service_id = look_up_service_id(clients, service)
+    service_id = check_service_and_return_id(clients, service)
     vm = find_vm_to_adopt(clients, clients.proxmox.vms(), vmid)
     # Raises an error if the VM cannot be adopted. Otherwise returns whether the VM has the service's marker already.
     has_marker = check_service_marker(vm, service_id, may_write_marker=may_write_marker)
@@ -89,7 +90,8 @@ def adopt(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes 
             has_marker=has_marker,
             playbook_output=sys.stderr if as_json else sys.stdout,  # for the playbook that writes the marker
         )
-        # Raises an error if the mappings forbid the adoption. Otherwise returns whether the mapping exists already.
+        # Raises an error if the service is mapped to another existing VM, if the VM is mapped to another service, or if
+        # a playbook runs for the service. Otherwise returns whether the service is mapped to this VM already.
         is_service_mapped_to_vm = adoption.check_mappings()
         if not dry_run:
             marker_clause = "" if has_marker else ", and write the service's marker into the VM's description"

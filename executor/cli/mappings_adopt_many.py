@@ -21,9 +21,9 @@ from executor.cli.adoption import Adoption
 from executor.cli.adoption_checks import (
     ServiceMissing,
     VmNotFound,
+    check_service_and_return_id,
     check_service_marker,
     find_vm_to_adopt,
-    look_up_service_id,
 )
 from executor.cli.adoption_sources import AdoptionRow, read_rows
 from executor.cli.arguments import CommandFailed, UnusableArgument, confirm
@@ -32,7 +32,7 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_heading, show_rows
 from executor.database import mappings
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED, JobError, SmithError
 from executor.model import MappingState
 from executor.proxmox.rows import VmRow
@@ -50,7 +50,7 @@ class Outcome(StrEnum):
 
     TO_ADOPT = "would be adopted"
     ADOPTED = "adopted"
-    UNCHANGED = "adopted before"  #: the mapping and the marker exist already, so nothing is changed
+    UNCHANGED = "adopted before"  #: the marker and an up-to-date mapping exist already, so nothing is changed
     LEFT_OUT = "left out"  #: FulcrumCore has deleted the service or does not know it, or Proxmox does not list the VM
     REFUSED = "refused"  #: the operator must decide, or repair something
 
@@ -112,9 +112,10 @@ def _check_pair(
     if row.problem or row.vmid is None:  # The row's service id or VMID is not valid.
         return CheckedPair(row=row, outcome=Outcome.REFUSED, why=row.problem)
     # The checks change nothing, and raise an error if the VM cannot be adopted. With `may_write_marker=True`, a missing
-    # marker is no error, because the adoption writes it later.
+    # marker is no error, because the adoption writes it later. `check_mappings` raises an error if a mapping or a
+    # running playbook forbids the adoption, and returns whether the service is already mapped to the VM.
     try:
-        service_id = look_up_service_id(clients, row.service_id)
+        service_id = check_service_and_return_id(clients, row.service_id)
         vm = find_vm_to_adopt(clients, vm_rows, row.vmid)
         adoption = Adoption(
             engine=engine,
@@ -137,9 +138,10 @@ def _check_pair(
 def _is_mapping_up_to_date(engine: Engine, adoption: Adoption) -> bool:
     """Return whether the service's mapping is active and has the VM's name.
 
-    If the VM's deletion is scheduled, return True: then the VM is not adopted, which would cancel the deletion.
+    The mapping of a VM whose deletion is scheduled counts as up to date. Otherwise the VM would be adopted, and the
+    adoption would cancel the deletion.
     """
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         mapping = mappings.find_current_mapping(session, adoption.service_id)
     if mapping is None:
         return False

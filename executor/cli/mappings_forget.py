@@ -9,11 +9,11 @@ import typer
 from executor.cli.arguments import AsJson, CommandFailed, MappingReference, confirm
 from executor.cli.context import open_settings
 from executor.cli.help_text import examples
-from executor.cli.mapping_changes import find_mapping, record_change, refuse_while_playbook_runs
+from executor.cli.mapping_changes import find_mapping, record_change, require_no_running_playbook
 from executor.cli.output import show_outcome
 from executor.cli.store import open_database
 from executor.database import audit, mappings
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.model import MappingState
 
 
@@ -36,7 +36,7 @@ def forget(
     """
     settings = open_settings()
     with open_database(settings) as engine:
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             mapping = find_mapping(session, reference.strip())
         confirm(
             f"Mark the mapping of VM {mapping.vmid} ({mapping.name}) to service {mapping.service_id} as deleted? "
@@ -45,7 +45,7 @@ def forget(
         )
         # The transaction is opened after the confirmation, so that no transaction is open while the operator answers.
         with transaction(engine) as session:
-            refuse_while_playbook_runs(session, mapping.service_id)
+            require_no_running_playbook(session, mapping.service_id)
             mapping_to_change = mappings.get_one(session, mapping.id)
             # The state DELETED is the state of the mapping: its VM may still exist.
             if mapping_to_change.state == MappingState.DELETED:

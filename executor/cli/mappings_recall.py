@@ -21,7 +21,7 @@ from executor.cli.output import show_outcome
 from executor.cli.service_lock import locked_service
 from executor.cli.store import open_database
 from executor.database import audit, job_queue, mappings, queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.model import GuestKind, JobResult, JobStatus, MappingState
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
@@ -57,15 +57,18 @@ def recall(
     settings = open_settings()
     settings.require_proxmox_settings()
     with open_database(settings) as engine:
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             mapping = find_mapping(session, reference.strip())
         if mapping.state == MappingState.ACTIVE and not _may_have_deletion_mark(mapping, settings):
             outcome_text = f"VM {mapping.vmid} ({mapping.name}) is not marked for deletion, so nothing was changed"
+            # The playbook has not run, so `vm`, its result, is empty.
             show_outcome(outcome_text, as_json=as_json, service_id=mapping.service_id, vmid=mapping.vmid, vm={})
             return
         playbook_output = sys.stderr if as_json else sys.stdout
-        # `locked_service` stores the playbook run in the database. Until the run ends, no agent claims a job of the
-        # service. The action is `update`, because the playbook `update` removes the deletion mark.
+        # `locked_service` stores the playbook run in the table `manual_runs`, which contains no jobs. Until the `with`
+        # block ends, no agent claims a job of the service. `lock` is the record of this run: `ansible_playbook.run`
+        # adds the run's output and result, and the end of the block stores both. The action is `update`, because the
+        # playbook `update` removes the deletion mark.
         with locked_service(engine, action="update", service_id=mapping.service_id, vmid=mapping.vmid) as lock:
             _cancel_deletion(engine, mapping, reason)
             result = ansible_playbook.run(_build_update_request(mapping, settings), settings, playbook_output, lock)
@@ -89,7 +92,9 @@ def _may_have_deletion_mark(mapping: Mapping, settings: Settings) -> bool:
 
 
 def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
-    """Set the mapping to active, and cancel the pending delete job if the agent has created one.
+    """Set the mapping to active, and cancel a pending delete job of the service.
+
+    The agent creates this delete job when the deletion is due.
 
     Called before the playbook removes the deletion mark in Proxmox. If the deletion becomes due while the playbook
     runs, the VM is not deleted, because the mapping is active already. Raises CommandFailed if the state of
@@ -107,7 +112,7 @@ def _cancel_deletion(engine: Engine, mapping: Mapping, reason: str) -> None:
         columns_before = audit.column_values(mapping_to_change, audit.MAPPING_COLUMNS)
         open_delete_job = queries.find_open_job(session, mapping_to_change.service_id)
         # An open job is pending or processing. FulcrumCore sends no more jobs of the deleted service, so an open job is
-        # the delete job that the agent creates when the deletion is due.
+        # the delete job.
         if is_deletion_scheduled and open_delete_job is not None and open_delete_job.status == JobStatus.PENDING:
             job_queue.cancel_or_request_cancel(session, open_delete_job.id)
         mappings.mark_mapping_active(session, mapping.id)

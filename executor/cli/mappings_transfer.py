@@ -18,7 +18,7 @@ from executor.cli.output import show_json, show_outcome, show_text
 from executor.cli.store import open_database
 from executor.cli.tables import show_rows
 from executor.database import mapping_transfer
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.errors import EXIT_FAILURE, EXIT_SOME_FAILED
 from executor.views.text import count_with_noun
 
@@ -38,8 +38,8 @@ COLUMNS = {
     "outcome": "OUTCOME",
     "why": "WHY",
 }
-#: What happens to a mapping of the file: the values of the column `outcome`. UNCHANGED: the service already has a
-#: mapping to this VM.
+#: What happens to a mapping of the file: the values of the column `outcome`. UNCHANGED: the database already has
+#: this mapping, from an earlier import or from a job.
 REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "imported", "imported before"
 
 
@@ -59,7 +59,7 @@ def export(
 
     Only you can read the file. Deleted mappings are not written.
     """
-    with open_database(open_settings()) as engine, reading(engine) as session:
+    with open_database(open_settings()) as engine, read_only_session(engine) as session:
         rows = mapping_transfer.export_mappings(session)
     try:
         with os.fdopen(
@@ -89,9 +89,9 @@ def import_mappings(
 ) -> None:
     """Insert the mappings that `smith mappings export` has written on another host.
 
-    Proxmox and FulcrumCore are not called; `smith drift` compares the mappings with both. The agent of the other host
-    must be stopped. A mapping is refused if this database has another mapping of its service or its VMID. A second run
-    changes nothing.
+    Proxmox and FulcrumCore are not called; `smith drift` compares the mappings with both. Stop the agent of the
+    other host before the export. A mapping is refused if this database has another mapping of its service or its VMID.
+    A second import of the same file changes nothing.
     """
     exported_mappings = _read_mappings(file)
     with open_database(open_settings()) as engine:
@@ -156,7 +156,8 @@ def _import_mapping(session: Session, exported_mapping: dict[str, Any], reason: 
     mapping = mapping_transfer.insert_mapping(session, exported_mapping)
     if mapping is None:
         return row | {"outcome": REFUSED, "why": "this database has another mapping of the service or of the VMID"}
-    record_change(session, "import", mapping, None, reason)
+    # Write an entry of the audit log. `columns_before` is None, because the mapping is new.
+    record_change(session, "import", mapping, columns_before=None, reason=reason)
     return row | {"outcome": IMPORTED, "why": None}
 
 

@@ -1,8 +1,10 @@
 """`smith db migrate` copies all rows to another database and seals this database; `smith db unseal` removes the seal.
 
-A sealed database refuses every change. Every user of the machine can read a command's arguments. So a URL with a
-password is refused as an argument, and read from a file, an environment variable or the terminal. In the code, `source`
-is this database, and `target` is the other database. A move is one migration; the table `moves` has a row for it.
+This database is the database in SMITH_DATABASE_URL. In the code, it is `source`, and the other database is `target`. A
+sealed database refuses every change. A move is one migration; the table `moves` has a row for it.
+
+Every user of the machine can read a command's arguments. So a URL with a password is refused as an argument, and read
+from a file, an environment variable or the terminal.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from executor.cli.init_answers import Prompter
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database
 from executor.database import audit, manual_runs, move_queries, moves, revisions, schema, table_copy
-from executor.database.engine import open_engine, reading, sqlite_file, transaction
+from executor.database.engine import open_engine, read_only_session, sqlite_file, transaction
 from executor.errors import DatabaseError
 from executor.redaction import redactor
 from executor.settings.masking import passwords_in
@@ -40,7 +42,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 #: The environment variable that contains the URL of the other database.
 TARGET_VARIABLE = "MIGRATE_TO_URL"
 #: The remedy in the error message if the copy of the rows fails.
-HOW_TO_CONTINUE = "repeat this command, which starts the copy again; or run `smith db unseal` to remove the seal"
+HOW_TO_CONTINUE = "repeat this command to copy all rows again, or run `smith db unseal` to remove the seal"
 
 
 @examples(
@@ -86,7 +88,8 @@ def migrate(
         if move is None:
             table_copy.refuse_nonempty_database(target)
             confirm(f"Seal this database, and copy all of its rows to {target_url_without_password}?", yes=yes)
-            # With PostgreSQL, an agent can start after the check above. So `moves.seal` checks in its transaction.
+            # On PostgreSQL, an agent can start after the check by `requiring_stopped_agents`. So `moves.seal` checks
+            # again: it calls `refuse_if_in_use`.
             refuse_if_in_use = partial(_refuse_database_in_use, settings=settings)
             with transaction(source) as session:
                 move = moves.seal(
@@ -115,7 +118,7 @@ def unseal(
     """Let a database that `smith db migrate` has sealed accept changes again."""
     settings = open_settings()
     with open_database(settings) as engine, requiring_stopped_agents(engine, settings):
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             move = move_queries.find_sealing_move(session.connection())
         if move is None:
             show_outcome("the database is not sealed", as_json=as_json, was_sealed=False, url=None)
@@ -139,7 +142,7 @@ def _read_target_url(to: str | None, file: Path | None) -> str:
     Raises BadParameter if --to and --to-file are both given, or if the URL in --to contains a password.
     """
     if to is None:
-        prompter = Prompter(skips_questions_with_default=False)  # `ask_secret` ignores this argument
+        prompter = Prompter(skips_questions_with_default=False)  # has no effect on `ask_secret`
         return prompter.ask_secret(
             "URL of the other database",
             file=file,
@@ -190,7 +193,7 @@ def _find_earlier_move(source: Engine, target_url: str) -> Move | None:
 
     Raises DatabaseError if this database is sealed for a move to another target.
     """
-    with reading(source) as session:
+    with read_only_session(source) as session:
         move = move_queries.find_sealing_move(session.connection())
     if move is not None and move.url != target_url:
         raise DatabaseError(

@@ -1,7 +1,8 @@
 """`smith nodes drain`, `resume` and `limit`: each changes how many jobs one agent process claims.
 
 A node is one agent process, not a node of Proxmox. To drain a node means to pause it, with a row in the table `pauses`.
-A pause and a limit are stored with a scope, which names the process's data folder. So they stay after a restart.
+A pause and a limit are stored with a scope, which names the process's data folder. A restarted process has another id,
+but the same data folder, so the pause and the limit stay.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from executor.views.status_document import pause_text
 from executor.views.text import count_with_noun
 
 if TYPE_CHECKING:  # The class is used only in annotations.
-    from executor.database.tables.agents import Node
+    from executor.database.tables.agents import AgentProcessRow
 
 NodeArgument = Annotated[
     str,
@@ -49,12 +50,12 @@ def drain(
     with writable_transaction() as transaction:
         chosen_node = _find_node(transaction, node)
         is_new_pause = operator_changes.pause_agent_process(transaction.session, chosen_node, who=who, reason=reason)
-        pause = agent_queries.find_pause(transaction.session, pause_scopes.scope_of_node(chosen_node))
+        pause = agent_queries.find_pause(transaction.session, pause_scopes.scope_of_agent_process(chosen_node))
         if pause is None:
-            raise CommandFailed("the node was resumed in the meantime")
+            raise CommandFailed("the node is not drained: it was resumed at the same time; run the command again")
         running_count = agent_queries.running_job_counts(transaction.session).get(chosen_node.id, 0)
     text = (
-        f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"
+        f"{chosen_node.host} claims no more jobs: {pause_text(pause)}"  # "since <time> by <operator>: <reason>"
         if is_new_pause
         else f"{chosen_node.host} was already drained: {pause_text(pause)}"
     )
@@ -91,21 +92,23 @@ def limit(
 ) -> None:
     """Limit how many jobs an agent process runs in parallel.
 
-    A node never runs more jobs than SMITH_CONCURRENCY. The limit stays until `--reset`, even if the agent process is
+    The process never runs more jobs than its SMITH_CONCURRENCY. The limit stays until `--reset`, even if the process is
     restarted or its SMITH_CONCURRENCY changes.
     """
     if reset == (jobs is not None):
         raise typer.BadParameter("give either the number of jobs or --reset")
     with writable_transaction() as transaction:
         chosen_node = _find_node(transaction, node)
-        previous_limit = chosen_node.concurrency_wanted  # the operator's limit or SMITH_CONCURRENCY, the lower one
+        # `concurrency_wanted` is how many jobs the process may run in parallel now: the lower one of SMITH_CONCURRENCY
+        # and the operator's limit.
+        previous_limit = chosen_node.concurrency_wanted
         new_limit = nodes.set_job_limit(transaction.session, chosen_node, None if reset else jobs)
         audit.add_entry(
             transaction.session,
             who=audit.operator_name(),
             verb="limit",
-            subject_kind="agents",  # `subject_id` names the one agent process
-            subject_id=pause_scopes.scope_of_node(chosen_node),
+            subject_kind="agents",  # the kind of audit entries about one agent process or all of them
+            subject_id=pause_scopes.scope_of_agent_process(chosen_node),
             before={"max_jobs": previous_limit},
             after={"max_jobs": jobs or "reset"},
         )
@@ -120,12 +123,12 @@ def limit(
     )
 
 
-def _find_node(transaction: WritableTransaction, reference: str) -> Node:
+def _find_node(transaction: WritableTransaction, reference: str) -> AgentProcessRow:
     """Return the node whose host is `reference`, or whose id begins with `reference`.
 
     Agent processes that have stopped do not match. Raises CommandFailed if no node or several nodes match.
     """
-    unstopped_processes = agent_queries.processes_not_stopped(transaction.session)
+    unstopped_processes = agent_queries.processes_without_stop_time(transaction.session)
     matches = [
         node for node in unstopped_processes if reference and (node.host == reference or node.id.startswith(reference))
     ]

@@ -1,4 +1,7 @@
-"""`smith pause` stops the agents from claiming jobs, for example during maintenance; `smith resume` ends the pause."""
+"""`smith pause` stops the agents from claiming jobs, for example during maintenance; `smith resume` ends the pause.
+
+"The agents" are all agent processes that use the database.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_outcome, show_text
 from executor.cli.store import open_database, writable_transaction
 from executor.database import agent_queries, audit, operator_changes, queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.model import JobStatus
 from executor.views.job_rows import job_label
 from executor.views.status_document import pause_text
@@ -61,7 +64,7 @@ def pause(
         current_pause = agent_queries.find_pause(transaction.session)
         if current_pause is None:
             raise CommandFailed("the agents were resumed in the meantime")
-        running_count = queries.count_open_jobs(transaction.session)[JobStatus.PROCESSING]
+        running_count = queries.count_pending_and_processing_jobs(transaction.session)[JobStatus.PROCESSING]
     text = f"paused: {pause_text(current_pause)}" if is_new_pause else f"already paused: {pause_text(current_pause)}"
     if not wait:
         running_jobs = count_with_noun(running_count, "running job")
@@ -110,6 +113,6 @@ def _wait_for_jobs(timeout_s: float, *, is_quiet: bool) -> int:
 
 
 def _running_job_labels(engine: Engine) -> list[str]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], limit=MAX_SHOWN_JOB_COUNT)
     return [job_label(job) for job in reversed(jobs)]

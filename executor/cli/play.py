@@ -23,7 +23,7 @@ from executor.cli.help_text import examples
 from executor.cli.output import show_error
 from executor.cli.play_target import Target, find_target
 from executor.cli.play_values import read_members
-from executor.cli.play_vm import build_request, fill_in_vm_variable
+from executor.cli.play_vm import build_request, make_vm_variable
 from executor.cli.service_lock import lock_service_of_vm
 from executor.cli.store import open_database_if_exists
 from executor.errors import EXIT_FAILURE
@@ -64,7 +64,8 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         typer.Option(
             "--service",
             metavar="REF",
-            help="The VM of a service that has a mapping; the mapping is updated.",
+            help="The VM of a service that has a mapping: a VMID, a VM's name, or the beginning of a service's id. The "
+            "mapping is updated.",
             autocompletion=complete_mapping,
         ),
     ] = None,
@@ -120,9 +121,10 @@ def play(  # noqa: PLR0913, PLR0917 (each parameter is an option; typer passes a
         play_many.play(action, vm_members_from_operator, vm_member_specs, settings, hosts_options, as_json=as_json)
         return
     with open_database_if_exists(settings) as engine:
-        # `target.identity` has the members that identify the chosen VM, such as its service's id and its VMID.
+        # `target.identity` has the members that identify the VM, such as its service's id and its VMID. It is empty if
+        # the operator identifies the VM with --vars or -e, not with --service, --vmid or --name.
         target = find_target(engine, settings, action, service=service, vmid=vmid, name=vm_name)
-        vm = fill_in_vm_variable(vm_members_from_operator, action, settings, target.identity, vm_member_specs)
+        vm = make_vm_variable(vm_members_from_operator, action, settings, target.identity, vm_member_specs)
         request = build_request(action, vm, vm_member_specs, is_check_mode=check)
         if not as_json:
             play_plan.show_target(request, target, engine)
@@ -144,7 +146,7 @@ def _run_playbook(  # noqa: PLR0913 (each value is needed for the run, or for wh
     """Run the playbook and store its result. Return the result, the run's ident, and whether the mapping was updated.
 
     `lock_service_of_vm` stores the run in the database. Until the run ends, no agent claims a job of the VM's service.
-    The returned ident is empty if no run is stored: in check mode, without a database, or without a service.
+    The returned ident is empty if no run is stored: in check mode, without a database, or if the VM has no service.
     With --json, the playbook's output is printed on stderr.
     """
     output = sys.stderr if as_json else sys.stdout
@@ -152,9 +154,9 @@ def _run_playbook(  # noqa: PLR0913 (each value is needed for the run, or for wh
         if request.is_check_mode:
             return ansible_playbook.run(request, settings, output), "", False
         with lock_service_of_vm(engine, request.action, request.vm, reason) as lock:
-            result = ansible_playbook.run(request, settings, output, lock)
+            result = ansible_playbook.run(request, settings, output, lock)  # `lock` stores the run's output and result
             is_mapping_updated = play_result.store_in_mapping(engine, target.mapping, result)
-            return result, lock.ident, is_mapping_updated
+            return result, lock.run_ident, is_mapping_updated
     except KeyboardInterrupt:
         show_error(
             "interrupted: the playbook was ended, and may have made a part of its changes. Run the action again to "

@@ -67,7 +67,10 @@ def find_vmids(settings: Settings, pattern: str) -> list[int]:
 
 
 def _write_inventory(file: Path, settings: Settings) -> None:
-    """Write this project's inventory, with the Proxmox login added, to `file`. Only this user can read the file."""
+    """Write this project's inventory, with the Proxmox login added, to `file`.
+
+    Only the operating system user of this process can read the file.
+    """
     inventory = yaml.safe_load((collection_folder() / "inventory" / INVENTORY_FILE).read_text(encoding="utf-8"))
     inventory |= {
         "url": f"https://{format_host_for_url(settings.proxmox_host)}:{settings.proxmox_port}",

@@ -21,7 +21,7 @@ from executor.cli.arguments import EXIT_INTERRUPTED, UnusableArgument
 from executor.cli.output import show_error, show_json, show_text
 from executor.cli.play_target import find_row_by_vmid, read_identity
 from executor.cli.play_values import VmMemberSpecs
-from executor.cli.play_vm import build_request, fill_in_vm_variable
+from executor.cli.play_vm import build_request, make_vm_variable
 from executor.cli.service_lock import lock_service_of_vm
 from executor.cli.store import open_database_if_exists
 from executor.cli.tables import show_heading, show_rows
@@ -50,13 +50,13 @@ NOT_RUN_TEXT = "not run, because the command was interrupted"
 
 @dataclass(frozen=True, kw_only=True)
 class HostsOptions:
-    """The options of `smith play --hosts`, for a run on several VMs."""
+    """The options of `smith play --hosts`."""
 
     pattern: str  #: the Ansible pattern that selects the VMs
     max_parallel: int  #: the maximum number of VMs on which the action runs at the same time
     is_check_mode: bool
     must_show_plan: bool  #: whether the plan is shown, and the operator is asked for confirmation
-    reason: str
+    reason: str  #: the operator's reason for the action, for the audit entries of the runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def play(  # noqa: PLR0913 (the requests and the runs need these values)
     """
     if action.name == "create":
         raise typer.BadParameter("create makes one new VM, so it cannot be combined with --hosts")
-    with open_database_if_exists(settings) as engine:
+    with open_database_if_exists(settings) as engine:  # `engine` is None if there is no database
         requests, outcomes = _build_requests(action, vm_members_from_operator, vm_member_specs, settings, hosts_options)
         if not as_json:
             vms = count_with_noun(len(requests), "VM")
@@ -143,8 +143,11 @@ def _show_plans_and_confirm(
     )
     if stopper.is_stopped:
         raise typer.Exit(EXIT_INTERRUPTED)
-    if not action.is_ours:  # The action is not built-in: the provider has added it.
+    # An action that is not ours is an action that the provider has added. It may contain Ansible tasks that check mode
+    # skips, so the plan may be incomplete.
+    if not action.is_ours:
         show_text(play_plan.INCOMPLETE_PLAN_NOTE)
+    # `yes=False`: ask the operator.
     arguments.confirm(f"Run {action.name} on {count_with_noun(len(requests), 'VM')}?", yes=False)
 
 
@@ -166,10 +169,12 @@ def _build_requests(
     for vmid in play_hosts.find_vmids(settings, hosts_options.pattern):
         try:
             identity = read_identity(reader, find_row_by_vmid(vm_rows, vmid))
-        except (UnusableArgument, JobError) as error:  # JobError: for example, the VM's node does not answer
+        # UnusableArgument: the agent's token does not see the VM, or the VM has no marker.
+        # JobError: for example, the VM's node does not answer.
+        except (UnusableArgument, JobError) as error:
             outcomes.append(Outcome(vm={"vmid": vmid}, problem=str(error)))
             continue
-        vm = fill_in_vm_variable(dict(vm_members_from_operator), action, settings, identity, vm_member_specs)
+        vm = make_vm_variable(dict(vm_members_from_operator), action, settings, identity, vm_member_specs)
         requests.append(build_request(action, vm, vm_member_specs, is_check_mode=hosts_options.is_check_mode))
     return requests, outcomes
 
@@ -196,7 +201,7 @@ def _run_requests(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
         try:
             return _outcomes_of(futures)
         except KeyboardInterrupt:
-            show_error("interrupted: the running playbooks are ended, which takes seconds")
+            show_error("interrupted: stopping the running playbooks; this takes some seconds")
             stopper.stop()
             return _outcomes_of(futures)
 
@@ -216,14 +221,15 @@ def _run_request(  # noqa: PLR0913, PLR0917 (each value is needed for a run)
     """Run one request, and write what its playbook prints to the text stream `output`.
 
     Outside check mode, `lock_service_of_vm` stores the run in the database. Until the run ends, no agent claims a job
-    of the VM's service. A SmithError becomes a failed outcome.
+    of the VM's service. If `engine` is None or the VM has no service, the run is not stored. A SmithError becomes a
+    failed outcome.
     """
     try:
         if request.is_check_mode:
             return Outcome(vm=dict(request.vm), result=ansible_playbook.run(request, settings, output, stopper=stopper))
         with lock_service_of_vm(engine, request.action, request.vm, reason) as lock:
             result = ansible_playbook.run(request, settings, output, lock, stopper)
-            return Outcome(vm=dict(request.vm), result=result, run_ident=lock.ident)
+            return Outcome(vm=dict(request.vm), result=result, run_ident=lock.run_ident)
     except SmithError as error:
         return Outcome(vm=dict(request.vm), problem=str(error))
 
@@ -241,7 +247,9 @@ def _show_outcomes(outcomes: list[Outcome], *, is_check_mode: bool, as_json: boo
 
 def _json_fields(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
     """Return the JSON document of one VM. It contains the VM's identity even if the playbook did not run."""
+    # `code=None`: there is no error code, because the playbook did not run.
     result = outcome.result or JobResult(succeeded=False, code=None, detail=outcome.problem)
+    # `smith play --hosts` never updates a mapping.
     document = play_result.result_document(
         result, run_ident=outcome.run_ident, is_check_mode=is_check_mode, is_mapping_updated=False
     )
@@ -251,7 +259,11 @@ def _json_fields(outcome: Outcome, *, is_check_mode: bool) -> dict[str, Any]:
 
 
 def _table_row(outcome: Outcome) -> dict[str, Any]:
-    """Return the row of one VM. In check mode, `planned` has the changes that the playbook would make."""
+    """Return the row of one VM.
+
+    `result.vm` is the playbook's fact `vm_result`. In check mode, `result.vm["planned"]` has the changes that the
+    playbook would make.
+    """
     result = outcome.result
     if result is None:
         return {

@@ -22,7 +22,7 @@ from executor.cli.output import show_error, show_text
 from executor.cli.play_target import Target, refuse_while_job_runs
 from executor.cli.tables import show_fields, show_heading
 from executor.database import queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.errors import EXIT_FAILURE
 from executor.model import ActionEffect, JobStatus
 from executor.runs.actions import Action
@@ -56,7 +56,10 @@ INCOMPLETE_PLAN_NOTE = (
 def require_yes_or_terminal(
     action: Action, effect: ActionEffect, *, is_check_mode: bool, yes: bool, as_json: bool
 ) -> None:
-    """Raise typer.BadParameter if the action destroys data and the operator cannot be asked."""
+    """Raise typer.BadParameter if the action destroys data and the operator cannot be asked.
+
+    `effect` says whether the action reads, changes or destroys the VM or its data.
+    """
     if effect != ActionEffect.DESTROYS or is_check_mode or yes:
         return
     if as_json or not sys.stdin.isatty():
@@ -100,7 +103,7 @@ def show_target(request: PlaybookRequest, target: Target, engine: Engine | None)
 
 
 def _newest_job(engine: Engine, service_id: str) -> Job | None:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return next(iter(queries.list_jobs(session, service_ids=[service_id], limit=1)), None)
 
 
@@ -120,7 +123,7 @@ def show_plan_and_confirm(action: Action, effect: ActionEffect, request: Playboo
         show_error(result.operator_message)
         show_error("the action failed in check mode, so it was not run; with --yes it runs without a plan")
         raise typer.Exit(EXIT_FAILURE)
-    planned_changes = result.vm.get("planned") or {}
+    planned_changes = result.vm.get("planned") or {}  # `result.vm` is the playbook's fact `vm_result`
     for line in describe_changes(planned_changes):
         show_text(line)
     if not action.is_ours:  # a provider has added the action

@@ -19,8 +19,9 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
     from executor.database.tables.mappings import Mapping
 
-#: A playbook fails if a service requests, for example, a bridge that the settings do not offer. Customers may read its
-#: error message, so the message names no settings. This maps a part of the message to the settings.
+#: A playbook fails if a service requests, for example, a bridge that the settings do not offer. Its error message is
+#: shown to operators and to customers, so the message names no settings. This maps a part of the message to the
+#: settings.
 SETTINGS_OF_OFFERED_VALUES = {
     "the bridge ": "PROXMOX_BRIDGE and PROXMOX_BRIDGES",
     "the VLAN ": "PROXMOX_VLANS",
@@ -50,6 +51,7 @@ def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: Job
             mappings.apply_result(session, mapping.id, result.vm)
             session.refresh(current_mapping)
             if columns_before != audit.column_values(current_mapping, audit.MAPPING_COLUMNS):
+                # The audit entry about the start of the run already contains the operator's reason (--reason).
                 record_change(session, "play", current_mapping, columns_before, reason="")
     except DatabaseError as error:
         show_error(f"the mapping could not be written, although the playbook has changed the VM: {error}")
@@ -60,7 +62,7 @@ def store_in_mapping(engine: Engine | None, mapping: Mapping | None, result: Job
 def result_document(
     result: JobResult, *, run_ident: str, is_check_mode: bool, is_mapping_updated: bool
 ) -> dict[str, Any]:
-    """Return the result of a run, which has one VM, as a dictionary for `--json`.
+    """Return the result of a run as a dictionary for `--json`.
 
     `run_ident` is '' if the run is not stored in the database, for example in check mode.
     """
@@ -104,7 +106,12 @@ def show_result(  # noqa: PLR0913 (each value decides what is shown)
         if hint := offered_values_hint(result.operator_message):
             show_error(hint)
     elif is_check_mode:
-        show_text("check mode: nothing was changed" if result.vm.get("planned") else "nothing would be changed")
+        # `planned` contains the changes that the playbook would make. They were not made.
+        show_text(
+            "check mode: these changes were not made"
+            if result.vm.get("planned")
+            else "check mode: nothing would be changed"
+        )
     elif mapping is None:
         show_text("no mapping was changed, because a mapping is updated only with --service")
     elif is_mapping_updated:

@@ -13,7 +13,7 @@ from executor.cli.mapping_changes import find_mapping
 from executor.cli.service_lock import describe_running_job
 from executor.cli.store import open_database
 from executor.database import queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.model import GuestKind, JobStatus
 from executor.proxmox.client import ProxmoxReader
 from executor.proxmox.connection import ProxmoxConnection
@@ -77,7 +77,7 @@ def _find_service_mapping(engine: Engine | None, settings: Settings, reference: 
         # has created the database since this command started.
         with open_database(settings):
             raise CommandFailed("an agent has created the database just now: call the command again")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return find_mapping(session, reference.strip())
 
 
@@ -86,7 +86,7 @@ def refuse_while_job_runs(engine: Engine, service_id: str) -> None:
 
     If a job starts after this check, the command fails later, when it locks the service for the run.
     """
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         jobs = queries.list_jobs(session, statuses=[JobStatus.PROCESSING], service_ids=[service_id], limit=1)
     if jobs:
         raise CommandFailed(describe_running_job(jobs[0]))

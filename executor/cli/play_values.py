@@ -30,8 +30,8 @@ TRUE_TEXTS, FALSE_TEXTS = ("true", "yes", "on", "1"), ("false", "no", "off", "0"
 #: The argument_specs of the members of `vm`, for example `{"type": "int", "required": True}`, keyed by the member's
 #: name. If a member is a dictionary, its spec has the key `options`, which describes the members of this dictionary.
 VmMemberSpecs = Mapping[str, Mapping[str, Any]]
-#: Members that are accepted for every playbook, even if no argument_specs of the playbook's roles describe them:
-#: the service's properties, and the bridges, VLANs, storages and tags that a service may use.
+#: Members that are accepted for every playbook, even if no argument_specs of the playbook's roles describe them.
+#: `properties`: the service's properties. `allowed`: the bridges, VLANs, storages and tags that a service may use.
 GENERAL_MEMBERS = ("properties", "allowed")
 
 
@@ -118,9 +118,10 @@ def _set_member(vm: dict[str, Any], member_path: list[str], text: str, member_sp
 
 
 def _is_secret(member_path: list[str], member_spec: Mapping[str, Any]) -> bool:
-    """Return whether a member is a secret. If no argument_specs describe the member, its name decides.
+    """Return whether a member is a secret. If no argument_specs describe the member, the names in its path decide.
 
-    The no_log of a dictionary is ignored, because only some of its members are secrets, such as cloud_init.password.
+    A dictionary is not a secret, even if its argument_specs say `no_log`: only some of its members are secrets, such
+    as `cloud_init.password`.
     """
     if member_spec:
         return bool(member_spec.get("no_log")) and member_spec.get("type") != "dict"
@@ -159,7 +160,8 @@ def secrets_in(members: Mapping[str, Any], member_specs: VmMemberSpecs) -> list[
     """Return the values of the members that are secrets, so that the caller can redact them.
 
     A member is a secret if its argument_specs say `no_log`, or if its name matches SECRET_KEY_PATTERN. A dictionary
-    that is the value of a member, or is in a list, is searched in the same way.
+    that is the value of a member, or is in a list, is searched in the same way. Unlike `_is_secret`, this function
+    checks the name even if argument_specs describe the member.
     """
     secrets: list[str] = []
     for name, value in members.items():

@@ -1,6 +1,7 @@
 """Completes the extra variable `vm` of `smith play` with the VM's identity, defaults, and answers of the operator.
 
 `vm` is a dictionary. Its keys are called members. The argument_specs of the playbook's roles describe each member.
+The VM's identity consists of the members that identify the VM, such as `vmid` and `service_id`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from executor.views.text import SHORT_ID_LENGTH, sanitized
 SOURCE_MEMBERS_OF_CREATE = ("template_vmid", "template", "iso", "blank", "os_template")
 
 
-def fill_in_vm_variable(
+def make_vm_variable(
     vm_members_from_operator: dict[str, Any],
     action: Action,
     settings: Settings,
@@ -92,6 +93,7 @@ def _members_from_settings(
             "purge": settings.smith_delete_purge,
             # Whether the action removes the volumes that Proxmox could not delete with the VM.
             "remove_volumes_left": settings.smith_delete_remove_volumes,
+            # The storage for the backup that is made before the VM is destroyed.
             "final_backup": final_backup_storage,
         }
         members |= {name: value for name, value in delete_members.items() if value}
@@ -113,15 +115,16 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     """Replace the name of a template by the VMID or the volume from the settings.
 
     PROXMOX_TEMPLATES has the VMIDs of VM templates, and PROXMOX_OS_TEMPLATES has the volumes of container templates.
-    Raises JobError for a template that the setting does not contain. With PROXMOX_ANY_TEMPLATE, every VM template
-    and every volume is accepted, but a name of a container template must be in PROXMOX_OS_TEMPLATES.
+    Raises JobError for a template that is not in its setting. With PROXMOX_ANY_TEMPLATE, every VM template is accepted,
+    and every container template that is given by its volume. The name of a container template must always be in
+    PROXMOX_OS_TEMPLATES.
     """
     if vm.get("os_template"):
         vm["os_template"] = find_os_template(
             str(vm["os_template"]), PlaybookSettings.from_settings(settings, collection_folder())
         )
     if not settings.proxmox_any_template:
-        _require_offered_template(vm, settings)
+        _require_configured_template(vm, settings)
     template_vmid = settings.proxmox_templates.get(str(vm.get("template") or ""))
     if template_vmid is not None and not vm.get("template_vmid"):
         vm["template_vmid"] = template_vmid
@@ -129,14 +132,14 @@ def _resolve_template_names(vm: dict[str, Any], settings: Settings) -> dict[str,
     return vm
 
 
-def _require_offered_template(vm: Mapping[str, Any], settings: Settings) -> None:
+def _require_configured_template(vm: Mapping[str, Any], settings: Settings) -> None:
     """Raise JobError if `vm` has a VM template, by name or VMID, that PROXMOX_TEMPLATES does not have."""
     vmid_by_name = settings.proxmox_templates
-    for template, offered_templates in (
+    for template, configured_templates in (
         (vm.get("template"), vmid_by_name),
         (vm.get("template_vmid"), vmid_by_name.values()),
     ):
-        if template and template not in offered_templates:
+        if template and template not in configured_templates:
             raise template_not_configured_error(str(template), vmid_by_name)
 
 

@@ -40,8 +40,8 @@ def _find_problem(specs_file: Path) -> str:
     options = _nested_value(document, "argument_specs", "main", "options")
     if not isinstance(options, dict):
         return "must have argument_specs.main.options"
-    if "vm" not in options:
-        return "does not describe the variable vm"
+    if "vm" not in options:  # `vm` contains the guest's ids and what the job requests of the guest
+        return "must have argument_specs.main.options.vm"
     return ""
 
 

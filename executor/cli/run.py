@@ -19,8 +19,9 @@ from executor.processes.supervisor import supervise
 from executor.settings.settings import Settings
 from executor.version import community_proxmox_version
 
-#: After a stop signal, the supervisor kills the agent when the drain timeout and this time have passed. After the drain
-#: timeout, the agent cancels its runs, which have 20 s to end, and sends the last reports within 10 s.
+#: After a stop signal, the agent drains: it claims no more jobs, and waits for its running jobs until the drain timeout
+#: (SMITH_DRAIN_TIMEOUT_S). Then it cancels the remaining runs, which have 20 s to end, and sends the last reports
+#: within 10 s. The supervisor kills the agent when the drain timeout and this margin have passed.
 STOP_MARGIN_S = 60.0
 #: The supervisor restarts the agent if the agent's main loop has not reported its progress for this time. Usually the
 #: main loop reports its progress several times per second.
@@ -103,5 +104,5 @@ def _supervise(settings: Settings, mode: AgentMode) -> int:
 
 
 def _log_event(event: str, *, level: str = "info", **fields: Any) -> None:
-    """Log an event of the supervisor. The supervisor's module does not import executor.log, but calls this function."""
+    """Log an event of the supervisor, whose module does not import executor.log."""
     getattr(get_logger("executor.processes.supervisor"), level)(event, **fields)

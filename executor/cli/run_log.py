@@ -13,7 +13,7 @@ from executor.cli.output import show_json, show_text
 from executor.cli.store import ReadOnlyTransaction, read_only_transaction
 from executor.database import run_queries
 
-if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
+if TYPE_CHECKING:  # The classes are used only in annotations.
     from executor.database.core_tables import Reader
     from executor.database.tables.jobs import ManualRun
 
@@ -40,7 +40,8 @@ def show_log(
 
 
 def _read_output(transaction: ReadOnlyTransaction, ident: str) -> str:
-    """Return the output of the run of an agent or an operator. Raises UnusableArgument if there is no such run."""
+    """Return the output of a run, which an agent or an operator started. Raises UnusableArgument if it is not found."""
+    # `transaction` contains the connection to the database and the settings. `find_run` finds only runs of jobs.
     run = run_queries.find_run(transaction.connection, ident)
     if run is not None:
         return read_output(run, transaction.settings)

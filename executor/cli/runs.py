@@ -39,7 +39,7 @@ COLUMNS = {
     "rc": "RC",
     "started_at": "STARTED",
     "ended_at": "ENDED",
-    "reason": "REASON",
+    "reason": "REASON",  # the error message that results from the run
 }
 
 
@@ -82,11 +82,11 @@ def list_runs(
 def _read_newest_runs(
     reader: Reader, limit: int, *, job_id: int | None, since: datetime | None, only_failed: bool
 ) -> list[dict[str, Any]]:
-    """Return at most `limit` rows for `--json`: the newest runs, which agents or operators have started.
+    """Return the rows for `--json`: the `limit` newest runs, both of jobs and of operators.
 
     `reader` is a connection or session of SQLAlchemy.
     """
-    runs = run_queries.recent_runs(reader, limit, job_id=job_id, since=since, only_failed=only_failed)
+    runs = run_queries.newest_job_runs(reader, limit, job_id=job_id, since=since, only_failed=only_failed)
     mappings_by_service = mapping_queries.current_mappings_by_service(
         reader, {job.service_id for _run, job in runs if job.service_id}
     )

@@ -30,7 +30,7 @@ def show_revisions(as_json: AsJson = False) -> None:
 
 
 @examples(
-    "smith db check    exit code 6 when a check fails",
+    "smith db check    # exit code 6 when a check fails",
 )
 def check_database(as_json: AsJson = False) -> None:
     """Check the schema, the integrity and the foreign keys."""

@@ -14,9 +14,10 @@ from executor.errors import SmithError
 
 #: The systemd unit of the agent, from deploy/systemd.
 AGENT_UNIT = "agent-smith.service"
-#: The environment variables of the service that are passed to the command: the settings, and variables that Ansible,
-#: Python and Python's libraries read. A variable is passed if its name begins with one of the prefixes, or is in
-#: PASSED_VARIABLE_NAMES.
+#: The environment variables of the service that are passed to the command: the settings, systemd's folder of the
+#: service's secrets (CREDENTIALS_DIRECTORY), and variables that Ansible, Python and Python's libraries read. A variable
+#: is passed if its name begins with one of the prefixes, or if its name in upper case is in PASSED_VARIABLE_NAMES (so
+#: `http_proxy` is passed).
 PASSED_VARIABLE_PREFIXES = ("FULCRUM_", "PROXMOX_", "SMITH_", "ANSIBLE_", "LC_", "REQUESTS_", "CURL_", "SSL_")
 PASSED_VARIABLE_NAMES = ("PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 SYSTEMCTL_TIMEOUT_S = 30.0

@@ -1,9 +1,9 @@
 """Keeps a command and the agent from changing one VM at the same time.
 
 Before a command runs a playbook that changes a service's VM, it stores the run in the table `manual_runs`, and
-renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. The process that
-has started the playbook is called the guard. If the lease cannot be renewed, the guard ends the playbook before the
-lease expires, even while the command itself is suspended.
+renews the run's lease until the playbook has ended. Meanwhile no agent claims a job of the service. The command
+starts the playbook through a second process, the guard. If the lease cannot be renewed, the guard ends the playbook
+before the lease expires, even while the command itself is suspended.
 
 Without a database there is no agent that could work on the VM, so nothing is stored.
 """
@@ -54,7 +54,7 @@ class ServiceLock:
     """
 
     engine: Engine | None
-    ident: str  #: the name of the run; empty if the run is not stored
+    run_ident: str  #: the name of the run; empty if the run is not stored
     #: Called with each new deadline: the moment at which the guard must end the playbook, by the clock `boottime_s`.
     _on_deadline_changed: Callable[[float], None] = lambda _deadline_s: None
     _deadline_s: float = NO_LIMIT
@@ -85,7 +85,7 @@ class ServiceLock:
             output = self.output.text_if_changed()
             try:
                 with transaction(engine) as session:
-                    is_renewed = manual_runs.renew(session, self.ident, lease_s=LEASE_S, output=output)
+                    is_renewed = manual_runs.renew(session, self.run_ident, lease_s=LEASE_S, output=output)
             except DatabaseError:
                 pass  # the guard ends the playbook if no renewal succeeds in time
             else:
@@ -107,13 +107,13 @@ class ServiceLock:
 
         def finish(session: Session) -> None:
             output = self.output.text()
-            manual_runs.finish(session, self.ident, status=status, reason=reason, upids=upids, output=output)
+            manual_runs.finish(session, self.run_ident, status=status, reason=reason, upids=upids, output=output)
 
         try:
             write_with_retry(engine, finish, give_up_after_s=STORE_END_TIMEOUT_S)
         except DatabaseError as error:
-            text = f"the end of run {self.ident} could not be stored, so jobs of the service wait for a minute: {error}"
-            show_error(text)
+            problem = f"the end of run {self.run_ident} could not be stored"
+            show_error(f"{problem}, so jobs of the service wait for a minute: {error}")
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def locked_service(
     Raises CommandFailed if a job or another command works on the service.
     """
     if engine is None or not service_id:
-        yield ServiceLock(engine=None, ident="")
+        yield ServiceLock(engine=None, run_ident="")
         return
     new_run = NewManualRun(
         ident=f"{action}-{uuid.uuid4().hex[:12]}",
@@ -141,9 +141,9 @@ def locked_service(
     )
     started_at_s = boottime_s()
     _store_start(engine, new_run, audit_reason)
-    lock = ServiceLock(engine=engine, ident=new_run.ident)
+    lock = ServiceLock(engine=engine, run_ident=new_run.ident)
     lock.extend_deadline(started_at_s)
-    threading.Thread(target=lock.renew_until_end, args=[engine], name=f"lease-{lock.ident}", daemon=True).start()
+    threading.Thread(target=lock.renew_until_end, args=[engine], name=f"lease-{lock.run_ident}", daemon=True).start()
     try:
         yield lock
     finally:

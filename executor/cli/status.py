@@ -1,7 +1,7 @@
 """`smith status`: shows whether the agents, FulcrumCore and Proxmox work, and what waits for an operator.
 
 The dictionary `document` contains the status, and `--json` prints it. Its key `nodes` has one row for each agent
-process, not for each Proxmox node.
+process, not for each Proxmox node. "The agents" are all agent processes that use the database.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from executor.database.times import utc_now
 from executor.views.status_document import Status, read_status
 from executor.views.text import elapsed_text
 
-#: The columns of the jobs whose result FulcrumCore has not accepted.
+#: The columns of the jobs whose report (the message with the job's result) FulcrumCore has not accepted. `attempts` is
+#: the number of attempts to send the report.
 POSTPONED_REPORT_COLUMNS = {"id": "JOB", "action": "ACTION", "attempts": "ATTEMPTS", "reason": "CAUSE"}
-#: The columns of the jobs that an Agent Smith with another database has claimed with this agent's token.
-CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FULCRUM", "since": "SINCE"}
+#: The columns of the jobs that an Agent Smith with another database has claimed with this agent's token. `since` is
+#: when this agent noticed the claim.
+CLAIMED_ELSEWHERE_COLUMNS = {"id": "JOB", "action": "ACTION", "fulcrum_id": "FULCRUM ID", "since": "SINCE"}
 FAILING_CRITICAL_JOB_COLUMNS = {
     "name": "NAME",
-    "failures": "FAILURES",
+    "failures": "FAILURES",  # since the last success
     "last_ok": "LAST OK",
     "last_error": "LAST ERROR",
 }
@@ -36,7 +38,7 @@ AGENT_COLUMNS = {
     "state": "STATE",
     "host": "HOST",
     "pid": "PID",
-    "concurrency": "SLOTS",
+    "concurrency": "SLOTS",  # the maximum number of jobs that the process runs in parallel
     "seen": "SEEN",  # when the process was last known to be running
     "started": "STARTED",
     "version": "VERSION",
@@ -56,6 +58,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show whether agents, FulcrumCore and Proxmox work; count jobs and mappings."""
+    # `read_status` needs the lease duration to conclude which agent processes are running.
     if watch:
         if as_json:
             raise typer.BadParameter("--watch cannot be combined with --json")
@@ -85,7 +88,9 @@ def _show_status(status: Status, now: datetime) -> None:
             "FulcrumCore": status.fulcrum_text,
             "Proxmox": status.proxmox_text,
             "jobs": _counts_text(document["jobs"]),
+            # The number of ended jobs whose result was not sent yet, or was not accepted by FulcrumCore.
             "reports to send": document["reports_due"],
+            # The number of mappings in each state.
             "mappings": _counts_text(document["mappings"]),
             "overdue critical jobs": ", ".join(document["critical_overdue"]) or "none",
         }
@@ -103,7 +108,7 @@ def _show_status(status: Status, now: datetime) -> None:
     if jobs_claimed_elsewhere := document["claimed_elsewhere"]:
         show_heading(
             "Jobs that another installation with this agent's token has claimed (an installation is an Agent Smith "
-            "with its own database. Stop the other one. Then `smith jobs retry JOB` lets this agent continue a job)"
+            "with its own database. Stop the other one. Then `smith jobs retry JOB` lets this agent run the job)"
         )
         show_rows(jobs_claimed_elsewhere, CLAIMED_ELSEWHERE_COLUMNS, if_empty="")
     show_heading("Agents")

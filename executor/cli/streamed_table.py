@@ -20,6 +20,7 @@ class StreamedTable:
     def __init__(self, columns: Mapping[str, str], widths: Mapping[str, int]) -> None:
         """Choose the columns that fit. `columns` has the heading, and `widths` the width, for each key of a row."""
         self._headings, self._widths = columns, widths
+        # `_table_width` is the width that a row should not exceed; None (no limit) if stdout is no terminal.
         self._shown_keys, self._table_width = columns_that_fit(widths, terminal_width())
         self._is_heading_printed = False
 
@@ -35,7 +36,7 @@ class StreamedTable:
             show_header=not self._is_heading_printed,
         )
         cells = {key: coloured_cell_text(row.get(key)) for key in self._shown_keys}
-        remaining_width = self._table_width  # None if stdout is no terminal
+        remaining_width = self._table_width
         for key, cell in cells.items():
             has_free_text = key in FREE_TEXT_COLUMNS
             if remaining_width is not None and has_free_text:

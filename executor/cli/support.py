@@ -34,7 +34,7 @@ def support(
         Path | None, typer.Option("--output", "-o", metavar="FILE", dir_okay=False, help="The archive; must not exist.")
     ] = None,
     log_files: Annotated[
-        list[Path] | None, typer.Option("--log", metavar="FILE", help="Add the end of this log file; may be repeated.")
+        list[Path] | None, typer.Option("--log", metavar="FILE", help="Add the last 2 MiB of FILE; may be repeated.")
     ] = None,
     with_doctor: Annotated[bool, typer.Option("--doctor/--no-doctor", help="Add the result of `smith doctor`.")] = True,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -42,22 +42,22 @@ def support(
 ) -> None:
     """Write an archive for a bug report.
 
-    It contains the versions, the settings, the result of `smith doctor`, the status, the failed jobs with their
-    timelines and the output of their runs, and statistics of the database. Secrets are masked, and the
-    properties of customers' services are left out.
+    It contains the versions of Agent Smith and its dependencies, the settings, the result of `smith doctor`, the
+    status, the failed jobs with their timelines and the output of their runs, and statistics of the database.
+    Secrets are masked, and the properties of customers' services are left out.
     """
     settings = open_settings()
     file = output or Path(f"smith-support-{utc_now():%Y%m%dT%H%M%SZ}.tar.gz")
     if file.exists():
         raise CommandFailed(f"{file} exists: choose another name with --output")
-    # `collect_files` masks secrets in the parts of each file one by one. A secret may extend over two parts, so secrets
-    # are also masked in the whole text.
+    # `collect_files` masks secrets in each single value of a JSON file. Two values and the punctuation between them may
+    # together contain a secret. So the whole text of each file is masked again.
     files = {
         name: redactor.redact(text) for name, text in collect_files(settings, log_files or [], with_doctor=with_doctor)
     }
     if not as_json:
         rows = [{"name": name, "bytes": len(text.encode("utf-8", "replace"))} for name, text in files.items()]
-        show_rows(rows, COLUMNS, if_empty="")
+        show_rows(rows, COLUMNS, if_empty="")  # `rows` is never empty
         show_text("secrets are masked; look through the archive before you send it")
     confirm(f"Write {file}?", yes=yes)
     _write_archive(file, files)
@@ -67,7 +67,7 @@ def support(
 
 
 def _write_archive(file: Path, files: dict[str, str]) -> None:
-    """Write the archive, which only the caller can read."""
+    """Write the archive. Only the user who runs the command can read the file."""
     os.umask(PRIVATE_UMASK)
     top_folder = file.name.partition(".")[0]
     try:

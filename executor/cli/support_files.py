@@ -1,6 +1,6 @@
-"""Collects the files of a support archive. Secrets are masked, and properties of services are left out.
+"""Collects the files of a support archive. Secrets are masked, and the customers' values in jobs are left out.
 
-If the content of a file cannot be read, the file contains the error instead. So an archive can always be written.
+If the content for a file of the archive cannot be read, this file contains the error instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from executor.cli.store import ReadOnlyTransaction, open_database
 from executor.cli.version import collect_versions
 from executor.database import agent_queries, audit_queries, database_check, queries, run_queries, schema, statistics
-from executor.database.engine import read_only_connection, reading
+from executor.database.engine import read_only_connection, read_only_session
 from executor.database.times import utc_now
 from executor.errors import SmithError
 from executor.model import JobStatus
@@ -77,6 +77,7 @@ def _read_as_json(read_content: Callable[[], Any]) -> str:
 
 def _read_machine_facts(settings: Settings) -> dict[str, Any]:
     load_averages = os.getloadavg()
+    # The folder `run` contains the files of running playbooks.
     folders = {"data": settings.smith_data_dir, "run": settings.smith_run_dir}
     free_bytes = {}
     for name, folder in folders.items():
@@ -94,7 +95,7 @@ def _read_machine_facts(settings: Settings) -> dict[str, Any]:
 
 def _read_database_facts(engine: Engine) -> dict[str, Any]:
     problems = database_check.find_problems(engine)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return {
             "schema": schema.current_revision(engine),
             "problems": problems,
@@ -104,6 +105,7 @@ def _read_database_facts(engine: Engine) -> dict[str, Any]:
 
 
 def _in_transaction(engine: Engine, settings: Settings, read_content: Callable[[ReadOnlyTransaction], Any]) -> Any:
+    """Call `read_content` with the connection of a read-only transaction and with the settings. Return its result."""
     with read_only_connection(engine) as connection:
         return read_content(ReadOnlyTransaction(settings=settings, connection=connection))
 
@@ -129,6 +131,7 @@ def _read_failed_jobs(transaction: ReadOnlyTransaction) -> list[dict[str, Any]]:
             run_queries.runs_with_stories(connection, [job.id]),
             run_queries.events_of_job(connection, job.id),
         )
+        # In an audit entry about a job, `subject_id` is the job's `fulcrum_id`.
         audit_entries = audit_queries.list_entries(connection, subject_id_prefix=job.fulcrum_id)
         failed_jobs.append(
             {name: value for name, value in detail_fields(job).items() if name not in CUSTOMER_FIELDS}
@@ -148,7 +151,7 @@ def _read_outputs_of_failed_jobs(engine: Engine, settings: Settings) -> Iterator
     characters.
     """
     try:
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             jobs = queries.list_jobs(session, statuses=[JobStatus.FAILED], limit=MAX_FAILED_JOB_COUNT)
             newest_runs = [runs[-1] for job in jobs if (runs := _runs_of_job(session, job))]
     except SmithError:

@@ -17,7 +17,7 @@ MIN_FREE_TEXT_WIDTH = 20
 #: value in any row; 2. the columns with a key of this tuple; 3. the other columns without free text, from right to
 #: left; 4. the columns with free text; 5. the columns of KEYS_OMITTED_LAST. The first column and one other always stay.
 LESS_IMPORTANT_KEYS = (
-    "fulcrum",
+    "fulcrum",  # the beginning of the job's id in FulcrumCore
     "left",  # the time until the job's deadline
     "version",
     "cluster",
@@ -31,7 +31,7 @@ LESS_IMPORTANT_KEYS = (
     "stop_reason",
     "pid",
     "host",
-    "subject_kind",
+    "subject_kind",  # in the audit log: what was changed, for example `job`
     "started",
     "finished",
     "ended_at",
@@ -40,10 +40,11 @@ LESS_IMPORTANT_KEYS = (
     "updated",
     "started_at",
     "role",
-    "source",
+    "source",  # `built-in`, or the folder of the action's playbook
     "vm",
 )
-#: The keys of the columns that are omitted last, because the rows mean nothing without them.
+#: The keys of the columns that are omitted last, because the rows mean nothing without them. In the audit log, "verb"
+#: is the kind of change, for example `cancel`, and "who" is the operator.
 KEYS_OMITTED_LAST = frozenset({"status", "state", "outcome", "verb", "who"})
 #: The number of columns that always stay.
 MIN_COLUMN_COUNT = 2
@@ -56,9 +57,10 @@ def columns_that_fit(
 ) -> tuple[list[str], int | None]:
     """Return the keys of the shown columns, and the width of the table (None: the table is as wide as its cells need).
 
-    `unwrapped_widths` has the width of the widest cell of each column. The columns in `empty_keys` have no value in
-    any row, and are omitted before all others. At least MIN_COLUMN_COUNT columns stay. If they are wider than the
-    terminal, no cell is cut: the terminal wraps the lines of the table.
+    `unwrapped_widths` has the width of the widest cell of each column. `terminal_width` is None if the output is not
+    a terminal: then no column is omitted. The columns in `empty_keys` have no value in any row, and are omitted before
+    all others. At least MIN_COLUMN_COUNT columns stay. If they are wider than the terminal, no cell is cut: the
+    terminal wraps the lines of the table.
     """
     shown_keys = list(unwrapped_widths)
     if terminal_width is None:

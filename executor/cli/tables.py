@@ -30,14 +30,14 @@ _TRAILING_SPACES = re.compile(r" +(?=(?:\x1b\[[0-9;]*m| )*$)")
 NO_VALUE = "-"
 #: A field with one of these values is not shown.
 EMPTY_FIELD_VALUES: tuple[object, ...] = (None, "", [], {}, ())
-#: The padding of a cell: top, right, bottom and left, in characters. The right padding is `table_layout.COLUMN_GAP`.
-CELL_PADDING = (0, 2, 0, 0)
+#: The padding of a cell: top, right, bottom and left, in characters.
+CELL_PADDING = (0, COLUMN_GAP, 0, 0)
 #: The colour of a cell, keyed by the cell's text, which is a status, usually of a job, a report, a run, an Ansible task
 #: or a mapping. A cell with another text has no colour.
 COLOUR_BY_TEXT = {
     "pending": "yellow",
     "reserved": "yellow",
-    "due": "yellow",
+    "due": "yellow",  # a report that FulcrumCore has not acknowledged
     "missing": "yellow",  # a required setting that has no value
     "warning": "yellow",  # a check of `smith doctor`
     "processing": "cyan",
@@ -83,6 +83,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
         key: max(len(heading), *(row[key].cell_len for row in cells)) for key, heading in columns.items()
     }
     empty_keys = [key for key in columns if all(row.get(key) in EMPTY_FIELD_VALUES for row in rows)]
+    # If the terminal is too narrow, the columns of `empty_keys` are omitted first.
     shown_keys, table_width = columns_that_fit(unwrapped_widths, terminal_width(), empty_keys=empty_keys)
     # `table_width` is None only without a terminal. The type checker does not know that stdout is a terminal here.
     for key, column_width in free_text_widths(

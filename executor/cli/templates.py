@@ -118,7 +118,7 @@ def image_names_by_vmid(vm_templates: list[VmRow], settings: Settings) -> dict[i
                 are_unconfigured_templates_allowed=settings.proxmox_any_template,
             )
         except JobError:
-            continue  # No template can be used for this name, or the name is ambiguous.
+            continue  # No template can be used for this name, or one node has two templates for it.
         for vm_template in selected_templates:
             names_by_vmid.setdefault(vm_template.vmid, []).append(image_name)
     return names_by_vmid
@@ -132,10 +132,8 @@ def _vm_template_row(
     if not problem and (markers := marker_values_in(as_text(config.get("description")))):
         problem = templates.why_template_with_marker_cannot_be_cloned(markers)
     template = templates.parse_template(vm_template, config)
-    # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
+    # '': the clone will be on the storages of its template. Only a full clone can be on PROXMOX_STORAGE instead.
     target_storage = settings.proxmox_storage if settings.proxmox_full_clones else ""
-    # `is_complete` is False if the storages that the clone needs are unknown, or if the Proxmox token does not see one
-    # of them. Then a clone may be possible on other nodes, too.
     possible_nodes = templates.nodes_for_clone(template, storages, target_storage or "")
     return {
         "kind": GuestKind.QEMU,
@@ -143,9 +141,11 @@ def _vm_template_row(
         "name": vm_template.name,
         "node": vm_template.node,
         "storages": sorted(template.storages),
+        # False if the storages that the clone needs are unknown, or if the Proxmox token does not see one of them. Then
+        # a clone may be possible on more nodes.
         "storages_are_known": possible_nodes.is_complete,
         "tags": list(vm_template.tags),
-        "cloud_init": template.has_cloud_init if config else None,
+        "cloud_init": template.has_cloud_init if config else None,  # None: the configuration cannot be read
         "reachable_from": sorted(possible_nodes.nodes),
         "problem": problem,
     }

@@ -1,4 +1,7 @@
-"""`smith top`: shows what the agents do at this moment. The shown text (the view) is updated until Ctrl-C."""
+"""`smith top`: shows what the agents do at this moment. The shown text (the view) is updated until Ctrl-C.
+
+"The agents" are all agent processes that use the database.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ RUNNING_COLUMNS = {
     "id": "JOB",
     "action": "ACTION",
     "guest": "VM",
-    "percent": "%",
+    "percent": "%",  # the progress of the Proxmox task for which the job waits
     "for": "RUNS FOR",
     "text": "STEP",
     "name": "NAME",
-    "left": "TIME LEFT",
+    "left": "DEADLINE IN",
     "attempt": "TRY",
 }
 WAITING_COLUMNS = {
@@ -60,6 +63,7 @@ def show(
     with read_only_transaction() as transaction:
         status, activity = _read_status(transaction), _read_activity(transaction)
     if as_json:
+        # `status.document` is the JSON document of `smith status --json`.
         show_json(status.document | activity)
     else:
         _show_view(status, activity)
@@ -74,8 +78,9 @@ def _read_status(transaction: ReadOnlyTransaction) -> Status:
 
 
 def _show_view(status: Status, activity: dict[str, Any]) -> None:
-    document, now = status.document, utc_now()  # the document has the keys of `smith status --json`
-    # An agent process that reaches one of these limits (settings) ends, and a new process starts. 0 means no limit.
+    document, now = status.document, utc_now()
+    # Each name is a setting: SMITH_MAX_JOBS, SMITH_MAX_MEMORY_MIB or SMITH_MAX_RUNTIME_S. An agent process that reaches
+    # a limit ends, and a new process starts. 0 means no limit.
     restart_limits = [f"{name} {value:g}" for name, value in activity["limits"].items() if value]
     show_fields(
         {

@@ -1,4 +1,7 @@
-"""Prints a text with values from the database (a view) again and again at a fixed interval, until Ctrl-C."""
+"""Prints a view again and again at a fixed interval, until Ctrl-C.
+
+A view is a text with values from the database.
+"""
 
 from __future__ import annotations
 

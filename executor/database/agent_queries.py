@@ -12,30 +12,31 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
+# `core_tables` names the tables for queries with SQLAlchemy Core.
 from executor.database.core_tables import critical_jobs, jobs, nodes, pauses, read_row, read_rows
-from executor.database.literals import PROCESSING_LITERAL
+from executor.database.literals import PROCESSING_LITERAL  # an SQL literal, so that SQLite uses partial indexes
 from executor.database.pause_scopes import ALL_AGENTS, NODE_SCOPE_PREFIX
 
 if TYPE_CHECKING:  # The import of these classes is slow. A query returns read-only rows with the same attributes.
     # A Reader is a connection or a session.
     from executor.database.core_tables import Reader
-    from executor.database.tables.agents import CriticalJob, Node, Pause
+    from executor.database.tables.agents import AgentProcessRow, CriticalJob, Pause
 
 
-def most_recently_seen_processes(reader: Reader, limit: int) -> Sequence[Node]:
+def most_recently_seen_processes(reader: Reader, limit: int) -> Sequence[AgentProcessRow]:
     """Return the rows of at most `limit` agent processes. The process that was running most recently is first."""
     return read_rows(reader, select(nodes).order_by(nodes.c.seen_at.desc(), nodes.c.id).limit(limit))
 
 
-def processes_not_stopped(reader: Reader) -> Sequence[Node]:
+def processes_without_stop_time(reader: Reader) -> Sequence[AgentProcessRow]:
     """Return the rows of the agent processes without a `stopped_at`. A process that was killed may have none."""
     return read_rows(reader, select(nodes).where(nodes.c.stopped_at.is_(None)).order_by(nodes.c.seen_at.desc()))
 
 
-def find_process_not_stopped(reader: Reader, boot_id: str) -> Node | None:
+def find_process_not_stopped(reader: Reader, boot_id: str) -> AgentProcessRow | None:
     """Return the row of this agent process; None if it does not exist, or has a `stopped_at`."""
     stmt = select(nodes).where(nodes.c.id == boot_id, nodes.c.stopped_at.is_(None))
-    process: Node | None = read_row(reader, stmt)
+    process: AgentProcessRow | None = read_row(reader, stmt)
     return process
 
 
@@ -51,7 +52,7 @@ def find_pause(reader: Reader, scope: str = ALL_AGENTS) -> Pause | None:
     return pause
 
 
-def node_pauses_by_scope(reader: Reader) -> dict[str, Pause]:
+def process_pauses_by_scope(reader: Reader) -> dict[str, Pause]:
     """Return the pauses of single agent processes. The keys are their scopes."""
     has_prefix = pauses.c.scope.startswith(NODE_SCOPE_PREFIX, autoescape=True)
     return {pause.scope: pause for pause in read_rows(reader, select(pauses).where(has_prefix))}

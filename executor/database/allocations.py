@@ -1,6 +1,6 @@
-"""Stores how much memory and how many cores agents have allocated to runs, and which runs are cloning a VM.
+"""Stores how much memory and how many cores agents have allocated to the VMs of runs, and which runs are cloning.
 
-In this module, an agent is one agent process. The class `Node` is the row of an agent process, not of a Proxmox node.
+In this module, an agent is one agent process.
 
 The tables `allocations` and `clone_targets` show the allocations of each agent to the other agents that use the same
 PostgreSQL database, so that all agents together do not overload a Proxmox node or a storage. On SQLite, no other agent
@@ -24,7 +24,7 @@ from sqlalchemy import ColumnElement, ScalarSelect, and_, case, delete, func, or
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.allocations import Allocation, CloneTarget
 from executor.database.times import db_now
 
@@ -35,7 +35,7 @@ LOCK_KEY = 0x534D4941
 MAX_ALLOCATION_AGE_S = 7200.0
 #: After the end of its run, an allocation counts until Proxmox's list of VMs contains the VM's memory and cores, but at
 #: most for this time.
-MAX_USE_AFTER_RUN_END_S = 120.0
+MAX_COUNTED_TIME_AFTER_RUN_END_S = 120.0
 #: A target for which no clone was requested during this time is ignored and deleted, because the settings may name
 #: another storage now.
 MAX_TARGET_IDLE_S = 86_400.0
@@ -47,9 +47,9 @@ CLOCK_TOLERANCE_S = 1.0
 class AllocationOwner:
     """The agent that calls a function of this module. It owns the rows that contain its `boot_id`."""
 
-    boot_id: str  #: `Node.id`, a random id that each agent process chooses at its start
+    boot_id: str  #: `AgentProcessRow.id`, a random id that each agent process chooses at its start
     cluster: str  #: the agent's setting SMITH_CLUSTER
-    vanished_after_s: float  #: an agent that was last seen (`Node.seen_at`) longer ago counts as ended
+    vanished_after_s: float  #: an agent that was last seen (`AgentProcessRow.seen_at`) longer ago counts as ended
 
 
 def lock_tables(session: Session) -> None:
@@ -64,7 +64,7 @@ def lock_tables(session: Session) -> None:
 def allocations_of_other_agents(
     session: Session, owner: AllocationOwner, *, vm_list_age_s: float, vmids_of_unknown_size: Collection[int]
 ) -> Sequence[Allocation]:
-    """Return the other agents' allocations whose memory and cores this agent's list of Proxmox's VMs does not contain.
+    """Return the other agents' allocations that this agent must count in addition to its list of Proxmox's VMs.
 
     `vm_list_age_s` is the time since this agent read the list. `vmids_of_unknown_size` are the VMs whose memory and
     cores the list lacks, because their Proxmox nodes have sent no statistics of them.
@@ -72,7 +72,7 @@ def allocations_of_other_agents(
     is_in_progress = and_(Allocation.ended_at.is_(None), _is_recently_started_and_agent_running(owner))
     has_ended_since_list_was_read = Allocation.ended_at > db_now(-vm_list_age_s - CLOCK_TOLERANCE_S)
     is_of_unknown_size = Allocation.vmid.in_(vmids_of_unknown_size) & (
-        Allocation.ended_at > db_now(-MAX_USE_AFTER_RUN_END_S)
+        Allocation.ended_at > db_now(-MAX_COUNTED_TIME_AFTER_RUN_END_S)
     )
     is_of_other_agent = (Allocation.cluster == owner.cluster) & (Allocation.boot_id != owner.boot_id)
     stmt = select(Allocation).where(
@@ -102,7 +102,7 @@ def store_allocation(  # noqa: PLR0913 (one parameter for each column)
 
 
 def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
-    """Store that the run for this VM has ended, and that its clone is not running."""
+    """Store that the run for this VM has ended, and that Proxmox is not cloning for the run."""
     columns = {"ended_at": db_now(), "is_cloning": False}
     session.execute(_update_own_allocation(owner, vmid).where(Allocation.ended_at.is_(None)).values(**columns))
 
@@ -110,16 +110,17 @@ def end_allocation(session: Session, owner: AllocationOwner, vmid: int) -> None:
 def delete_obsolete_allocations(session: Session, owner: AllocationOwner, kept_vmids: Collection[int]) -> None:
     """Delete all old rows, and the rows of this agent that are neither in `kept_vmids` nor recently ended.
 
-    A row is old if its run ended more than MAX_USE_AFTER_RUN_END_S ago or started more than MAX_ALLOCATION_AGE_S ago.
-    A row is recently ended if its run ended less than MAX_USE_AFTER_RUN_END_S ago. `kept_vmids` are the VMIDs of the
-    allocations that this agent has in its memory.
+    A row is old if its run ended more than MAX_COUNTED_TIME_AFTER_RUN_END_S ago or started more than
+    MAX_ALLOCATION_AGE_S ago. A row is recently ended if its run ended less than MAX_COUNTED_TIME_AFTER_RUN_END_S ago.
+    `kept_vmids` are the VMIDs of the allocations that this agent has in its memory.
     """
     is_own_and_not_kept = (Allocation.boot_id == owner.boot_id) & Allocation.vmid.not_in(kept_vmids)
     is_old = or_(
-        Allocation.ended_at < db_now(-MAX_USE_AFTER_RUN_END_S), Allocation.started_at < db_now(-MAX_ALLOCATION_AGE_S)
+        Allocation.ended_at < db_now(-MAX_COUNTED_TIME_AFTER_RUN_END_S),
+        Allocation.started_at < db_now(-MAX_ALLOCATION_AGE_S),
     )
     # Other agents need a recently ended row, because their lists of VMs may be older than the end of the run.
-    is_recently_ended = Allocation.ended_at > db_now(-MAX_USE_AFTER_RUN_END_S)
+    is_recently_ended = Allocation.ended_at > db_now(-MAX_COUNTED_TIME_AFTER_RUN_END_S)
     session.execute(
         delete(Allocation).where(or_(and_(is_own_and_not_kept, func.coalesce(~is_recently_ended, True)), is_old))
     )
@@ -133,9 +134,13 @@ def _update_own_allocation(owner: AllocationOwner, vmid: int) -> Any:
 def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElement[bool]:
     """Return the SQL condition that a row's run started less than MAX_ALLOCATION_AGE_S ago and its agent is running."""
     is_running = (
-        (Node.id == Allocation.boot_id) & Node.stopped_at.is_(None) & (Node.seen_at > db_now(-owner.vanished_after_s))
+        (AgentProcessRow.id == Allocation.boot_id)
+        & AgentProcessRow.stopped_at.is_(None)
+        & (AgentProcessRow.seen_at > db_now(-owner.vanished_after_s))
     )
-    return select(Node.id).where(is_running).exists() & (Allocation.started_at > db_now(-MAX_ALLOCATION_AGE_S))
+    return select(AgentProcessRow.id).where(is_running).exists() & (
+        Allocation.started_at > db_now(-MAX_ALLOCATION_AGE_S)
+    )
 
 
 # --- clones -----------------------------------------------------------------------------------------------------------
@@ -144,9 +149,9 @@ def _is_recently_started_and_agent_running(owner: AllocationOwner) -> ColumnElem
 def store_clone_start_if_below_limit(
     session: Session, owner: AllocationOwner, *, vmid: int, target: str, max_clones: int
 ) -> bool:
-    """Store that a clone starts on a target, and return True. If the target's limit is reached, only return False.
+    """Store that a clone starts on a target, and return True. If the target's limit is reached, return False.
 
-    In both cases, store that the target is used now. The caller has called `lock_tables`, and has stored the VM's
+    In both cases, first store that the target is used now. The caller has called `lock_tables`, and has stored the VM's
     allocation.
     """
     limit = _store_use_and_return_limit(session, owner, target, max_clones)
@@ -162,9 +167,10 @@ def store_clone_start_if_below_limit(
 def _store_use_and_return_limit(session: Session, owner: AllocationOwner, target: str, max_clones: int) -> int:
     """Store that the target is used now; return how many clones may run there.
 
-    `max_clones` is this agent's setting SMITH_CLONES_PER_STORAGE. The column `highest` contains the highest setting
-    that an agent has stored so far. If `max_clones` is higher, an operator has raised the setting. Then `max_clones`
-    becomes the target's limit, even if `halve_clone_limit` has lowered the limit.
+    The parameter `max_clones` is this agent's setting SMITH_CLONES_PER_STORAGE. The column `max_clones` contains the
+    target's limit. The column `highest` contains the highest setting that an agent has stored so far. If this agent's
+    setting is higher, an operator has raised it. Then this agent's setting becomes the target's limit, even if
+    `halve_clone_limit` has lowered the limit.
     """
     session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_TARGET_IDLE_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}

@@ -1,8 +1,8 @@
-"""Stores audit entries. Each entry says who changed which object (for example a job or a mapping), and why.
+"""Stores audit entries. Each entry says who changed which subject (for example a job or a mapping), and why.
 
 There is one entry for each change that an operator makes, and for each automatic correction. The change and its entry
 are written in the same transaction, so that the database stores either both or neither. Entries are never deleted. Only
-`executor.database.erasure` sets the columns `before`, `after` and `reason` of an entry to NULL.
+`smith forget`, which erases an ended service's data, sets an entry's `before`, `after` and `reason` to NULL.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_SUBJECT_ID_LENGTH = 100
 #: A longer reason is cut to this length.
 MAX_REASON_LENGTH = 2000
 #: The columns of a job that `before` and `after` of an audit entry contain. `params` and `service` are not among them,
-#: because their values may be large. At `report_after`, the backoff of the report ends.
+#: because their values may be large.
 JOB_COLUMNS = (
     "action",
     "service_id",
@@ -39,9 +39,9 @@ JOB_COLUMNS = (
     "cancel_requested",
     "error_code",
     "report_state",
-    "report_after",
+    "report_after",  # the time at which the backoff of the report ends
 )
-#: The columns of a mapping that `before` and `after` of an audit entry contain.
+#: The columns of a mapping that `before` and `after` of an audit entry contain. `node` is the VM's Proxmox node.
 MAPPING_COLUMNS = ("service_id", "cluster", "vmid", "node", "name", "state", "note")
 
 
@@ -61,14 +61,16 @@ def add_entry(  # noqa: PLR0913 (one parameter for each column)
     `subject_kind` determines what `subject_id` is:
 
     - "job": the job's `fulcrum_id`
-    - "mapping" and "service": the service id
-    - "agents" (an operator pauses agents, or limits their parallel jobs): `all` for all agents, or `node:<id>` for one
-      agent process, not for a Proxmox node; `<id>` is the id of the data folder of this process
+    - "mapping" (for a change of the mapping): the service id
+    - "service" (for a playbook that an operator ran, or the erasure of a service's data): the service id
+    - "agents" (for a pause of agents, or a limit of their parallel jobs): `all` for all agents, or `node:<id>` for one
+      agent (not a Proxmox node). `<id>` is the `installation_id` of the agent process in the table `nodes`, or, if that
+      is NULL, the `id` of the agent process in this table.
     - "database": the id of a move of all rows to another database (table `moves`)
 
-    `before` and `after` are values that `column_values` returned; None means that the row did not exist. Secrets are
-    masked in `before`, `after` and `reason`, because the reason that an operator types may contain a secret. A secret
-    cannot be masked later: the database allows no change of an entry, only the erasure of its values.
+    `before` and `after` contain JSON values, such as the values that `column_values` returns; None means that there
+    are none. Secrets are masked in `before`, `after` and `reason`, because all three may contain texts that an operator
+    typed. A secret cannot be masked later: the database allows no change of an entry, only the erasure of its values.
     """
     entry = AuditEntry(
         at=utc_now(),

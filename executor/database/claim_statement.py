@@ -33,10 +33,11 @@ MaxCreates = int | ScalarSelect[int]
 def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) -> Any:
     """Return the UPDATE that claims the next job for the owner and returns the job's row.
 
-    `max_creates` limits how many create jobs run at the same time. If at least MIN_CRASHES_FOR_PROBATION crashes of the
-    agent were counted for a job, the job is on probation, which means that it runs alone. If the next job is on
-    probation and the owner has another job, the UPDATE claims nothing. An owner that has a job on probation claims no
-    other job.
+    `max_creates` limits how many create jobs run at the same time; None means no limit.
+
+    If at least MIN_CRASHES_FOR_PROBATION crashes of the agent were counted for a job, the job is on probation, which
+    means that it runs alone. If the next job is on probation and the owner has another job, the UPDATE claims nothing.
+    An owner that has a job on probation claims no other job.
     """
     owned_job = aliased(Job)
     owned_job_ids = select(owned_job.id).where(owned_job.status == PROCESSING_LITERAL, owned_job.owner == owner)
@@ -53,7 +54,8 @@ def claim_statement(owner: str, lease_s: float, max_creates: MaxCreates | None) 
             attempt=Job.attempt + 1,
             lease_until=db_now(lease_s),
             available_at=None,
-            is_waiting=False,  # becomes True while the attempt waits for an answer of Proxmox or for other clones
+            # The column is True while the attempt waits for an answer of Proxmox, or for the end of other clones.
+            is_waiting=False,
         )
         .returning(Job)
         .execution_options(populate_existing=True)
@@ -113,9 +115,11 @@ def _oldest_job_id(
 
 
 def _tenants_with_pending_jobs(max_creates: MaxCreates | None) -> CTE:
-    """Return a query with one row for each tenant that has a pending job with the highest priority of a claimable job.
+    """Return a query for the tenants that have a pending job with the highest priority.
 
-    It is possible that none of the tenant's jobs is claimable. A row contains the priority and the tenant key.
+    The highest priority is the highest among the claimable jobs. A row contains this priority and the key of one
+    tenant. It is possible that no job of the tenant is claimable.
+
     The recursion reads one entry of the index `ix_jobs_to_claim_of_tenant` for each tenant, and not one for each job.
     It ends with a row that has NULL instead of a tenant.
     """
@@ -166,7 +170,8 @@ def _is_claimable(job_alias: Any, max_creates: MaxCreates | None) -> ColumnEleme
     manual_run_of_service = select(manual_run.id).where(
         manual_runs.is_in_progress(manual_run), manual_run.service_id == job_alias.service_id
     )
-    # A remaining backoff longer than MAX_BACKOFF_S counts as over, because the database's clock was set back.
+    # No backoff is longer than MAX_BACKOFF_S. If the remaining backoff is longer, the database's clock was set back.
+    # Then the backoff counts as over.
     is_backoff_over = is_wait_over(job_alias.available_at, MAX_BACKOFF_S)
     is_service_free = ~processing_job_of_service.exists() & ~manual_run_of_service.exists()
     condition = and_(job_alias.status == PENDING_LITERAL, is_backoff_over, is_service_free)

@@ -70,10 +70,13 @@ def _json_values(*names: str) -> Iterator[ColumnClause[Any]]:
 
 # `defect` says why the job cannot run. The columns `reserved_…` contain the amounts that a pending or processing
 # job will add to its tenant's usage. `group_id` is the id of the service's group in FulcrumCore.
-# `is_waiting` is true while the attempt waits for an answer of Proxmox or for other clones. At `claim_sent_at`, the
-# worker sent the claim of the job to FulcrumCore, which accepted it at `claimed_at`. `report_note` says why the report
-# has its state, or why it is retried. At `report_after`, the backoff of the report ends. Until `report_claimed_until`,
-# only the agent process that has claimed the report sends it.
+# At `core_created_at`, FulcrumCore created the job. At `available_at`, the backoff of a pending job ends.
+# `crashes` is the number of attempts whose end was not stored, for example because the agent process crashed.
+# `is_waiting` is true while the attempt, before its run, waits for an answer of Proxmox, or until fewer clones run in
+# parallel. A crash during this wait is not counted in `crashes`. At `claim_sent_at`, the worker sent the claim of the
+# job to FulcrumCore, which accepted it at `claimed_at`.
+# `report_note` says why the report has its state, or why it is retried. At `report_after`, the backoff of the report
+# ends. Until `report_claimed_until`, only the agent process that has claimed the report sends it.
 jobs = table(
     "jobs",
     *_integers("id", "priority", "attempt", "crashes", "epoch", "report_attempts"),
@@ -86,7 +89,8 @@ jobs = table(
     *_times("claimed_at", "started_at", "finished_at", "reported_at", "report_after", "report_claimed_until"),
     *_json_values("params", "service", "result"),
 )
-# `story` is a summary of what the run did. `node` is the id of the agent process that has the artifacts.
+# `story` is a summary of what the run did. `folder` is the path of the artifacts. `node` is the id of the agent process
+# that has the artifacts.
 runs = table(
     "runs",
     *_integers("id", "job_id", "attempt", "rc"),
@@ -94,12 +98,15 @@ runs = table(
     *_times("started_at", "ended_at"),
     *_json_values("upids", "story"),
 )
+# `count` says how many times the event has happened without another event of the job in between.
 job_events = table(
     "job_events",
     *_integers("id", "job_id", "attempt", "count"),
     *_texts("kind", "text"),
     *_times("first_at", "last_at"),
 )
+# A row is a playbook run that an operator started with a command. The command renews the run's lease, which ends at
+# `lease_until`. While the run has not ended and its lease is valid, no agent claims a job of the run's service.
 manual_runs = table(
     "manual_runs",
     *_integers("id", "vmid", "pid"),
@@ -108,6 +115,7 @@ manual_runs = table(
     *_json_values("upids"),
 )
 # `kind` says whether the guest is a VM or a container. A VM that is pending deletion is not deleted before `delete_at`.
+# `note` is the reason for the state, or names the volumes that Proxmox did not delete with the VM.
 mappings = table(
     "mappings",
     *_integers("id", "vmid", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
@@ -123,8 +131,8 @@ audit = table(
 )
 # A row is an agent process, not a Proxmox node. `concurrency` is the maximum number of jobs that the process can run in
 # parallel. `concurrency_wanted` is the number that it may run now: an operator can lower it. The process is `draining`
-# if it claims no more jobs. `fences` is true if the process ends its runs before its leases expire. `installation_id`
-# is the id of its data folder.
+# if it has begun to stop, and so claims no more jobs. `fences` is true if the process, when it cannot renew its leases,
+# ends its own runs before the leases expire. `installation_id` is the id of the process's data folder.
 nodes = table(
     "nodes",
     *_integers("pid", "concurrency_wanted", "concurrency"),
@@ -132,8 +140,11 @@ nodes = table(
     *_flags("draining", "fences"),
     *_times("started_at", "seen_at", "stopped_at", "proxmox_checked_at"),
 )
+# During a pause, agents claim no jobs. `scope` is `all` for all agents. For one agent, `scope` is `node:` and the
+# `installation_id` of its process, or the `id` of the process if `installation_id` is NULL.
 pauses = table("pauses", *_texts("scope", "who", "reason"), *_times("since"))
-# `runs` is the number of executions of the critical job, and `node` is the id of the agent process of the last one.
+# `runs` is the number of executions of the critical job, and `failures` the number of failed executions since the last
+# success. `node` is the id of the agent process that executed the critical job last.
 critical_jobs = table(
     "critical_jobs",
     *_integers("failures", "runs"),

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
 from executor.database.statements import execute_and_count, insert_into
-from executor.database.tables.agents import DatabaseUse, Node
+from executor.database.tables.agents import AgentProcessRow, DatabaseUse
 from executor.database.times import db_now
 
 #: The id of the only row.
@@ -34,17 +34,17 @@ class AgentAndCluster:
 class UseByOtherAgent(AgentAndCluster):
     """A use by another agent or for another cluster, as it was when the row was read.
 
-    The other agent changes `confirmed_at` in the row regularly. A changed value shows that the other agent uses
-    the database.
+    While the other agent uses the database, it regularly updates `confirmed_at` in the row.
     """
 
     confirmed_at: datetime
 
 
 def confirm_use(session: Session, use: AgentAndCluster) -> UseByOtherAgent | None:
-    """Confirm this use: store that FulcrumCore accepts this agent's token now. Return None.
+    """Store the current time as the last confirmation of `use`. Return None, or the different use that is stored.
 
-    If the database is used by another agent or for another cluster, store nothing, and return that use.
+    If no use is stored yet, `use` is stored. If a different use is stored, nothing is changed. The caller has checked
+    that FulcrumCore accepts this agent's token.
     """
     if execute_and_count(session, update(DatabaseUse).where(_is_row_of_use(use)).values(confirmed_at=db_now())):
         return None
@@ -73,7 +73,7 @@ def take_over(session: Session, use: AgentAndCluster, replaced_use: UseByOtherAg
 
 def store_agent_id_of_process(session: Session, boot_id: str, agent_id: str) -> None:
     """Store to which agent of FulcrumCore the agent process with the id `boot_id` belongs."""
-    session.execute(update(Node).where(Node.id == boot_id).values(agent_id=agent_id))
+    session.execute(update(AgentProcessRow).where(AgentProcessRow.id == boot_id).values(agent_id=agent_id))
 
 
 def _is_row_of_use(use: AgentAndCluster) -> ColumnElement[bool]:

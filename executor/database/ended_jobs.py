@@ -1,6 +1,7 @@
 """Returns counts and durations of recently ended jobs, and the last failed jobs, for the overview page and `smith top`.
 
-Each query reads an index of ended jobs. A `Reader` is a connection or session of SQLAlchemy.
+Each query reads an index of ended jobs. SQLite uses this index only if the statement contains the statuses of ended
+jobs as SQL literals (ENDED_LITERALS), not as parameters. A `Reader` is a connection or session of SQLAlchemy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Opens the database and its transactions: `transaction` for writes, `reading` for reads.
+"""Opens the database and its transactions: `transaction` for writes, `read_only_session` for reads.
 
 The database is SQLite (WAL, `synchronous=FULL`, `BEGIN IMMEDIATE`) or PostgreSQL. The same statements run on both. The
 functions of the other modules in this package take a `Session`, or a `Connection` if they only read, and never commit:
@@ -32,8 +32,8 @@ BUSY_TIMEOUT_MS = 15_000
 #: The number of connections to SQLite that the pool keeps open, and the number that it may open in addition.
 POOL_SIZE, MAX_POOL_OVERFLOW = 20, 20
 #: The same numbers for PostgreSQL. There, each connection is a process of the server, and all agent processes share the
-#: server. With one more connection, which waits for notifications of new jobs, an agent process has at most 12
-#: connections, and at most 6 of them stay open while it is idle.
+#: server. Outside of the pool, an agent process has one connection that waits for notifications of new jobs. So it has
+#: at most 5 + 6 + 1 = 12 connections, and at most 5 + 1 = 6 of them stay open while it is idle.
 POSTGRESQL_POOL_SIZE, MAX_POSTGRESQL_POOL_OVERFLOW = 5, 6
 #: The backoff of `write_with_retry` starts with the first value, and doubles up to the second value.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 10.0
@@ -159,7 +159,7 @@ def _begin_transaction(connection: Any) -> None:
 
     - `smith_busy_timeout_ms` replaces BUSY_TIMEOUT_MS.
     - `smith_migrating`, which is set for a migration of the schema, turns the checks of foreign keys off.
-    - `smith_read_only`, which for example `reading` sets, starts the transaction without the write lock.
+    - `smith_read_only`, which for example `read_only_session` sets, starts the transaction without the write lock.
     """
     options = connection.get_execution_options()
     busy_timeout_ms = options.get("smith_busy_timeout_ms", BUSY_TIMEOUT_MS)
@@ -186,9 +186,9 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
 
 def can_begin_write(engine: Engine, *, within_s: float) -> bool:
-    """Return whether a transaction for writes can begin within `within_s`: False if the database stays locked.
+    """Return False if another connection holds SQLite's write lock for longer than `within_s`; True otherwise.
 
-    Raises DatabaseError for every other failure.
+    PostgreSQL has no such lock, so the result is True. Raises DatabaseError if the database cannot be used.
     """
     engine_with_timeout = engine.execution_options(smith_busy_timeout_ms=int(within_s * 1000))
     try:
@@ -206,7 +206,7 @@ def can_begin_write(engine: Engine, *, within_s: float) -> bool:
 
 
 @contextlib.contextmanager
-def reading(engine: Engine) -> Iterator[Session]:
+def read_only_session(engine: Engine) -> Iterator[Session]:
     """Open a transaction for reads. It never waits for a writer. Raises the same errors as `transaction`."""
     from sqlalchemy.orm import Session  # noqa: PLC0415 (see the imports at the beginning)
 
@@ -217,10 +217,7 @@ def reading(engine: Engine) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def read_only_connection(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction for reads, like `reading`, but yield a connection, which needs no import of the ORM.
-
-    The functions that take a `Reader` (a connection or a session) work with it.
-    """
+    """Open a transaction for reads, like `read_only_session`, but yield a connection, which does not need the ORM."""
     with raise_as_database_error(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         yield connection
 

@@ -91,6 +91,7 @@ def why_service_has_not_ended(session: Session, data: StoredData) -> str:
             "delete the service, or run `smith mappings forget`, which marks the mapping as deleted and keeps the VM"
         )
         return f"the service has a mapping, so its VM may exist: {remedy}"
+    # The column `note` of a deleted mapping lists the volumes that may have remained after the deletion of the VM.
     left_volume_ids = [
         volume_id
         for row in data.mappings
@@ -98,7 +99,7 @@ def why_service_has_not_ended(session: Session, data: StoredData) -> str:
         for volume_id in volumes_left.volume_ids_in_note(row)
     ]
     if left_volume_ids:
-        remedy = "remove these volumes, then run `smith drift fix`, which deletes the mapping's note about them"
+        remedy = "remove these volumes, then run `smith drift fix`, which deletes the list of them in the mapping"
         return f"volumes of the deleted VM may still exist ({', '.join(left_volume_ids)}): {remedy}"
     return ""
 
@@ -154,7 +155,8 @@ def _has_values_to_erase(session: Session, service_id: str) -> ColumnElement[boo
     is_of_service = or_(
         AuditEntry.subject_id == service_id,
         AuditEntry.subject_id.in_(fulcrum_ids),
-        # If the job of an entry was pruned (deleted because it is old), only the entry's values name the service.
+        # An entry about a job has the job's `fulcrum_id` as its subject. After the job's row was deleted because of its
+        # age, the service's id is only in the entry's columns `before` and `after`.
         AuditEntry.before["service_id"].as_string() == service_id,
         AuditEntry.after["service_id"].as_string() == service_id,
     )

@@ -52,8 +52,8 @@ def unavailable_vmids(session: Session, vmid_range: ClusterVmidRange, *, quarant
     oldest_deletion_in_quarantine = utc_now() - timedelta(seconds=quarantine_s)
     vmids_in_range_query = select(Mapping.vmid).where(Mapping.cluster == cluster, Mapping.vmid.between(lowest, highest))
     vmids: set[int] = set()
-    # There is one query for each partial index, because a single query with OR would read the whole table.
     is_recently_deleted = IS_DELETED & (Mapping.deleted_at > oldest_deletion_in_quarantine)
+    # Each condition has its own partial index. A single query with OR would read the whole table.
     for is_unavailable in (IS_CURRENT, is_recently_deleted, HAS_VOLUMES_LEFT):
         vmids |= set(session.scalars(vmids_in_range_query.where(is_unavailable)))
     return vmids

@@ -27,6 +27,8 @@ def _partial_index(name: str, *columns: Any, only: str, unique: bool = False) ->
 _partial_index("ix_jobs_one_processing_per_service", Job.service_id, unique=True, only="status = 'processing'")
 # `core_created_at` is the time at which FulcrumCore created the job.
 _partial_index("ix_jobs_to_claim", text("priority DESC"), Job.core_created_at, Job.id, only="status = 'pending'")
+# A job's tenant is the customer (consumer in FulcrumCore) who uses the job's service.
+#
 # On SQLite, Alembic cannot copy an index with an expression such as `coalesce`: a migration that rebuilds the table
 # `jobs` must create the following index again.
 _partial_index(
@@ -46,6 +48,7 @@ Index("ix_jobs_service", Job.service_id)
 Index("ix_runs_job", Run.job_id)
 Index("ix_runs_started", Run.started_at)
 Index("ix_job_events_job", JobEvent.job_id)
+# A manual run is a playbook run that an operator started with a command. It is open until it ends.
 _partial_index("ix_manual_runs_one_open_per_service", ManualRun.service_id, unique=True, only="ended_at IS NULL")
 Index("ix_manual_runs_started", ManualRun.started_at)
 _partial_index("ix_mappings_one_per_service", Mapping.service_id, unique=True, only="state != 'deleted'")
@@ -59,7 +62,7 @@ _partial_index(
     Mapping.vmid,
     only="state = 'deleted' AND substr(note, 1, 14) = 'VOLUMES_LEFT: '",
 )
-# A row of this table says that a service may use one secret of FulcrumCore's vault.
+# A row of the table `secret_references` says which service may use one secret of FulcrumCore's vault.
 Index("ix_secret_references_service", SecretReference.service_id)
 Index("ix_audit_subject", AuditEntry.subject_kind, AuditEntry.subject_id)
 

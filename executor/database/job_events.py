@@ -1,8 +1,8 @@
 """Stores unusual events of jobs: an attempt that failed, a lost lease, a report that was not accepted.
 
-Most jobs have no unusual event: the times in the rows of the job and of its runs describe such a job completely. An
-event that is repeated, such as a failed report during an outage, is one row with a count. The events of a job are
-deleted with the job. No function commits.
+Each claim of a job starts an attempt. Most jobs have no unusual event: the times in the rows of the job and of its runs
+describe such a job completely. An event that is repeated, such as a failed report during an outage, is one row with a
+count. The events of a job are deleted with the job. No function commits.
 """
 
 from __future__ import annotations

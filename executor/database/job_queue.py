@@ -63,7 +63,8 @@ MAX_CLAIM_ATTEMPTS = 5
 class Lease:
     """The right to write the row of one job. It ends when the job's epoch is raised, for example by `reaping.reap`.
 
-    The column `lease_until` contains the time at which the lease expires if the owner does not renew it.
+    After the time in the column `lease_until`, `reaping.reap` may take the job from its owner. Each renewal of the
+    lease sets a later time.
     """
 
     job_id: int
@@ -137,7 +138,7 @@ def _columns_of_job_claimed_elsewhere(now: datetime) -> dict[str, Any]:
         "error_code": result.code,
         "error_message": result.message,
         "finished_at": now,
-        "report_state": ReportState.CLAIMED_ELSEWHERE,
+        "report_state": ReportState.CLAIMED_ELSEWHERE,  # no report: the other installation reports the job
     }
 
 
@@ -155,7 +156,7 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreat
     No job can be claimed while an operator has paused all agents (`executor.database.pauses`). A job cannot be claimed
     while another job of its service is processing, or while an operator runs a playbook for the service by hand.
     `max_creates` limits how many create jobs all agent processes together run at the same time, because parallel clones
-    compete for the lock of the storage.
+    compete for the lock of the storage. None means no limit.
     """
     if session.get_bind().dialect.name == "postgresql":
         _take_claim_locks(session, is_create_limited=max_creates is not None)
@@ -176,13 +177,15 @@ def claim(session: Session, owner: str, *, lease_s: float, max_creates: MaxCreat
 
 def _take_claim_locks(session: Session, *, is_create_limited: bool) -> None:
     """Take the advisory locks of a claim on PostgreSQL. SQLite allows only one writer at a time, so it needs none."""
-    locks = [func.pg_advisory_xact_lock_shared(manual_runs.MANUAL_RUN_LOCK_KEY)]  # blocks `manual_runs.start`
+    # While this transaction has this lock, no operator can start a run by hand.
+    locks = [func.pg_advisory_xact_lock_shared(manual_runs.MANUAL_RUN_LOCK_KEY)]
     if is_create_limited:  # otherwise, two simultaneous claims could together exceed the limit
         locks.append(func.pg_advisory_xact_lock(CREATE_LIMIT_LOCK_KEY))
     session.execute(select(*locks))
 
 
-#: The SQL condition that an operator has paused all agents. The pause of only one agent has another scope.
+#: The SQL condition that an operator has paused all agents. The pause of a single agent process is not checked here: a
+#: paused process does not call `claim`.
 _ARE_ALL_AGENTS_PAUSED = select(Pause.scope).where(Pause.scope == literal_column(f"'{ALL_AGENTS}'")).exists()
 _PENDING_JOB_QUERY = select(Job.id).where(Job.status == PENDING_LITERAL, ~_ARE_ALL_AGENTS_PAUSED).limit(1)
 
@@ -222,24 +225,28 @@ def store_fulcrum_claim_accepted(session: Session, lease: Lease) -> None:
 
 
 def store_reserved_amounts(session: Session, lease: Lease, amounts: Mapping[str, int]) -> None:
-    """Store the amounts that are reserved for the job, because the job will add them to its tenant's usage.
+    """Store by how much the job will raise its tenant's usage.
 
-    The keys are vms, cores, memory_mib, disk_gib, snapshots and backups.
+    While the job is pending or processing, the amounts count against the tenant's limits. The keys of `amounts` are
+    vms, cores, memory_mib, disk_gib, snapshots and backups.
     """
     write_with_lease(session, lease, **{f"reserved_{name}": amount for name, amount in amounts.items()})
 
 
 def store_wait_before_run(session: Session, lease: Lease) -> None:
-    """Store that the attempt waits for an answer of Proxmox or for a clone slot before its run starts.
+    """Store that the job waits before its run starts.
 
-    A clone slot is the permission to run one clone. A crash of the agent process during the wait is not counted in the
-    column `crashes`.
+    The job waits until the agent has read the state of the Proxmox cluster, to choose or check the VM's node, or until
+    a clone slot (the permission to run one clone) is free. A crash of the agent process during the wait is not counted
+    in the column `crashes`.
     """
     write_with_lease(session, lease, is_waiting=True)
 
 
 def finish(session: Session, lease: Lease, result: JobResult, report_state: ReportState = ReportState.DUE) -> None:
     """End the job: store its result and the state of its report.
+
+    The report state DUE means that FulcrumCore has not acknowledged the result yet.
 
     The column `result` contains the facts about the VM that the playbook returned. Tenants may read `error_message`;
     `operator_detail` is the error message for operators.
@@ -279,8 +286,10 @@ def requeue(  # noqa: PLR0913 (one parameter for each column)
 ) -> None:
     """Set the job's status back to pending. The job can be claimed again after `backoff_s`.
 
-    `operator_reason` is a more detailed reason, which no tenant may read. If `counts_as_attempt` is False, the next
-    attempt gets the same number as this attempt.
+    Tenants may read `reason`. `operator_reason` contains more details, for operators only. If it is None, operators
+    get `reason`.
+
+    If `counts_as_attempt` is False, the next attempt gets the same number as this attempt.
     """
     require_transition(JobStatus.PROCESSING, JobStatus.PENDING)
     write_with_lease(
@@ -345,7 +354,9 @@ def cancel_or_request_cancel(session: Session, job_id: int) -> JobStatus | None:
 def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int, list[str]]:
     """Delete at most `limit` jobs that ended before `ended_before`.
 
-    Jobs with the report state DUE or CLAIMED_ELSEWHERE are kept, because they may not have ended at FulcrumCore.
+    Jobs with the report state DUE or CLAIMED_ELSEWHERE are kept. FulcrumCore may still list them as Pending or
+    Processing, and the poller inserts each listed job that has no row.
+
     Returns the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
     """
     old_jobs = (

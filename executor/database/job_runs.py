@@ -15,7 +15,8 @@ from executor.database.times import utc_now
 def store_run_start(session: Session, lease: Lease, *, run_ident: str, playbook: str) -> None:
     """Store a run before it starts. So the agent can find the run's processes and artifacts after a restart.
 
-    The attempt no longer waits for an answer of Proxmox or for the permission to clone (`is_waiting`).
+    The job's column `is_waiting` becomes False. It is True while the job's owner waits for an answer of Proxmox or
+    for a clone slot (the permission to run one clone).
     """
     now = utc_now()
     write_with_lease(session, lease, started_at=now, run_ident=run_ident, is_waiting=False)

@@ -2,10 +2,11 @@
 
 A run that has not ended holds a lease, which its command renews. `start` refuses a run while a job or another run of
 the service is in progress. No agent claims a job of a service while a run of this service holds a valid lease.
-So an operator and an agent never work on one VM at the same time, even on different hosts. No function commits.
+So an operator and an agent never work on one VM at the same time, even on different hosts. The caller of each
+function commits the transaction.
 
-If the lease of a run cannot be renewed, the playbook is ended before the lease expires (`cli/service_lock.py`). So a
-run whose lease has expired has ended.
+If the lease of a run cannot be renewed, the playbook is ended before the lease expires (`cli/service_lock.py`). So no
+playbook runs longer than the lease of its run.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ class NewManualRun:
     service_id: str
     vmid: int | None
     action: str
-    who: str
+    who: str  #: the operator's user name in the operating system
     host: str
     pid: int
 
 
 def is_in_progress(run: Any = ManualRun) -> ColumnElement[bool]:
     """Return the SQL condition that a run has not ended and that its lease is valid. `run` is the table or an alias."""
+    # `db_now(n)` is the time of the database's clock plus n seconds.
     has_valid_lease = (run.lease_until > db_now()) & (run.lease_until <= db_now(MAX_LEASE_S))
     return and_(run.ended_at.is_(None), has_valid_lease)
 
@@ -88,7 +90,8 @@ def services_with_run_in_progress(session: Session, service_id: str | None = Non
 def renew(session: Session, ident: str, *, lease_s: float, output: str | None = None) -> bool:
     """Extend the lease of a run. Store `output`, an excerpt of its playbook's output; None keeps the stored excerpt.
 
-    Return False if the run has ended or its lease has expired. Then another run or job of the service may have started.
+    Return False if the end of the run is stored or its lease has expired. Then another run or job of the service may
+    have started.
     """
     stmt = update(ManualRun).where(ManualRun.ident == ident, is_in_progress())
     if output is not None:
@@ -99,7 +102,7 @@ def renew(session: Session, ident: str, *, lease_s: float, output: str | None = 
 def finish(  # noqa: PLR0913 (each value is a column)
     session: Session, ident: str, *, status: RunStatus, reason: str, upids: list[str], output: str
 ) -> None:
-    """Store the end of a run. The row of a run that has ended already does not change."""
+    """Store the end of a run. If the end is already stored, change nothing."""
     stmt = update(ManualRun).where(ManualRun.ident == ident, ManualRun.ended_at.is_(None))
     values = {"status": status, "reason": reason or None, "upids": upids, "output": output}
     session.execute(stmt.values(ended_at=utc_now(), **values))

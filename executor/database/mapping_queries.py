@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select, func, literal, select
 
-from executor.database.core_tables import mappings, read_rows
-from executor.database.literals import DELETED_LITERAL
+from executor.database.core_tables import mappings, read_rows  # for queries with SQLAlchemy Core
+from executor.database.literals import DELETED_LITERAL  # an SQL literal, so that SQLite uses partial indexes
 from executor.database.statements import could_be_id_prefix, fits_integer_column
 from executor.database.vm_names import SERVICE_ID_PART_LENGTH
 from executor.model import MappingState
@@ -44,9 +44,9 @@ def find_mappings_by_vm_or_service(reader: Reader, reference: str) -> Sequence[M
     """Return the mappings that `reference` names, newest first. Deleted mappings are included.
 
     `reference` is a VMID, a VM's name, a VM's name without its suffix (a dash and the first SERVICE_ID_PART_LENGTH
-    digits of the service id), a service id, or the beginning of a service id. A number is first
-    searched as a VMID. If no mapping has this VMID, the number is searched as a name. A number with at least 8 digits
-    is then also searched as the beginning of a service id.
+    digits of the service id), a service id, or the beginning of a service id. A number is first searched as a VMID. If
+    no mapping has this VMID, the number is searched as a name and, if it has at least 8 digits, as the beginning of a
+    service id. Any other text is searched as a name and as the beginning of a service id.
     """
     if not reference:
         return []
@@ -55,7 +55,7 @@ def find_mappings_by_vm_or_service(reader: Reader, reference: str) -> Sequence[M
     suffix = func.substr(mappings.c.service_id, 1, SERVICE_ID_PART_LENGTH)
     has_name = (mappings.c.name == reference) | (mappings.c.name == literal(f"{reference}-").concat(suffix))
     matches_reference = has_name
-    if could_be_id_prefix(reference):
+    if could_be_id_prefix(reference):  # False for a number with fewer than 8 digits
         matches_reference |= mappings.c.service_id.startswith(reference.lower(), autoescape=True)
     return read_rows(reader, _newest_mappings_query().where(matches_reference))
 

@@ -23,7 +23,7 @@ from executor.model import GuestKind, MappingState
 from executor.shared import marker
 
 #: The columns that are exported and imported. The marker is not among them, because it is computed from the service id.
-#: `snapshots` and `backups` are the numbers of snapshots and backups that the VM has.
+#: `note` is the reason for the state. `snapshots` and `backups` are the numbers of the VM's snapshots and backups.
 COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
@@ -63,7 +63,7 @@ def _import_problems(values: Dictionary[str, Any]) -> Iterator[str]:
     yield from (f"{name} is missing" for name in required_columns if not values.get(name))
     for name, max_length in MAX_TEXT_LENGTHS.items():
         if (value := values.get(name)) is not None and not _is_text(value, max_length):
-            yield f"{name} is not a text of at most {max_length} characters"
+            yield f"{name} is not a printable text of at most {max_length} characters"
     if not _NODE_NAME.fullmatch(values.get("node") or ""):
         yield "node is not the name of a Proxmox node"
     if not marker.is_service_id(values["service_id"]):

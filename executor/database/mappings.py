@@ -76,6 +76,7 @@ def reserve(  # noqa: PLR0913 (one parameter for each column)
 ) -> Mapping | None:
     """Create a mapping that reserves the VMID for the service.
 
+    `tenant_id` is the id of the participant in FulcrumCore that uses the service.
     Returns None when the VMID or the service already has a current mapping.
     """
     now = utc_now()
@@ -110,7 +111,7 @@ def insert_active_mapping(  # noqa: PLR0913 (one parameter for each column)
     node: str,
     kind: str = GuestKind.QEMU,
 ) -> Mapping | None:
-    """Create an active mapping for a VM that has the service's marker.
+    """Create a mapping in the state ACTIVE, for a VM that exists and has the service's marker.
 
     Returns None when the VMID or the service already has a current mapping.
     """
@@ -191,7 +192,7 @@ def mark_mapping_deleted(session: Session, mapping_id: int, note: str) -> None:
     _update_current_mapping(session, mapping_id, now=now, state=MappingState.DELETED, deleted_at=now, note=note)
 
 
-def delete_reservation(session: Session, mapping_id: int, note: str) -> None:
+def mark_reserved_mapping_deleted(session: Session, mapping_id: int, note: str) -> None:
     """Mark a reserved mapping as deleted, and store the reason in its `note`.
 
     A mapping in another state does not change: its VM may exist, and without the mapping, the VM would belong to no

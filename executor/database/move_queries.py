@@ -58,6 +58,7 @@ def why_sealed(engine: Engine) -> str:
     if move.completed_at is None:
         remedy = "run `smith db migrate` again to complete the move, or `smith db unseal` to use this database again"
         return f"the database {this_url} is sealed, because its move to {move.url} has not ended: {remedy}"
+    # `who` is the user name, in the operating system, of the operator who started the move.
     when_and_who = f"{move.started_at:%Y-%m-%d %H:%M}Z by {move.who}"
     return f"the database {this_url} was moved to {move.url} ({when_and_who}): set SMITH_DATABASE_URL to that database"
 

@@ -24,7 +24,7 @@ from executor.model import MoveDirection
 if TYPE_CHECKING:
     from sqlalchemy import Table
 
-#: The error text of the triggers. The commands and the agent show a text that names the other database instead.
+#: The error text of the triggers.
 TRIGGER_ERROR_TEXT = "the rows of this database were moved to another database: `smith db check` names that database"
 _TRIGGER_FUNCTION = "refuse_change_of_moved_database"
 _TRIGGER_OPERATIONS = ("INSERT", "UPDATE", "DELETE")
@@ -38,9 +38,10 @@ def tables_to_move() -> list[Table]:
 
 
 def seal(session: Session, *, target_url: str, who: str, refuse_if_in_use: Callable[[Session], None]) -> Move:
-    """Seal this database; return the new row of the move. `refuse_if_in_use` raises an error if the database is in use.
+    """Seal this database; return the new row of the move.
 
-    No other transaction changes a row between this check and the commit: on SQLite, this transaction has the write
+    `refuse_if_in_use` raises an error if an agent, or a playbook run of an operator, uses the database. No other
+    transaction changes a row between this check and the commit: on SQLite, the transaction of `session` has the write
     lock, and on PostgreSQL, it locks the tables.
     """
     if session.get_bind().dialect.name == "postgresql":
@@ -95,7 +96,7 @@ def _statements_to_create_triggers(session: Session) -> Iterator[str]:
         for name, table_name, operation in _sqlite_triggers():
             yield f"CREATE TRIGGER {name} BEFORE {operation} ON {table_name} {refusal}"
         return
-    # For this error code, the driver raises ProgrammingError, which is not retried.
+    # The driver raises ProgrammingError for `insufficient_privilege`. The agent does not retry after ProgrammingError.
     raise_text = f"RAISE EXCEPTION '{TRIGGER_ERROR_TEXT}' USING ERRCODE = 'insufficient_privilege'"
     yield f"CREATE FUNCTION {_TRIGGER_FUNCTION}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raise_text}; END $$"
     for table in tables_to_move():

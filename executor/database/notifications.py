@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHANNEL = "smith_jobs"
 
 
-def notify_agents_of_jobs(session: Session) -> None:
+def notify_agent_processes_of_jobs(session: Session) -> None:
     """At the commit of this transaction, notify all agent processes that jobs can be claimed. No effect on SQLite."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_notify(CHANNEL, "")))
@@ -38,15 +38,16 @@ class NotificationListener:
     _connection: Any = None  #: None before the first wait and after an error
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a notification, at most `timeout_s`. Return whether one has arrived. Raises DatabaseError.
+        """Wait for a notification, at most `timeout_s`. Return whether one has arrived.
 
-        Also return True after opening a connection, because a notification may have been sent before.
+        Also return True after opening a connection, because a notification may have been sent before. Raises a
+        DatabaseError, such as DatabaseUnavailable.
         """
         is_new = self._connection is None
         if is_new:
             with raise_as_database_error(self.engine):
                 self._connection = self.engine.raw_connection()
-                self._connection.detach()  # from the pool, which may then open another connection in its place
+                self._connection.detach()  # removes the connection from the pool
         try:
             if is_new:
                 self._start_listening()

@@ -1,6 +1,9 @@
 """Makes changes that operators request with commands or web pages. Adds the audit entry in the same transaction.
 
-The class `Node`, a row of the table `nodes`, stands for an agent process, not for a Proxmox node. No function commits.
+No function commits.
+
+The scope of a pause is the text "all" (all agent processes that use the database, here called all agents) or a text
+that identifies one agent process.
 """
 
 from __future__ import annotations
@@ -13,24 +16,27 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from executor.database import agent_queries, audit, job_queue, pause_scopes, pauses, reopening
-from executor.database.tables.agents import Node, Pause
+from executor.database.tables.agents import AgentProcessRow, Pause
 from executor.database.tables.jobs import Job
 from executor.model import JobStatus
 
 
 def retry_job(session: Session, job_id: int, *, who: str) -> str:
-    """End the backoff of a job or of its report (see `reopening.retry_now`).
+    """Change a job so that its next attempt, or the report of its result, is due now.
 
-    Returns "attempt" if the job is pending now, "report" if its report is due now, and "" otherwise.
+    Returns "attempt" or "report". Returns "" if nothing was changed, for example because the job is processing.
     """
     with _auditing_job(session, job_id, who=who, verb="retry") as change:
-        what_continues = reopening.retry_now(session, job_id)
-        change.was_made = bool(what_continues)
-    return what_continues
+        what_is_due_now = reopening.retry_now(session, job_id)
+        change.was_made = bool(what_is_due_now)
+    return what_is_due_now
 
 
 def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:
-    """Cancel a job; return its status afterwards. Return None, and change nothing, if the job had ended already."""
+    """Cancel a pending job at once. For a processing job, store a request: its agent cancels the job later.
+
+    Return the job's status after this call. If the job had ended already, return None and change nothing.
+    """
     with _auditing_job(session, job_id, who=who, verb="cancel", reason=reason) as change:
         status = job_queue.cancel_or_request_cancel(session, job_id)
         change.was_made = status is not None
@@ -47,14 +53,14 @@ def resume_agents(session: Session, *, who: str) -> Pause | None:
     return _resume(session, pause_scopes.ALL_AGENTS, who=who)
 
 
-def pause_agent_process(session: Session, process: Node, *, who: str, reason: str) -> bool:
+def pause_agent_process(session: Session, process: AgentProcessRow, *, who: str, reason: str) -> bool:
     """Pause one agent process (`smith nodes drain`): it claims no more jobs. Return False if it is paused already."""
-    return _pause(session, pause_scopes.scope_of_node(process), who=who, verb="drain", reason=reason)
+    return _pause(session, pause_scopes.scope_of_agent_process(process), who=who, verb="drain", reason=reason)
 
 
-def resume_agent_process(session: Session, process: Node, *, who: str) -> Pause | None:
+def resume_agent_process(session: Session, process: AgentProcessRow, *, who: str) -> Pause | None:
     """End the pause of one agent process: it claims jobs again. Return the ended pause, or None if there was none."""
-    return _resume(session, pause_scopes.scope_of_node(process), who=who)
+    return _resume(session, pause_scopes.scope_of_agent_process(process), who=who)
 
 
 def _pause(session: Session, scope: str, *, who: str, verb: str, reason: str) -> bool:
@@ -74,6 +80,7 @@ def _resume(session: Session, scope: str, *, who: str) -> Pause | None:
 
 
 def _audit_pause(session: Session, pause: Pause, *, who: str, verb: str, **values: Any) -> None:
+    # The subject kind "agents" is stored for a pause of one agent process, too.
     audit.add_entry(session, who=who, verb=verb, subject_kind="agents", subject_id=pause.scope, **values)
 
 

@@ -83,7 +83,7 @@ def _due_reports_query(limit: int) -> Select[Job]:
 
 
 def has_unacknowledged_reports(session: Session) -> bool:
-    """Return whether any report is due. A due report counts even if it is in backoff or claimed."""
+    """Return whether the outbox has a job. A job counts even if its report is in backoff or claimed."""
     return session.scalar(select(Job.id).where(Job.report_state == DUE_LITERAL).limit(1)) is not None
 
 
@@ -92,7 +92,7 @@ def _is_report_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
 
     FulcrumCore may list an ended job as open again. Then the next attempt of the job has another epoch and another
     result. FulcrumCore's answer to the report of the earlier result must not change the state of the new report. If
-    `epoch` is None, the epoch is not compared.
+    `epoch` is None (only in tests and the bench), the epoch is not compared.
     """
     is_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
     return is_due if epoch is None else is_due & (Job.epoch == epoch)
@@ -162,14 +162,15 @@ def update_jobs_claimed_elsewhere(session: Session, processing_ids: Collection[s
     both states, this installation sends no report.
     """
     has_code_claimed_elsewhere = Job.error_code == ErrorCode.JOB_CLAIMED_ELSEWHERE
-    is_open_again = (
+    is_listed_again = (
         Job.fulcrum_id.in_(processing_ids) & has_code_claimed_elsewhere & (Job.report_state == ReportState.ABANDONED)
     )
-    session.execute(update(Job).where(is_open_again).values(report_state=ReportState.CLAIMED_ELSEWHERE))
+    session.execute(update(Job).where(is_listed_again).values(report_state=ReportState.CLAIMED_ELSEWHERE))
     stored_ids = session.scalars(select(Job.fulcrum_id).where(Job.report_state == CLAIMED_ELSEWHERE_LITERAL))
-    ended_ids = set(stored_ids).difference(processing_ids)
-    has_ended = Job.fulcrum_id.in_(ended_ids) & (Job.report_state == ReportState.CLAIMED_ELSEWHERE)
-    session.execute(update(Job).where(has_ended).values(report_state=ReportState.ABANDONED))
+    # `unlisted_ids`: the ids of jobs of the other installation that FulcrumCore no longer lists as claimed.
+    unlisted_ids = set(stored_ids).difference(processing_ids)
+    is_unlisted = Job.fulcrum_id.in_(unlisted_ids) & (Job.report_state == ReportState.CLAIMED_ELSEWHERE)
+    session.execute(update(Job).where(is_unlisted).values(report_state=ReportState.ABANDONED))
 
 
 def end_report_backoffs(session: Session) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # The import of `Node` would import the ORM, which is slow.
-    from executor.database.tables.agents import Node
+if TYPE_CHECKING:  # The import of `AgentProcessRow` would import the ORM, which is slow.
+    from executor.database.tables.agents import AgentProcessRow
 
 #: The scope of a pause of all agents that use the database.
 ALL_AGENTS = "all"
@@ -17,6 +17,6 @@ ALL_AGENTS = "all"
 NODE_SCOPE_PREFIX = "node:"
 
 
-def scope_of_node(node: Node) -> str:
+def scope_of_agent_process(node: AgentProcessRow) -> str:
     """Return the scope of a pause of this node. The scope stays the same when the node's agent process is restarted."""
     return NODE_SCOPE_PREFIX + (node.installation_id or node.id)

@@ -39,17 +39,17 @@ def try_start_period(  # noqa: PLR0913 (one parameter for each reason to start e
     """Start the next period of a critical job if its previous period is over.
 
     Returns True if this call started the period. The caller must then execute the critical job. If several agents call
-    this function at the same time, only one of the calls returns True.
+    this function at the same time without `is_requested`, only one of the calls returns True.
 
-    `is_first` is True in an agent's first call after the agent's start: if the interval has changed in the settings,
-    the period then starts at once. `is_requested` is True if a part of the agent has requested an execution now: the
-    period starts even if the previous period is not over. With `waits_for_other_agents`, this agent starts the period
-    only DELAY_IN_INTERVALS intervals after the period is due, so that an agent that gets answers from FulcrumCore can
-    start the period first. `boot_id` is the id that the agent process chose at its start; it is stored in the column
-    `node`.
+    `is_first` is True in an agent's first call after the agent's start. In this call, if `interval_s` differs from
+    the stored interval, the period starts even if the previous period is not over. `is_requested` is True if a part of
+    the agent has requested an execution now: the period starts even if the previous period is not over. With
+    `waits_for_other_agents`, this agent starts the period only DELAY_IN_INTERVALS intervals after the period is due, so
+    that an agent that gets answers from FulcrumCore can start the period first. `boot_id` is the id that the agent
+    process chose at its start; it is stored in the column `node`.
     """
     # If two agents insert the row at the same time, only one row is stored. Then both run the UPDATE below. The first
-    # UPDATE sets `due_at`, so the second UPDATE finds that the critical job is not due.
+    # UPDATE sets `due_at`. Without `is_requested`, the second UPDATE then finds that the critical job is not due.
     _insert_critical_job_if_missing(session, name, interval_s)
     stmt = update(CriticalJob).where(CriticalJob.name == name)
     if not is_requested:
@@ -90,10 +90,10 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
     error: str | None,
     boot_id: str = "",
 ) -> None:
-    """Store the executions, since the previous call, of a critical job that every agent executes.
+    """Add an agent's executions to the stored number of executions of a critical job that has no periods.
 
-    `execution_count` is the number of these executions. `started_at` is the start of the newest execution, and `error`
-    is the newest execution's error, or None. The other executions are stored as successes.
+    `execution_count` is the number of executions since the previous call. `started_at` is the start of the newest
+    execution, and `error` is the newest execution's error, or None. Of the other executions, only the number is stored.
     """
     _insert_critical_job_if_missing(session, name, interval_s)
     columns = _result_columns(execution_count, error)
@@ -104,7 +104,7 @@ def record_executions(  # noqa: PLR0913 (one parameter for each stored value)
 
 
 def _insert_critical_job_if_missing(session: Session, name: str, interval_s: float) -> None:
-    # `runs` is the number of executions, and `failures` the number of failed executions since the last success.
+    # `runs` is the number of executions, and `failures` the number of errors stored since the last success.
     new_row = {"name": name, "interval_s": interval_s, "failures": 0, "runs": 0}
     session.execute(insert_into(session, CriticalJob).values(new_row).on_conflict_do_nothing(index_elements=["name"]))
 

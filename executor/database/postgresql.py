@@ -144,7 +144,10 @@ def _prepare_threshold_argument(url: URL) -> dict[str, int | None]:
 
 @contextlib.contextmanager
 def without_timeouts(connection: Connection) -> Iterator[None]:
-    """Remove, within the `with` block, the time limits of this connection's current transaction."""
+    """Remove the time limits of the connection's current transaction.
+
+    The server's limits are removed until the transaction ends, and the client's limit until the `with` block ends.
+    """
     driver_connection = connection.connection.driver_connection
     assert isinstance(driver_connection, TimeLimitedConnection)  # noqa: S101 (the engine opens only such connections)
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):

@@ -161,7 +161,11 @@ def stored_fulcrum_ids(reader: Reader, fulcrum_ids: Sequence[str]) -> set[str]:
 
 
 def settled_fulcrum_ids(reader: Reader, fulcrum_ids: Sequence[str]) -> list[str]:
-    """Return the ids in `fulcrum_ids` of settled jobs: they have ended in this database and need no report any more."""
+    """Return the ids in `fulcrum_ids` of settled jobs.
+
+    A settled job has ended, and the agent sends no report: FulcrumCore has acknowledged or refused the report, or does
+    not expect a report from this agent.
+    """
     is_settled = jobs.c.report_state.in_(SETTLED_REPORT_STATES)
     return list(reader.scalars(select(jobs.c.fulcrum_id).where(jobs.c.fulcrum_id.in_(fulcrum_ids), is_settled)))
 
@@ -182,7 +186,7 @@ def service_ids_with_prefix(reader: Reader, prefix: str) -> Sequence[str]:
     return [service_id for service_id in reader.scalars(stmt.limit(MAX_IDS_WITH_PREFIX)) if service_id]
 
 
-def count_open_jobs(reader: Reader) -> dict[str, int]:
+def count_pending_and_processing_jobs(reader: Reader) -> dict[str, int]:
     """Return the number of jobs in each of the statuses pending and processing."""
     open_statuses = (JobStatus.PENDING, JobStatus.PROCESSING)
     stmt = select(jobs.c.status, func.count()).where(jobs.c.status.in_(open_statuses)).group_by(jobs.c.status)
@@ -190,7 +194,10 @@ def count_open_jobs(reader: Reader) -> dict[str, int]:
 
 
 def jobs_with_postponed_report(reader: Reader, limit: int) -> Sequence[Job]:
-    """Return at most `limit` jobs whose report has failed and is still due. The job that ended first is first."""
+    """Return at most `limit` jobs with a postponed report. The job that ended first is first.
+
+    A postponed report is due after a failed attempt to send it.
+    """
     stmt = select(jobs).where(jobs.c.report_state == DUE_LITERAL, jobs.c.report_attempts > 0)
     return read_rows(reader, stmt.order_by(jobs.c.finished_at, jobs.c.id).limit(limit))
 
@@ -198,8 +205,8 @@ def jobs_with_postponed_report(reader: Reader, limit: int) -> Sequence[Job]:
 def jobs_claimed_elsewhere(reader: Reader, limit: int) -> Sequence[Job]:
     """Return at most `limit` jobs that another installation has claimed, oldest first.
 
-    The other installation uses the token of this agent, but another database. This database stores the
-    jobs as failed. They are open only at FulcrumCore.
+    The other installation uses the token of this agent, but its own database. In the database that this query reads,
+    the jobs have the status failed. They are open only at FulcrumCore.
     """
     stmt = select(jobs).where(jobs.c.report_state == CLAIMED_ELSEWHERE_LITERAL)
     return read_rows(reader, stmt.order_by(jobs.c.finished_at, jobs.c.id).limit(limit))
@@ -208,8 +215,8 @@ def jobs_claimed_elsewhere(reader: Reader, limit: int) -> Sequence[Job]:
 def count_jobs_open_only_at_fulcrum(reader: Reader) -> dict[str, int]:
     """Return how many jobs are open at FulcrumCore although they have ended in this database.
 
-    FulcrumCore has not accepted the report of such a job, or another installation has claimed the job. The keys are
-    values of the label `cause` of the Prometheus metric that shows the numbers.
+    An attempt to report such a job has failed, or another installation has claimed the job. The keys are values
+    of the label `cause` of the Prometheus metric that shows the numbers.
     """
     is_postponed = (jobs.c.report_state == DUE_LITERAL) & (jobs.c.report_attempts > 0)
     is_claimed_elsewhere = jobs.c.report_state == CLAIMED_ELSEWHERE_LITERAL

@@ -23,7 +23,8 @@ from executor.database.times import utc_now
 from executor.model import MAX_CRASHES, JobEventKind, JobResult, JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
 
-#: Reads how many crashes a job had, and whether the current attempt still waits to start its run.
+#: Reads how many crashes a job had, and whether the current attempt is waiting. Before its run, an attempt may wait
+#: for an answer of Proxmox or for a clone slot (the permission to run one clone).
 _SELECT_CRASH_COLUMNS = select(Job.crashes, Job.is_waiting)
 
 
@@ -32,8 +33,8 @@ def reap(session: Session, leases: Collection[LeaseOfOtherProcess]) -> list[tupl
 
     If a lease has changed since it was read, for example because its owner has renewed the lease, the job is not
     reaped. Each reaping counts as a crash. After MAX_CRASHES crashes, the job fails with the code QUARANTINED, because
-    the job probably makes the agent crash. If the attempt only waited for an answer of Proxmox or a clone slot (the
-    permission to run one clone), the reaping does not count as a crash, and the next attempt gets the same number.
+    the job probably makes the agent crash. If the attempt was waiting for an answer of Proxmox or for a clone slot, the
+    reaping does not count as a crash, and the next attempt gets the same attempt number.
     """
     reaped_jobs = []
     for lease in leases:
@@ -66,7 +67,7 @@ def _take_from_owner(
 ) -> JobStatus:
     """Take the job that meets the condition from its owner; return the job's new status.
 
-    Count one more crash, unless the attempt only waited.
+    Count one more crash, unless the attempt was waiting.
     """
     crash_count = earlier_crash_count if was_waiting else earlier_crash_count + 1
     status = JobStatus.PENDING if was_waiting else status_after_crash(crash_count)
@@ -98,7 +99,7 @@ def _columns_of_taken_job(status: JobStatus, crash_count: int) -> dict[str, Any]
 
 
 def release_jobs_of_owner(session: Session, owner: str, *, running_job_ids: Collection[int] = ()) -> int:
-    """Set the jobs that a stopping agent process still owns back to pending. Return the number of these jobs.
+    """Release the jobs that a stopping agent process owns: they become pending. Return how many jobs were released.
 
     The jobs in `running_job_ids` keep their leases, because their runs may still change their VMs. The column `crashes`
     of the jobs does not change.
@@ -114,9 +115,9 @@ def release_job(session: Session, job_id: int, owner: str, *, counts_as_crash: b
     """Take a job from its owner, because the end of the attempt could not be stored. Return the job's new status.
 
     The caller has checked that no thread of the owner processes the job. With `counts_as_crash`, the release counts as
-    a crash, so that a job whose end can never be stored is not processed again and again. Without it, or if the attempt
-    only waited, the release counts neither as a crash nor as an attempt. Returns None when `owner` no longer owns the
-    job.
+    a crash, so that a job whose end can never be stored is not processed again and again. If `counts_as_crash` is
+    False, or if the attempt was waiting, the release does not count as a crash, and the next attempt gets the same
+    attempt number. Returns None when `owner` no longer owns the job.
     """
     if not counts_as_crash:
         stmt = _release_statement(owner).where(Job.id == job_id).values(attempt=Job.attempt - 1)
@@ -139,4 +140,5 @@ def _record_release(session: Session, job_id: int) -> None:
 
 def _release_statement(owner: str) -> Update:
     stmt = update(Job).where(Job.owner == owner, Job.status == PROCESSING_LITERAL)
+    # With `available_at=None`, there is no backoff: an agent process may claim the job at once.
     return stmt.values(status=JobStatus.PENDING, owner=None, lease_until=None, available_at=None, epoch=Job.epoch + 1)

@@ -1,6 +1,7 @@
-"""Ends the backoff of a job or of its report, and continues ended jobs that FulcrumCore lists as open.
+"""Ends the backoff of a job or of its report, and reopens ended jobs that FulcrumCore lists as open.
 
-The report of an ended job is due while the agent must send it, or send it again. No function commits.
+A reopened job gets another attempt, or its result is reported again. The report of an ended job is due while the agent
+must send it, or send it again. No function commits.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
     "lease_until": None,
     "available_at": None,
     "claimed_at": None,  # when FulcrumCore accepted this agent's claim of the job
-    "report_claimed_until": None,
+    "report_claimed_until": None,  # until this time, one agent process alone may send the report
 }
 
 
@@ -46,14 +47,14 @@ def retry_now(session: Session, job_id: int) -> str:
     """End a job's backoff: the backoff of a pending job, or the backoff of a due report.
 
     If the report state is REPORTED or ENDED_BY_FULCRUM (FulcrumCore had ended the job before the report), the report
-    becomes due again. FulcrumCore accepts this report if the job is open at FulcrumCore. If FulcrumCore refuses it, the
-    reporter stores one of these two states again. A job that another installation has claimed gets a new attempt in
-    this database. The attempt continues the job if FulcrumCore still lists the job as Processing. Returns "attempt" if
-    the job is pending now, "report" if its report is due now, and "" otherwise.
+    becomes due again. FulcrumCore accepts this report only if the job is open at FulcrumCore. A job that another
+    installation has claimed gets a new attempt by this installation. The attempt runs the job's playbook if FulcrumCore
+    lists the job as pending or as claimed, and otherwise ends without a run. Returns "attempt" if the job is pending
+    now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
-    # Usually, `claim_sent_at` is when this agent sent its claim of the job to FulcrumCore. Here, no claim is sent.
-    # Because of the value, the worker runs the job without a claim if FulcrumCore lists the job as Processing.
+    # Normally, `claim_sent_at` is the time of this agent's claim. If it is set, and FulcrumCore lists the job as
+    # Processing, a worker runs the job and sends no claim. It is set here for this effect only.
     continue_job_claimed_elsewhere = (
         update(Job)
         .where(Job.id == job_id, Job.report_state == ReportState.CLAIMED_ELSEWHERE)
@@ -70,39 +71,43 @@ def retry_now(session: Session, job_id: int) -> str:
 def reopen(
     session: Session, fulcrum_ids: Collection[str], *, are_claimed_at_fulcrum: bool, now_at_fulcrum: datetime
 ) -> int:
-    """Continue jobs that have ended in this database, but that FulcrumCore lists as open. Return their number.
+    """Reopen jobs that have ended in this database, but that FulcrumCore lists as open. Return their number.
 
     Such jobs exist if FulcrumCore refused claims or reports of the jobs for a while, or if FulcrumCore's database was
-    restored from a backup. A job that has a result is reported again. An abandoned job (a job that ended in this
-    database without a report to FulcrumCore) gets another attempt if it has no result of a run.
-    `are_claimed_at_fulcrum` is True if FulcrumCore lists the jobs as claimed by this agent. `now_at_fulcrum` is the
-    current time by FulcrumCore's clock.
+    restored from a backup. A job with the report state REPORTED or ENDED_BY_FULCRUM is reported again. The report
+    state ABANDONED means that the agent could not claim or could not report the job. With the report state ABANDONED or
+    CLAIMED_ELSEWHERE, a job that has the result of a run is reported, and any other job gets another attempt.
+
+    `are_claimed_at_fulcrum` is True if FulcrumCore lists the jobs as claimed with this agent's token, which another
+    installation may use too. `now_at_fulcrum` is the current time by FulcrumCore's clock.
 
     A job that another installation has claimed gets another attempt only if FulcrumCore lists the job as pending. If
-    FulcrumCore still lists the job as claimed after its deadline, no installation may run the job any more. Then this
-    agent reports that the job failed, because an open job would block its service for ever.
+    FulcrumCore still lists the job as claimed more than MAX_REPORT_DELAY after its deadline, no installation may run
+    the job any more. Then this agent reports that the job failed, because an open job would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
-    is_settled = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_REPORT_STATES)
+    # In a settled report state, the agent sends no report, unless the job is reopened.
+    may_be_reopened = Job.fulcrum_id.in_(fulcrum_ids) & Job.report_state.in_(SETTLED_REPORT_STATES)
     is_claimed_elsewhere = code == ErrorCode.JOB_CLAIMED_ELSEWHERE
-    is_abandoned = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
-    has_no_result = is_abandoned & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
+    was_not_reported = Job.report_state.in_((ReportState.ABANDONED, ReportState.CLAIMED_ELSEWHERE))
+    has_no_result = was_not_reported & (Job.started_at.is_(None) | code.in_(CODES_WITHOUT_RESULT))
     if are_claimed_at_fulcrum:
-        is_settled &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_fulcrum - MAX_REPORT_DELAY)
+        may_be_reopened &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_fulcrum - MAX_REPORT_DELAY)
         has_no_result &= ~is_claimed_elsewhere
     columns = {
-        # The time of this agent's claim stays stored, because FulcrumCore may have accepted the claim. If another
-        # installation has claimed the job, the column is cleared.
+        # Keep the time of this agent's claim, because FulcrumCore may have accepted the claim: if FulcrumCore lists the
+        # job as Processing, a worker then runs it. Delete the time if another installation has claimed the job.
         "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
         "claimed_at": utc_now() if are_claimed_at_fulcrum else None,
         "epoch": Job.epoch + 1,
     }
     start_new_attempts = (
-        update(Job).where(is_settled, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns).returning(Job.id)
+        update(Job).where(may_be_reopened, has_no_result).values(_COLUMNS_OF_NEW_ATTEMPT | columns).returning(Job.id)
     )
     report_again = (
         update(Job)
-        .where(is_settled)  # without the jobs that `start_new_attempts` has changed: their report state is NONE now
+        # Without the jobs that `start_new_attempts` has changed: their report state is NONE now.
+        .where(may_be_reopened)
         .values(report_state=ReportState.DUE, report_after=None, report_attempts=0, reported_at=None)
         .returning(Job.id)
     )

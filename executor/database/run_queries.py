@@ -49,7 +49,7 @@ def find_run(reader: Reader, ident: str) -> Run | None:
     return run
 
 
-def recent_runs(
+def newest_job_runs(
     reader: Reader,
     limit: int,
     *,

@@ -54,11 +54,12 @@ def downgrade(
 @contextlib.contextmanager
 def _migration_transaction(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that changes the schema. Other migrations wait until this transaction has ended."""
+    # On SQLite, `smith_migrating` turns the checks of foreign keys off on this connection (in engine.py).
     with engine.execution_options(smith_migrating=True).connect() as connection:
         try:
             with connection.begin(), contextlib.ExitStack() as stack:
                 if engine.dialect.name == "postgresql":
-                    from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (its driver is optional)
+                    from executor.database.postgresql import without_timeouts  # noqa: PLC0415 (psycopg is optional)
 
                     stack.enter_context(without_timeouts(connection))  # to migrate a large table takes long
                     connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK_KEY)))
@@ -66,20 +67,22 @@ def _migration_transaction(engine: Engine) -> Iterator[Connection]:
         finally:
             if engine.dialect.name == "sqlite":
                 # On SQLite, Alembic changes a table by creating a new table and dropping the old one. With enforced
-                # foreign keys, the drop would delete every row that refers to the old table. So the execution option
-                # `smith_migrating` turns foreign keys off on this connection (in engine.py). The pool discards the
-                # connection, so that no other transaction uses it.
+                # foreign keys, the drop would delete every row that refers to the old table. `smith_migrating` prevents
+                # this. The pool discards the connection, so that no other transaction runs without foreign keys.
                 connection.invalidate()
 
 
 def current_revision(engine: Engine) -> str | None:
-    """Return the revision of the database's schema, or None if the database is empty."""
+    """Return the revision that Alembic has stored in the database, or None if there is none."""
     with raise_as_database_error(engine), engine.connect() as connection:
         return connection.scalar(_REVISION_QUERY) if inspect(connection).has_table(ALEMBIC_TABLE) else None
 
 
-def stored_revision(reader: Reader) -> str | None:
-    """Return the revision of the schema, read in the caller's transaction. The database must not be empty."""
+def current_revision_in_transaction(reader: Reader) -> str | None:
+    """Return the revision of the schema, read in the caller's transaction. The database must not be empty.
+
+    `reader` is a connection or a session of SQLAlchemy.
+    """
     return reader.scalar(_REVISION_QUERY)
 
 
@@ -100,11 +103,11 @@ def refuse_newer_or_foreign_schema(engine: Engine) -> None:
 
 
 def _refuse_tables_of_another_program(engine: Engine) -> None:
-    """Raise DatabaseError when the SQLite file has tables, although no version of Agent Smith has migrated it."""
+    """Raise DatabaseError when the SQLite file has tables, but not Alembic's table."""
     with raise_as_database_error(engine), engine.connect() as connection:
         tables = sorted(inspect(connection).get_table_names())
-    # If another process has just created Agent Smith's tables, Alembic's table exists, too: the process creates all of
-    # them in one transaction.
+    # After the caller has read that there is no revision, another process may have created Agent Smith's tables. Then
+    # Alembic's table exists, too, because one transaction creates all of them.
     if tables and ALEMBIC_TABLE not in tables:
         names = ", ".join(tables[:MAX_LISTED_TABLES])
         raise DatabaseError(

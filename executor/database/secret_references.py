@@ -1,10 +1,10 @@
 """Binds each secret of FulcrumCore's vault to a service: the first service whose job names the secret.
 
-A job that names another service's secret fails (`agent/secret_owners`), so no tenant gets a secret of another tenant.
-A job names a secret by a reference. FulcrumCore returns every secret to every agent, and does not say to which service
-a secret belongs. FulcrumCore creates a new reference for each value of a service's secret property, so two services
-never have the same reference. The table contains the SHA-256 of a reference instead of the reference itself, so that
-the table reveals no reference. The caller commits.
+The agent fails a job that names another service's secret, so no tenant gets a secret of another tenant. A job names a
+secret by a reference. FulcrumCore returns every secret to every agent, and does not say to which service a secret
+belongs. FulcrumCore creates a new reference for each value of a service's secret property, so two services never have
+the same reference. The table `secret_references` contains the SHA-256 of a reference instead of the
+reference itself, so that the table reveals no reference. The caller commits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hashlib import sha256
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
-from executor.database.literals import DELETED_LITERAL  # an SQL literal, so that SQLite uses partial indexes
+from executor.database.literals import DELETED_LITERAL
 from executor.database.statements import execute_and_count, insert_into
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping, SecretReference
@@ -62,6 +62,7 @@ def prune(session: Session, *, limit: int) -> int:
     A mapping in the state deleted does not count.
     """
     has_job = exists().where(Job.service_id == SecretReference.service_id)
+    # DELETED_LITERAL is text in the SQL. With a bound parameter, SQLite would not use the partial index of mappings.
     has_mapping = exists().where(Mapping.service_id == SecretReference.service_id, Mapping.state != DELETED_LITERAL)
     unused_digests = select(SecretReference.sha256).where(~has_job, ~has_mapping).limit(limit)
     return execute_and_count(

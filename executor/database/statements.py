@@ -45,8 +45,8 @@ def execute_and_count(session: Session, stmt: Update | Delete) -> int:
 def is_wait_over(wait_end: Any, max_wait_s: float) -> ColumnElement[bool]:
     """Return the SQL condition that a wait is over. `wait_end` is the column with the end of the wait; NULL: no wait.
 
-    A wait that would still last longer than `max_wait_s` counts as over, too: the database's clock was set back after
-    the wait had begun.
+    No wait is longer than `max_wait_s`. If the end is further in the future, the database's clock was set back after
+    the wait had begun. Then the wait counts as over.
     """
     return or_(wait_end.is_(None), wait_end <= db_now(), wait_end > db_now(max_wait_s))
 

@@ -1,7 +1,8 @@
 """Copies every row of a sealed database, the source, to an empty database, the target, and compares their rows.
 
-The copy is one step of a move, which `smith db migrate` makes. Each of the two databases records the move as a row of
-its table `moves`. The command seals the source before the copy. A sealed database refuses every change.
+The copy is one step of `smith db migrate`, which moves all rows to another database (a move). Each of the two databases
+records the move as a row of its table `moves`. The command seals the source before the copy. A sealed database refuses
+every change.
 
 One transaction changes the target. If the copy is killed, the target stays empty, and the next copy starts from the
 beginning. The rows are read and written in batches, so that the used memory does not grow with the database.
@@ -30,8 +31,8 @@ from executor.model import MoveDirection
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The number of rows that are read and written at once. The largest rows, which contain the output of a run that an
-#: operator started, have about 100 KiB.
+#: The number of rows that are read and written at once. The largest rows have about 100 KiB: a row of the table
+#: `manual_runs` contains the output of a run.
 ROWS_PER_BATCH = 200
 #: The key of the PostgreSQL advisory lock of a copy to a database. The value is the ASCII text "SMIV".
 COPY_LOCK_KEY = 0x534D4956
@@ -53,7 +54,7 @@ class TableContent:
 
 
 def find_tables_with_rows(engine: Engine) -> list[str]:
-    """Return the names of Agent Smith's tables that have rows."""
+    """Return the names of Agent Smith's tables, except `moves`, that have rows."""
     # With `smith_read_only`, a transaction on SQLite takes no write lock.
     with raise_as_database_error(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         return _tables_with_rows(connection)
@@ -62,7 +63,8 @@ def find_tables_with_rows(engine: Engine) -> list[str]:
 def is_copy_committed(engine: Engine, move_id: str) -> bool:
     """Return whether the rows of this move were copied to this database and committed.
 
-    The move's row with the direction FROM (from another database) is committed together with the copied rows.
+    `copy_tables` commits the copied rows and this database's row of the move in one transaction. The direction of the
+    row is FROM: the rows came from another database.
     """
     with raise_as_database_error(engine), engine.execution_options(smith_read_only=True).connect() as connection:
         if not inspect(connection).has_table(Move.__tablename__):
@@ -76,6 +78,7 @@ def copy_tables(
 ) -> dict[str, TableContent]:
     """Copy every row, compare both databases, and commit; return what each table contains.
 
+    `move` is the row of the move in the source. `move.who` is the user name of the operator who started the move.
     `on_progress` is called after each batch, with the name of the table and the number of its rows that were copied so
     far. Raises DatabaseError if the target is not empty, if it refuses a row, or if its rows differ from the source's
     rows afterwards. After this error, the target is unchanged.
@@ -114,7 +117,7 @@ def copy_tables(
 
 
 def refuse_nonempty_database(engine: Engine) -> None:
-    """Raise DatabaseError if one of Agent Smith's tables has rows."""
+    """Raise DatabaseError if one of Agent Smith's tables, except `moves`, has rows."""
     if tables_with_rows := find_tables_with_rows(engine):
         raise DatabaseError(_not_empty_text(engine, tables_with_rows))
 
@@ -158,7 +161,8 @@ def _copy_table(
     reader: Connection, writer: Connection, table: Table, on_progress: Callable[[str, int], None]
 ) -> TableContent:
     content = TableContent()
-    with closing(_batches(reader, table)) as batches:  # an error in the block closes the server's cursor at once
+    # If the block fails, `closing` ends the generator at once, and the generator closes its cursor in PostgreSQL.
+    with closing(_batches(reader, table)) as batches:
         for rows in batches:
             try:
                 writer.execute(insert(table), [dict(row) for row in rows])
@@ -178,11 +182,11 @@ def _read_content(connection: Connection, table: Table) -> TableContent:
 
 
 def _batches(connection: Connection, table: Table) -> Generator[list[Mapping[Any, Any]], None, None]:
-    """Yield the rows of a table in batches. PostgreSQL keeps the remaining rows in a cursor of the server."""
+    """Yield the rows of a table in batches. PostgreSQL keeps the remaining rows in a cursor."""
     stmt = select(table).order_by(*table.primary_key.columns)
     with raise_as_database_error(connection.engine):
         options = {"yield_per": ROWS_PER_BATCH}
-        with connection.execute(stmt, execution_options=options) as result:  # closes the server's cursor
+        with connection.execute(stmt, execution_options=options) as result:  # closes the cursor
             for rows in result.mappings().partitions():
                 yield list(rows)
 

@@ -61,13 +61,13 @@ class Amounts:
 
 
 class TenantLimitReached(JobError):
-    """A request would exceed a limit of its tenant. `name` is the name of a field of Amounts."""
+    """A request would exceed a limit of its tenant. `resource` is the name of a field of Amounts."""
 
-    def __init__(self, name: str, *, limit: int, used: int, requested: int) -> None:
-        text = f"the limit of {limit} {RESOURCE_TEXTS[name]} is reached"
+    def __init__(self, resource: str, *, limit: int, used: int, requested: int) -> None:
+        text = f"the limit of {limit} {RESOURCE_TEXTS[resource]} is reached"
         numbers_text = f"{used} in use or reserved, {requested} more requested"
-        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {numbers_text} (SMITH_TENANT_MAX_{name.upper()})")
-        self.name = name
+        super().__init__(ErrorCode.CAPACITY, text, f"{text}: {numbers_text} (SMITH_TENANT_MAX_{resource.upper()})")
+        self.resource = resource
 
 
 def tenant_limits(settings: Settings) -> Amounts:
@@ -79,7 +79,8 @@ def usage_of_mapping(mapping: Mapping) -> Amounts:
     """Return what the VM of a mapping uses.
 
     A mapping that is active or pending deletion always counts as one VM. A mapping in another state counts as one VM
-    only if its row has sizes. For example, a failed create job stores the sizes if the VM may exist.
+    only if its row contains the VM's sizes (cores, memory, disk). For example, a failed create job stores the sizes if
+    the VM may exist.
     """
     counts_as_vm = mapping.cores > 0 or mapping.state in (MappingState.ACTIVE, MappingState.PENDING_DELETION)
     return Amounts(vms=int(counts_as_vm), **{name: getattr(mapping, name) for name in MAPPING_COLUMNS})
@@ -95,6 +96,7 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
         session.execute(select(func.pg_advisory_xact_lock(TENANT_LOCK_KEY, func.hashtext(tenant_id or ""))))
     limited_names = [name for name in RESOURCE_TEXTS if getattr(limits, name) and getattr(growth, name)]
     if limited_names:
+        # What this job reserved in an earlier attempt does not count: `store_reserved_amounts` below replaces it.
         used_amounts = used_and_reserved_amounts(session, tenant_id, except_job_id=lease.job_id)
         for name in limited_names:
             numbers = {
@@ -108,13 +110,17 @@ def reserve(session: Session, lease: Lease, tenant_id: str | None, growth: Amoun
 
 
 def used_and_reserved_amounts(session: Session, tenant_id: str | None, *, except_job_id: int = 0) -> Amounts:
-    """Return what the VMs of a tenant use, plus what the tenant's open jobs except `except_job_id` have reserved."""
+    """Return what the VMs of a tenant use, plus what the tenant's open jobs have reserved.
+
+    The job with the id `except_job_id` is left out. No job has the id 0.
+    """
     counts_as_vm = (Mapping.cores > 0) | Mapping.state.in_((MappingState.ACTIVE, MappingState.PENDING_DELETION))
     sums_of_mappings = select(
         func.coalesce(func.sum(case((counts_as_vm, 1), else_=0)), 0),
         *(func.coalesce(func.sum(getattr(Mapping, name)), 0) for name in MAPPING_COLUMNS),
     ).where(*_conditions_of_counted_mappings(tenant_id))
     columns = [getattr(Job, f"reserved_{name}") for name in RESOURCE_TEXTS]
+    # A name with _LITERAL is a state as SQL text, not as a parameter. SQLite needs the text to use a partial index.
     is_open = Job.status.in_((PENDING_LITERAL, PROCESSING_LITERAL))
     sums_of_jobs = select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
         is_open, _has_tenant(Job.tenant_id, tenant_id), Job.id != except_job_id
@@ -151,7 +157,7 @@ def store_tenant_and_sizes(session: Session, mapping: Mapping, tenant_id: str | 
 
 
 def add_reserved_amounts(session: Session, job_id: int, mapping_id: int) -> None:
-    """Increase the stored amounts of the mapping's VM by the amounts that an ending job has reserved."""
+    """Increase the stored amounts of the mapping's VM by the amounts that the job `job_id` has reserved."""
     columns = [getattr(Job, f"reserved_{name}") for name in MAPPING_COLUMNS]
     reserved_amounts = dict(
         zip(MAPPING_COLUMNS, session.execute(select(*columns).where(Job.id == job_id)).one(), strict=True)
@@ -163,7 +169,7 @@ def add_reserved_amounts(session: Session, job_id: int, mapping_id: int) -> None
 
 
 def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, Any]) -> None:
-    """Store the VM's cores and memory from `vm`, the result of a run.
+    """Store the VM's cores and memory from `vm`, the facts about the VM that a playbook run returned.
 
     If the VM has snapshots, a stored size is never lowered, because a rollback to a snapshot may restore this size.
     """
@@ -179,8 +185,8 @@ def store_actual_sizes(session: Session, mapping_id: int, vm: MappingType[str, A
 
 
 def _conditions_of_counted_mappings(tenant_id: str | None) -> tuple[ColumnElement[bool], ...]:
-    is_current = Mapping.state != DELETED_LITERAL
-    return is_current, Mapping.state != MappingState.VM_LOST, _has_tenant(Mapping.tenant_id, tenant_id)
+    is_not_deleted = Mapping.state != DELETED_LITERAL
+    return is_not_deleted, Mapping.state != MappingState.VM_LOST, _has_tenant(Mapping.tenant_id, tenant_id)
 
 
 def _has_tenant(column: Any, tenant_id: str | None) -> ColumnElement[bool]:

@@ -1,6 +1,6 @@
-"""Stores the sessions of the web pages: each session is a login of an operator. No function commits.
+"""Stores the sessions of the web pages: each web session is a login of an operator. No function commits.
 
-A row contains only a digest of the session's key. The key itself is only in the operator's browser.
+A row contains only a digest of the web session's key. The key itself is only in the operator's browser.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def truncated_name(name: str) -> str:
 
 
 def add(session: Session, *, digest: str, name: str, lifetime: timedelta) -> None:
-    """Store a session, and delete all expired sessions."""
+    """Store a web session, and delete all expired web sessions."""
     now = utc_now()
     session.execute(delete(WebSession).where(WebSession.expires_at <= now))
     session.add(WebSession(digest=digest, name=truncated_name(name), created_at=now, expires_at=now + lifetime))
@@ -31,11 +31,11 @@ def add(session: Session, *, digest: str, name: str, lifetime: timedelta) -> Non
 
 
 def find(session: Session, digest: str) -> WebSession | None:
-    """Return the session with this digest; None if it does not exist or has expired."""
+    """Return the web session with this digest; None if it does not exist or has expired."""
     stmt = select(WebSession).where(WebSession.digest == digest, WebSession.expires_at > utc_now())
     return session.scalar(stmt)
 
 
 def end(session: Session, digest: str) -> None:
-    """Delete a session. Do nothing if it does not exist."""
+    """Delete a web session. Do nothing if it does not exist."""
     session.execute(delete(WebSession).where(WebSession.digest == digest))

@@ -1,4 +1,4 @@
-"""Finds how long the certificates of FulcrumCore, Proxmox and our HTTP server are valid, and why TLS connections fail.
+"""Reads the certificates of FulcrumCore, Proxmox and the agent's HTTP server, and finds why TLS connections fail.
 
 To read the certificate of FulcrumCore or Proxmox, this module opens a TLS connection of its own, through a proxy if
 HTTPS_PROXY names one. It reads the certificate of the agent's HTTP server from a file.
@@ -51,7 +51,7 @@ class Certificate:
     issuer: str
 
     @property
-    def preferred_name(self) -> str:
+    def preferred_host_name(self) -> str:
         """The first name that other machines can use, or else the first name; '' if there are no names."""
         return next((name for name in self.names if name not in LOCAL_NAMES), self.names[0] if self.names else "")
 
@@ -131,10 +131,12 @@ def _handshake(host: str, port: int, context: ssl.SSLContext) -> tuple[bytes, di
         return tls_connection.getpeercert(binary_form=True) or b"", tls_connection.getpeercert() or {}
 
 
-def _handshake_in_memory(server_context: ssl.SSLContext, context: ssl.SSLContext) -> tuple[bytes, dict[str, Any]]:
+def _handshake_in_memory(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext
+) -> tuple[bytes, dict[str, Any]]:
     """Do a handshake with a server in this process, because `ssl` decodes only certificates received in a handshake."""
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(to_client, to_server)
+    client = client_context.wrap_bio(to_client, to_server)
     server = server_context.wrap_bio(to_server, to_client, server_side=True)
     # These three steps suffice: in TLS 1.3, the server sends its certificate in its first step.
     for side in (client, server, client):

@@ -87,7 +87,7 @@ def command_line(*words: object) -> str:
     return " ".join(_quote_for_shell(str(word)) for word in words)
 
 
-def setting_line(name: str, value: object) -> str:
+def quoted_setting_line(name: str, value: object) -> str:
     """Return the line `NAME=value` of a remedy. The operator can use it in a shell and in a settings file."""
     text = str(value)
     return f"{name}={_quote_for_shell(text) if text else ''}"

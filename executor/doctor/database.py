@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from executor.database import agent_queries, database_check, move_queries, revisions
-from executor.database.engine import can_begin_write, open_engine, reading, sqlite_file
+from executor.database.engine import can_begin_write, open_engine, read_only_session, sqlite_file
 from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line
 from executor.doctor.folders import mount_point, nearest_existing_folder, read_only_reason
 from executor.errors import DatabaseError
@@ -22,7 +22,7 @@ RESTORE_REMEDY = "smith db restore <backup>"
 REMEDY_BY_ERROR_TEXT = {
     # "the database has schema A, which this version (newest schema: B) does not know"
     "which this version (newest": "run the newer Agent Smith; or, with the newer version: smith db downgrade",
-    "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",
+    "tables of another program": "SMITH_DATABASE_URL=sqlite:///<file>",  # `<file>`: not the current file
     "file is not a database": RESTORE_REMEDY,
     "malformed": RESTORE_REMEDY,
     "disk I/O error": "check the disk: journalctl -k; then smith db check",
@@ -63,11 +63,11 @@ def _check_content(settings: Settings, file: Path | None) -> Iterator[CheckResul
             )
             return
         # `smith db migrate` moves all rows to another database and seals the first database. A sealed database refuses
-        # all changes. `why_sealed` is '' if the database is not sealed. Otherwise, `problems` contains its text.
+        # all changes. If the database is sealed, `why_sealed` is one of the `problems`. Otherwise, `why_sealed` is ''.
         problems, why_sealed = database_check.find_problems(engine), move_queries.why_sealed(engine)
         pause = None
         if not problems:
-            with reading(engine) as session:  # a transaction that only reads
+            with read_only_session(engine) as session:  # a transaction that only reads
                 pause = agent_queries.find_pause(session)
     finally:
         engine.dispose()

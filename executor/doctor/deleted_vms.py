@@ -38,22 +38,22 @@ def _check_partly_deleted_guests(context: ProxmoxContext) -> Iterator[CheckResul
 
 
 def _check_volumes_left(context: ProxmoxContext) -> Iterator[CheckResult]:
-    for stored_volumes_left in _read_stored_volumes_left(context.settings):
-        # Omit the volumes that Proxmox no longer lists. A volume is kept if Proxmox's list cannot be read.
-        volumes_left = volumes_that_may_exist(context.reader, stored_volumes_left)
-        if volumes_left.volumes:
-            names = ", ".join(volumes_left.volumes)
-            text = f"VM {volumes_left.mapping.vmid} is deleted, but these volumes may still exist: {names}"
+    for volumes_left_after_deletion in _read_volumes_left_after_deletion(context.settings):
+        # Omits the volumes that Proxmox no longer lists. If Proxmox's list cannot be read, omits no volume.
+        remaining = volumes_that_may_exist(context.reader, volumes_left_after_deletion)
+        if remaining.volumes:
+            names = ", ".join(remaining.volumes)
+            text = f"VM {remaining.mapping.vmid} is deleted, but these volumes may still exist: {names}"
             commands = [
-                f"on {volumes_left.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
-                for volume in volumes_left.volumes
+                f"on {remaining.mapping.node or 'a node'}: {command_line('pvesm', 'free', volume)}"
+                for volume in remaining.volumes
             ]
             yield _RESULT_FACTORY.warn(
                 "deleted vms", f"{text}; no new VM gets this VMID until these volumes are removed", *commands
             )
 
 
-def _read_stored_volumes_left(settings: Settings) -> tuple[VolumesLeft, ...]:
+def _read_volumes_left_after_deletion(settings: Settings) -> tuple[VolumesLeft, ...]:
     """Return, for each deleted VM, the volumes that still existed after the deletion, according to the database.
 
     `smith_cluster` is the name of this Proxmox cluster in the database. If the database cannot be read, return no
@@ -61,7 +61,7 @@ def _read_stored_volumes_left(settings: Settings) -> tuple[VolumesLeft, ...]:
     """
     try:
         return read_database(
-            settings, lambda session: read_volumes_left(session, settings.smith_cluster), if_missing=()
+            settings, lambda session: read_volumes_left(session, settings.smith_cluster), if_no_database_file=()
         )
     except DatabaseError:
         return ()

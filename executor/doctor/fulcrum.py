@@ -44,6 +44,7 @@ def check_fulcrum(settings: Settings) -> Generator[CheckResult, None, Settings |
     try:
         yield from check_service_types(agent, client, settings)
         yield from check_metric_types(client, effective_settings or settings)
+        # Warns of jobs that are pending or processing in FulcrumCore, but that the agent neither processes nor reports.
         yield from check_open_jobs(client, agent.id, settings)
     except FulcrumError as error:  # the result is named "types", whichever of the three checks failed
         yield _RESULT_FACTORY.fail("types", str(error))

@@ -1,4 +1,4 @@
-"""Checks the agent to which the token belongs, whether another installation uses the token, and FulcrumCore's clock.
+"""Checks that the token's agent is enabled, no other installation uses the token, and FulcrumCore's clock is right.
 
 Several installations of Agent Smith may use one token only if they share one database.
 """
@@ -61,16 +61,16 @@ def _check_clock(client: FulcrumClient) -> CheckResult:
 
 
 def _check_use_of_token(agent: FulcrumAgent, client: FulcrumClient, settings: Settings) -> Iterator[CheckResult]:
-    """Warn if the database has jobs of another agent, or if an installation with another database uses the token.
+    """Warn if the database's newest job belongs to another agent, or if another installation uses the token.
 
-    The sign of another installation is that FulcrumCore has a recent heartbeat of the agent, and this database has no
-    row of a running agent process. Two installations with one token would claim each other's jobs. Both warnings are
-    named "same agent", because the token and the database must belong to the same agent.
+    The other installation has its own database. Its sign is that FulcrumCore has a recent heartbeat of the agent, but
+    this database has no row of a running agent process. The two installations would claim each other's jobs. Both
+    warnings are named "same agent", because the token and the database must belong to the same agent.
     """
     try:
-        agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_missing=None)
+        agent_id_of_jobs = read_database(settings, queries.agent_id_of_newest_job, if_no_database_file=None)
         is_process_running = read_database(
-            settings, lambda session: _is_agent_process_running(session, settings), if_missing=False
+            settings, lambda session: _is_agent_process_running(session, settings), if_no_database_file=False
         )
     except DatabaseError:
         return  # the check of the database reports this error
@@ -86,10 +86,13 @@ def _check_use_of_token(agent: FulcrumAgent, client: FulcrumClient, settings: Se
         and has_recent_heartbeat(agent, client.clock_offset_s)
     ):
         text = "no agent process uses this database, but another agent process sends heartbeats with this token"
-        service_remedy = "if the other process is agent-smith.service on this machine: smith doctor --as-service"
+        service_remedy = (
+            "if the other process is agent-smith.service on this machine, check with the settings of this unit: "
+            "smith doctor --as-service"
+        )
         yield _RESULT_FACTORY.warn("same agent", text, OTHER_INSTALLATION_REMEDY, service_remedy)
 
 
 def _is_agent_process_running(session: Session, settings: Settings) -> bool:
-    agent_processes = agent_queries.processes_not_stopped(session)
+    agent_processes = agent_queries.processes_without_stop_time(session)
     return any(is_alive(process, utc_now(), settings.smith_lease_s) for process in agent_processes)

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
-from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, setting_line
+from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, quoted_setting_line
 from executor.errors import FulcrumAuthError, FulcrumError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import FulcrumAgent
@@ -16,7 +16,7 @@ from executor.settings.settings import Settings
 from executor.settings.types import is_local_address
 
 _RESULT_FACTORY = ResultFactory(Area.FULCRUM)
-#: The command that creates a token of the agent.
+#: The command that creates a token of the agent. In commands, `core` is FulcrumCore.
 NEW_TOKEN_REMEDY = "smith bootstrap core --agent <agent> --provider <provider> --new-token --token-file <file>"  # noqa: S105
 #: The setting that names the file with the agent's token.
 TOKEN_FILE_REMEDY = "FULCRUM_API_TOKEN_FILE=<file>"  # noqa: S105  (a setting)
@@ -59,7 +59,7 @@ def _check_tls(settings: Settings) -> Iterator[CheckResult]:
 def _check_days_left(settings: Settings) -> CheckResult:
     """Check for how many days the certificate is still valid. The client has already verified the certificate."""
     certificate = certificates.read_certificate(*_host_and_port(settings))
-    if certificate is None:  # the second connection, which reads the certificate, has failed
+    if certificate is None:  # the connection that `read_certificate` opened has failed
         return _RESULT_FACTORY.ok("tls", "verified")
     text = f"verified; {certificates.describe_validity(certificate)}"
     if certificate.days_left < MIN_DAYS_LEFT:
@@ -78,7 +78,9 @@ def _check_refused_token(client: FulcrumClient, refusal: FulcrumAuthError) -> Ch
         text = f"{refusal}. The token is wrong, revoked or expired, or FulcrumCore's database is down"
         log_remedy = "check FulcrumCore's log for errors of its database"
         return _RESULT_FACTORY.fail("token", text, NEW_TOKEN_REMEDY, TOKEN_FILE_REMEDY, log_remedy)
-    text = f"{refusal}. The token is valid, but it belongs to an administrator or a participant, not to an agent"
+    # A participant in FulcrumCore is a provider or a consumer (customer) of services.
+    owner = "an administrator or a participant (a provider or a consumer), not to an agent"
+    text = f"{refusal}. The token is valid, but it belongs to {owner}"
     return _RESULT_FACTORY.fail("token", text, NEW_TOKEN_REMEDY, TOKEN_FILE_REMEDY)
 
 
@@ -109,8 +111,8 @@ def _tls_state(settings: Settings, error: FulcrumError) -> TlsState:
     is_https = settings.fulcrum_api_url.startswith("https:")
     if (is_https and error.status is not None) or (not is_https and error.status not in (None, 400)):
         return TlsState(None)
-    bundle = settings.fulcrum_ca_bundle if settings.fulcrum_verify_tls else None
-    return certificates.read_tls_state(*_host_and_port(settings), bundle)
+    ca_bundle = settings.fulcrum_ca_bundle if settings.fulcrum_verify_tls else None  # None: the system's CA bundle
+    return certificates.read_tls_state(*_host_and_port(settings), ca_bundle)
 
 
 def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumError) -> CheckResult:
@@ -126,7 +128,10 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
     if state.problem is TlsProblem.NOT_YET_VALID:
         return _RESULT_FACTORY.fail("reachable", text, CLOCK_REMEDY)
     if state.problem is TlsProblem.WRONG_HOST and state.certificate and state.certificate.names:
-        remedy = setting_line("FULCRUM_API_URL", f"https://{_with_port(state.certificate.preferred_name, url.port)}")
+        # `preferred_host_name` is a host name for which the certificate is valid, if possible not `localhost`.
+        remedy = quoted_setting_line(
+            "FULCRUM_API_URL", f"https://{_with_port(state.certificate.preferred_host_name, url.port)}"
+        )
         return _RESULT_FACTORY.fail("reachable", text, remedy, RENEW_REMEDY)
     return _RESULT_FACTORY.fail("reachable", str(error), *_remedies_for_failed_request(settings, error))
 
@@ -134,10 +139,11 @@ def _explain_tls_failure(settings: Settings, state: TlsState, error: FulcrumErro
 def _remedies_for_failed_request(settings: Settings, error: FulcrumError) -> list[str]:
     """Return the remedies for a failed request if the TLS state does not explain the failure."""
     url = urlsplit(settings.fulcrum_api_url)
-    # The client has refused a certificate that `_tls_state` has accepted with the system's CA bundle. The likely cause:
-    # without FULCRUM_CA_BUNDLE, the client uses the file in REQUESTS_CA_BUNDLE or the bundle of Python's `requests`.
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return [setting_line("FULCRUM_CA_BUNDLE", certificates.system_ca_bundle())]
+        # The client has refused a certificate that `_tls_state` has accepted with the system's CA bundle. The likely
+        # cause: without FULCRUM_CA_BUNDLE, the client uses the file in REQUESTS_CA_BUNDLE or the bundle of Python's
+        # `requests`.
+        return [quoted_setting_line("FULCRUM_CA_BUNDLE", certificates.system_ca_bundle())]
     if "cannot be resolved" in str(error):
         remedy = f"FULCRUM_API_URL={url.scheme}://{_with_port('<host>', url.port)}"
         return [remedy, "check the name server: /etc/resolv.conf"]

@@ -24,7 +24,7 @@ from executor.version import collection_search_path, community_proxmox_version, 
 
 _RESULT_FACTORY = ResultFactory(Area.MACHINE)
 #: The maximum length of the run folder's path. ansible-core 2.21 opens a socket below this folder. Linux limits the
-#: path of a socket to 107 characters, and the part of this path below the run folder has up to 67 characters.
+#: path of a socket to 107 characters. Up to 67 of these characters follow the path of the run folder.
 MAX_RUN_DIR_CHARS = 40
 #: The remedy: a run folder in memory with a short path.
 RUN_DIR_REMEDY = "SMITH_RUN_DIR=/dev/shm/agent-smith"
@@ -44,6 +44,7 @@ def check_machine(settings: Settings) -> Iterator[CheckResult]:
     yield from _check_ansible()
     yield from _check_community_proxmox()
     if settings.smith_http_tls_certificate is not None:
+        # Without SMITH_HTTP_TLS_KEY, the certificate's file also contains the private key.
         key = settings.smith_http_tls_key or settings.smith_http_tls_certificate
         yield _check_http_server_certificate(settings.smith_http_tls_certificate, key)
 
@@ -76,8 +77,8 @@ def _check_run_folder(settings: Settings) -> Iterator[CheckResult]:
     folder = settings.smith_run_dir
     if reason := why_run_folder_unusable(folder):
         text = (
-            f"{folder} cannot be used: {reason}. If {folder.parent} is on a file system in memory, "
-            f"the agent uses another folder in {folder.parent}"
+            f"{folder} cannot be used: {reason}. The agent uses a folder such as {folder}-2 instead "
+            f"if {folder.parent} is on a file system in memory, and otherwise the agent does not start"
         )
         yield _RESULT_FACTORY.warn("run folder", text, RUN_DIR_REMEDY)
     if len(str(folder)) > MAX_RUN_DIR_CHARS:

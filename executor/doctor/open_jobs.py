@@ -87,12 +87,16 @@ def why_no_progress(fulcrum_job: FulcrumJob, row: Job | None) -> str:
     if row.report_state == ReportState.CLAIMED_ELSEWHERE and fulcrum_job.status == "Processing":
         return f"{CLAIMED_ELSEWHERE_TEXT}: stop that installation, and then retry the job"
     text = f"its status in the database is {row.status}"
-    # At this interval, the agent compares its ended jobs with FulcrumCore's open jobs.
-    return f"{text}; a running agent reports or executes the job again within {COMPARISON_INTERVAL_S:.0f} s"
+    # The job has ended in the database, but is open in FulcrumCore. If it is pending there, the agent notices this at
+    # its next poll. For processing jobs, the agent compares the database with FulcrumCore every COMPARISON_INTERVAL_S.
+    interval_text = f"{COMPARISON_INTERVAL_S:.0f} s"
+    return f"{text}; within {interval_text}, a running agent either reports the result or executes the job again"
 
 
 def _read_rows(settings: Settings, fulcrum_ids: Sequence[str]) -> dict[str, Job]:
     """Return the rows of these jobs. Raises DatabaseError."""
     if not fulcrum_ids:
         return {}
-    return read_database(settings, lambda session: queries.jobs_by_fulcrum_id(session, fulcrum_ids), if_missing={})
+    return read_database(
+        settings, lambda session: queries.jobs_by_fulcrum_id(session, fulcrum_ids), if_no_database_file={}
+    )

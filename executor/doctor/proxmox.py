@@ -1,4 +1,4 @@
-"""Runs the checks that concern Proxmox, and checks the quorum and the free VMIDs."""
+"""Runs all checks of Proxmox, and defines two of them: the quorum and the VMID range."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_proxmox(settings: Settings) -> Iterator[CheckResult]:
         ("pool", check_pool),
         ("vmid range", _check_vmid_range),
         ("tags", check_tags),
-        ("deleted vms", check_deleted_vms),
+        ("deleted vms", check_deleted_vms),  # interrupted deletions, and volumes of deleted VMs
     ):
         yield from _run_check(name, check, context)
 
@@ -106,7 +106,8 @@ def _check_vmid_range(context: ProxmoxContext) -> Iterator[CheckResult]:
 def _unavailable_vmids(settings: Settings) -> set[int]:
     """Return the VMIDs of services and the VMIDs in quarantine.
 
-    If the database cannot be read, return no VMIDs: the check of the database reports this error.
+    Return no VMIDs if the SQLite database does not exist yet (`if_no_database_file`), or if the database cannot be
+    read. The check of the database reports a database that cannot be read.
     """
     cluster_and_vmid_range = (settings.smith_cluster, settings.proxmox_vmid_min, settings.proxmox_vmid_max)
     quarantine_s = settings.smith_vmid_quarantine_s
@@ -115,6 +116,6 @@ def _unavailable_vmids(settings: Settings) -> set[int]:
         return free_vmids.unavailable_vmids(session, cluster_and_vmid_range, quarantine_s=quarantine_s)
 
     try:
-        return read_database(settings, read_unavailable_vmids, if_missing=set())
+        return read_database(settings, read_unavailable_vmids, if_no_database_file=set())
     except DatabaseError:
         return set()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from executor.doctor import certificates
 from executor.doctor.certificates import MIN_DAYS_LEFT, TlsProblem, TlsState
-from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, command_line, setting_line
+from executor.doctor.checks import CLOCK_REMEDY, Area, CheckResult, ResultFactory, command_line, quoted_setting_line
 from executor.errors import JobError
 from executor.settings.settings import Settings
 from executor.shared.error_codes import ErrorCode
@@ -61,11 +61,12 @@ def _explain_refused_login(settings: Settings) -> CheckResult:
 
 def _certificate_remedies(state: TlsState, settings: Settings) -> list[str]:
     """Return the remedies for a certificate that cannot be verified."""
-    host_name = state.certificate.preferred_name if state.certificate else ""
+    # `preferred_host_name` is a host name for which the certificate is valid, if possible not `localhost`.
+    host_name = state.certificate.preferred_host_name if state.certificate else ""
     remedies = {
         TlsProblem.EXPIRED: [command_to_renew_certificate(settings), CLOCK_REMEDY],
         TlsProblem.NOT_YET_VALID: [CLOCK_REMEDY],
-        TlsProblem.WRONG_HOST: [setting_line("PROXMOX_HOST", host_name), command_to_renew_certificate(settings)],
+        TlsProblem.WRONG_HOST: [quoted_setting_line("PROXMOX_HOST", host_name), command_to_renew_certificate(settings)],
         TlsProblem.UNKNOWN_CA: ["PROXMOX_CA_BUNDLE=<copy of /etc/pve/pve-root-ca.pem of a node>"],
     }
     return remedies.get(state.problem, []) if state.problem else []
@@ -77,11 +78,11 @@ def command_to_renew_certificate(settings: Settings) -> str:
 
 
 def _connection_remedies(error: JobError) -> list[str]:
-    # The client has refused a certificate that `read_tls_state` has accepted with the system's CA bundle. The likely
-    # cause: without PROXMOX_CA_BUNDLE, the client uses the file in REQUESTS_CA_BUNDLE or the bundle of Python's
-    # `requests`.
     if error.code is ErrorCode.PVE_TLS:
-        return [setting_line("PROXMOX_CA_BUNDLE", certificates.system_ca_bundle())]
+        # The failed request was sent with `requests`, which has refused the certificate. `explain_failure` has found no
+        # problem of the certificate. The likely cause: PROXMOX_CA_BUNDLE is not set. Then `explain_failure` uses the
+        # system's CA bundle, but `requests` uses the file in REQUESTS_CA_BUNDLE or its own bundle.
+        return [quoted_setting_line("PROXMOX_CA_BUNDLE", certificates.system_ca_bundle())]
     host_remedy = "PROXMOX_HOST=<name or address of a node>"
     if "cannot be resolved" in str(error):
         return [host_remedy, "check the name server: /etc/resolv.conf"]
@@ -110,7 +111,7 @@ def _check_tls(settings: Settings) -> CheckResult:
     if not settings.proxmox_validate_certs:
         return _RESULT_FACTORY.warn("tls", "the certificate is not verified", "PROXMOX_VALIDATE_CERTS=true")
     certificate = certificates.read_certificate(settings.proxmox_host, settings.proxmox_port)
-    if certificate is None:
+    if certificate is None:  # not readable now, but the caller's successful request has verified it
         return _RESULT_FACTORY.ok("tls", "verified")
     text = f"verified; {certificates.describe_validity(certificate)}"
     if certificate.days_left < MIN_DAYS_LEFT:

@@ -1,4 +1,4 @@
-"""Caches the answers of Proxmox that several checks need."""
+"""Caches the answers of Proxmox that several checks of `smith doctor` need."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ProxmoxContext:
 
     @cached_property
     def allowed_bridges(self) -> list[str]:
-        """The names of the bridges that a VM may have. `*`, which allows every bridge, is left out."""
+        """The names of the bridges to which a VM may be attached. `*`, which allows every bridge, is left out."""
         names = [self.settings.proxmox_bridge, *self.settings.proxmox_bridges]
         return list(dict.fromkeys(name for name in names if name and name != ANY_VALUE))
 
@@ -54,17 +54,18 @@ class ProxmoxContext:
 
     @cached_property
     def zone_by_bridge(self) -> dict[str, str]:
-        """The SDN zone of each bridge that a VM may have. An ordinary bridge, which is not a VNet, is in LOCAL_ZONE.
+        """The SDN zone of each bridge in `allowed_bridges`.
 
+        LOCAL_ZONE is Proxmox's zone `localnetwork`, which contains the ordinary bridges (bridges that are not VNets).
         The zone of a VNet is known even if the token may not use the VNet, because Proxmox's refusal names the zone.
         """
         return {bridge: self.reader.vnet_zone(bridge) or LOCAL_ZONE for bridge in self.allowed_bridges}
 
     @cached_property
     def template_configs(self) -> list[tuple[str, dict[str, Any]]]:
-        """The image's name and the VM's configuration, for each VM in PROXMOX_TEMPLATES that the token may see.
+        """The image and the VM's configuration, for each VM in PROXMOX_TEMPLATES that the token may see.
 
-        An image is the name by which services choose a template.
+        The image is the name by which services choose this VM as a template.
         """
         row_by_vmid = {row.vmid: row for row in self.guests}
         rows = [(image, row_by_vmid.get(vmid)) for image, vmid in self.settings.proxmox_templates.items()]
@@ -108,5 +109,9 @@ class ProxmoxContext:
 
     @cached_property
     def storages(self) -> list[StorageRow]:
-        """The storages that the token may see. The storages of a node without statistics count as available."""
+        """The storages that the token may see.
+
+        If an online node sends no statistics, Proxmox does not know whether the node's storages are available. Then
+        these storages count as available.
+        """
         return assume_unknown_storages_available(self.reader.storages(), self.nodes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory, setting_line
+from executor.doctor.checks import Area, CheckResult, ResultFactory, quoted_setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.errors import JobError
 from executor.placement import templates
@@ -25,7 +25,8 @@ def check_placement(context: ProxmoxContext) -> Iterator[CheckResult]:
     The node is chosen in the same way as for a create job, but for 0 MiB of memory and 0 cores. Nothing is allocated.
     """
     placer = Placer(context.reader, context.settings)
-    # If a VM in PROXMOX_TEMPLATES is not a template, the check of the templates reports it.
+    # `template_configs` contains pairs: an image, and the Proxmox configuration of the VM that PROXMOX_TEMPLATES names.
+    # If this VM is not a template, the check of the templates reports it.
     images = [image for image, config in context.template_configs if is_template(config)]
     for image in images:
         try:
@@ -45,15 +46,16 @@ def _placement_request(context: ProxmoxContext, image: str) -> PlacementRequest:
 
 def _remedies(context: ProxmoxContext, image: str, error: JobError) -> list[str]:
     """Return the remedies if no node is found for a VM of the image."""
-    # NOT_FOUND: no allowed node has access to the template, the storage and the bridge. Other settings may solve this.
     if error.code is not ErrorCode.NOT_FOUND:
         return ["see the results of the checks `nodes` and `storage`"]
+    # NOT_FOUND: no allowed node has access to the template, the storage and the bridge. Each remedy is a setting.
     row = next(row for row in context.guests if row.vmid == context.settings.proxmox_templates[image])
     template = templates.parse_template(row, dict(context.template_configs)[image])
     shared_storages = {row.name for row in context.storages if row.is_shared and row.accepts_disks}
     remedies = []
-    # First remedy: a template whose disks are all on shared storages can be cloned to one of these storages.
+    # First remedy: set a shared storage. A template whose disks are all on shared storages can be cloned to any node.
     if template.storages and template.storages <= shared_storages:
-        remedies.append(setting_line("PROXMOX_STORAGE", min(template.storages)))
-    remedies.append(setting_line("PROXMOX_NODES", ",".join(sorted({*context.settings.proxmox_nodes, row.node}))))
+        remedies.append(quoted_setting_line("PROXMOX_STORAGE", min(template.storages)))
+    # Second remedy: allow the node that has the template, in addition to the nodes that are allowed.
+    remedies.append(quoted_setting_line("PROXMOX_NODES", ",".join(sorted({*context.settings.proxmox_nodes, row.node}))))
     return remedies

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, quoted_setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.doctor.proxmox_privileges import grant_commands
 from executor.proxmox.privileges import PrivilegeNeed, privilege_need_for_bridge
-from executor.settings.types import ANY_VALUE
 from executor.shared.sdn_zones import LOCAL_ZONE
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
@@ -28,7 +27,7 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
     offline_names = [name for name in existing_names if not is_online_by_name[name]]
     if unknown_names:
         problem = f"PROXMOX_NODES names {', '.join(unknown_names)}, which Proxmox does not have"
-        remedy = setting_line("PROXMOX_NODES", ",".join(existing_names or is_online_by_name))
+        remedy = quoted_setting_line("PROXMOX_NODES", ",".join(existing_names or is_online_by_name))
         yield _RESULT_FACTORY.fail(
             "nodes", f"{problem}; the cluster's nodes are {', '.join(is_online_by_name)}", remedy
         )
@@ -36,7 +35,7 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
         yield _RESULT_FACTORY.fail("nodes", "none of the nodes is online", f"start {' or '.join(offline_names)}")
     elif offline_names:
         online_names = ",".join(name for name in allowed_names if name not in offline_names)
-        setting = setting_line("PROXMOX_NODES", online_names)
+        setting = quoted_setting_line("PROXMOX_NODES", online_names)
         remedy = f"start {', '.join(offline_names)}, or use only the other nodes: {setting}"
         yield _RESULT_FACTORY.warn("nodes", f"these nodes are not online: {', '.join(offline_names)}", remedy)
     else:
@@ -45,7 +44,7 @@ def check_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
-    names_without_statistics = [node.name for node in context.allowed_nodes if not node.has_statistics]
+    names_without_statistics = [node.name for node in context.allowed_nodes if not node.is_status_known]
     if names_without_statistics:
         names = ", ".join(names_without_statistics)
         problem = f"these nodes send no statistics, so Proxmox does not know the status of their VMs: {names}"
@@ -61,7 +60,7 @@ def _check_state_of_nodes(context: ProxmoxContext) -> Iterator[CheckResult]:
 
 
 def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
-    """Check that the bridges that a VM may have exist on the nodes."""
+    """Check that the bridges in PROXMOX_BRIDGE and PROXMOX_BRIDGES exist on the nodes."""
     if not context.bridges_by_node:
         yield _RESULT_FACTORY.skip(
             "bridge", "no node of PROXMOX_NODES is online", "see the result of the check `nodes`"
@@ -74,8 +73,11 @@ def check_bridges(context: ProxmoxContext) -> Iterator[CheckResult]:
 def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     """Check that the bridge exists on each node.
 
-    Proxmox lists only the bridges in /etc/network/interfaces, but a VM can use any bridge of the node. So a bridge may
-    exist, but be missing in Proxmox's list. If the token may use this bridge, the result is only a warning.
+    Proxmox lists VNets, and the bridges in /etc/network/interfaces. But a VM can use any bridge of the node. So a
+    bridge may exist, but be missing in Proxmox's list.
+
+    If only some nodes list the bridge, the result is a warning. If no node lists the bridge, the result is a failure.
+    The only exception is a bridge that is not a VNet and that the token may use: its result is a warning.
     """
     bridges_by_node = context.bridges_by_node
     nodes_without_bridge = [node for node, bridges in bridges_by_node.items() if bridge not in bridges]
@@ -90,13 +92,13 @@ def _check_bridge(bridge: str, context: ProxmoxContext) -> CheckResult:
     # A PrivilegeNeed names a path, the privileges that the token needs on it, and the role that contains them.
     need = privilege_need_for_bridge(bridge, zone)
     may_token_use_bridge = "SDN.Use" in context.reader.permissions(need.path)
-    if zone != LOCAL_ZONE:  # the bridge is a VNet
+    if zone != LOCAL_ZONE:  # the bridge is a VNet; other bridges belong to LOCAL_ZONE
         return _vnet_problem_result(
             context, need, f"VNet {bridge} of the zone {zone}", may_token_use_bridge=may_token_use_bridge
         )
     if not may_token_use_bridge:
         return _RESULT_FACTORY.fail("bridge", problem, *remedies)
-    text = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}, but does not list every bridge"
+    text = f"Proxmox lists no {bridge} on {', '.join(nodes_without_bridge)}, but its list may be incomplete"
     return _RESULT_FACTORY.warn("bridge", f"{text}; if the bridge does not exist, VMs do not start", *remedies)
 
 
@@ -116,19 +118,20 @@ def _vnet_problem_result(
 
 
 def _remedies_that_avoid_bridge(bridge: str, context: ProxmoxContext) -> list[str]:
-    """Return the line of the setting that names `bridge`, with a value without this bridge.
+    """Return a line `NAME=value` that changes a setting so that new VMs do not use `bridge`.
 
-    The line is PROXMOX_BRIDGE with a bridge that each node has, or PROXMOX_BRIDGES without `bridge`. If the nodes have
-    no bridge in common, return no remedy.
+    If PROXMOX_BRIDGE is `bridge`, the line sets it to a bridge that every node has. Otherwise, the line removes
+    `bridge` from PROXMOX_BRIDGES. Return no line if PROXMOX_BRIDGE is `bridge` and the nodes have no bridge in common.
     """
-    common_bridges = sorted(frozenset.intersection(*context.bridges_by_node.values()))
     settings = context.settings
-    if not common_bridges:
-        return []
-    if bridge == settings.proxmox_bridge:
-        return [setting_line("PROXMOX_BRIDGE", common_bridges[0])]
-    other_bridges = [name for name in settings.proxmox_bridges if name not in (bridge, ANY_VALUE)]
-    return [setting_line("PROXMOX_BRIDGES", ",".join(other_bridges))]
+    if bridge != settings.proxmox_bridge:
+        return [
+            quoted_setting_line(
+                "PROXMOX_BRIDGES", ",".join(name for name in settings.proxmox_bridges if name != bridge)
+            )
+        ]
+    common_bridges = sorted(frozenset.intersection(*context.bridges_by_node.values()))
+    return [quoted_setting_line("PROXMOX_BRIDGE", common_bridges[0])] if common_bridges else []
 
 
 def check_pool(context: ProxmoxContext) -> Iterator[CheckResult]:

@@ -62,14 +62,16 @@ def privilege_needs_of_settings(
     settings = context.settings
     selectable_rows = [row for row in context.storages if row.name in context.storages_selectable_by_services]
     selectable_disk_storages = {row.name for row in selectable_rows if row.accepts_disks}
-    selectable_other_storages = {row.name for row in selectable_rows if not row.accepts_disks}
+    selectable_storages_not_for_disks = {row.name for row in selectable_rows if not row.accepts_disks}
     needs = privileges.list_privilege_needs(
         context.major_version,
         disk_storages={*context.disk_storages, *selectable_disk_storages},
         bridges=zone_by_bridge,
         iso_and_vztmpl_storages={
+            # The values of PROXMOX_OS_TEMPLATES are volumes of container templates.
             *(volume.partition(":")[0] for volume in settings.proxmox_os_templates.values()),
-            *(selectable_other_storages - {settings.proxmox_backup_storage}),
+            # A selectable storage not for disks, except the backup storage, counts as one for ISO images and templates.
+            *(selectable_storages_not_for_disks - {settings.proxmox_backup_storage}),
         },
         backup_storage=settings.proxmox_backup_storage,
     )

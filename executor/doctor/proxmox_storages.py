@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, quoted_setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.proxmox.rows import StorageRow
 
@@ -27,8 +27,10 @@ def check_storages(context: ProxmoxContext) -> Iterator[CheckResult]:
     if not context.disk_storages:  # PROXMOX_STORAGE is not set, and no storage of a configured template is known
         yield _RESULT_FACTORY.ok("storage", "each VM uses the storages of its template")
     for storage in context.storages_selectable_by_services:
-        if storage not in context.storage_names:
-            yield _unlisted_storage_result("storage", f"PROXMOX_STORAGES names {storage}, which", storage, context)
+        if storage not in context.storage_names:  # the storages that a node has and that the token may see
+            yield _result_for_storage_on_no_node(
+                "storage", f"PROXMOX_STORAGES names {storage}, which", storage, context
+            )
     backup_storage = context.settings.proxmox_backup_storage
     if backup_storage:
         yield _check_backup_storage(backup_storage, context)
@@ -38,8 +40,9 @@ def _check_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     """Check that a storage accepts disks, is available on the online nodes and has space."""
     row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
-        return _unlisted_storage_result("storage", f"the storage {storage}", storage, context)
+        return _result_for_storage_on_no_node("storage", f"the storage {storage}", storage, context)
     for content, content_text in (("images", "VM disks"), ("rootdir", "containers")):
+        # `rootdir` is checked only if PROXMOX_OS_TEMPLATES names templates of containers.
         is_needed = content == "images" or context.settings.proxmox_os_templates
         if is_needed and not all(content in row.content for row in row_by_node.values()):
             remedy = _content_command(storage, row_by_node, content)
@@ -65,7 +68,9 @@ def _check_nodes_of_storage(storage: str, row_by_node: RowsByNode, context: Prox
         text = f"{storage} is full on {', '.join(full_nodes)}: less than {MIN_FREE_BYTES // BYTES_PER_GIB} GiB are free"
         remedy = f"delete unneeded volumes on {storage}, enlarge this storage, or use another storage"
         other_storage = _other_storage(storage, context, "images")
-        return _RESULT_FACTORY.fail("storage", text, f"{remedy}: {setting_line('PROXMOX_STORAGE', other_storage)}")
+        return _RESULT_FACTORY.fail(
+            "storage", text, f"{remedy}: {quoted_setting_line('PROXMOX_STORAGE', other_storage)}"
+        )
     if nodes_without_storage:
         return _RESULT_FACTORY.warn(
             "storage", f"{storage} is not available on {', '.join(nodes_without_storage)}", *remedies
@@ -80,10 +85,13 @@ def _is_full(row: StorageRow | None) -> bool:
     return row is not None and row.free_bytes is not None and row.free_bytes < MIN_FREE_BYTES
 
 
-def _unlisted_storage_result(check_name: str, text_start: str, storage: str, context: ProxmoxContext) -> CheckResult:
-    """Return a failed check of a storage that no node has: it is disabled, configured for other nodes, or missing.
+def _result_for_storage_on_no_node(
+    check_name: str, text_start: str, storage: str, context: ProxmoxContext
+) -> CheckResult:
+    """Return a failed check of a storage that no node has: disabled, missing, or only for nodes outside the cluster.
 
-    `check_name` and `text_start`: see `_missing_storage_result`.
+    `check_name` is "storage" or "backup storage". `text_start` is the text before "does not exist" in the message,
+    such as "the storage ceph".
     """
     config = context.storage_configs.get(storage)
     if config is None:
@@ -92,7 +100,7 @@ def _unlisted_storage_result(check_name: str, text_start: str, storage: str, con
         return _RESULT_FACTORY.fail(
             check_name, f"{storage} is disabled", command_line("pvesm", "set", storage, "--disable", "0")
         )
-    text = f"{storage} is configured for other nodes only ({', '.join(config.nodes) or 'none'})"
+    text = f"no node of the cluster has {storage}: it is configured for {', '.join(config.nodes) or 'no node'}"
     return _RESULT_FACTORY.fail(check_name, text, command_line("pvesm", "set", storage, "--delete", "nodes"))
 
 
@@ -100,11 +108,11 @@ def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
     row_by_node = context.storage_row_by_node(storage)
     if not row_by_node:
         text_start = f"PROXMOX_BACKUP_STORAGE names {storage}, which"
-        return _unlisted_storage_result("backup storage", text_start, storage, context)
+        return _result_for_storage_on_no_node("backup storage", text_start, storage, context)
     if not all("backup" in row.content for row in row_by_node.values()):
         other_storage = _other_storage(storage, context, "backup")
         remedies = [
-            setting_line("PROXMOX_BACKUP_STORAGE", other_storage),
+            quoted_setting_line("PROXMOX_BACKUP_STORAGE", other_storage),
             _content_command(storage, row_by_node, "backup"),
         ]
         return _RESULT_FACTORY.fail("backup storage", f"{storage} does not accept backups", *remedies)
@@ -117,15 +125,14 @@ def _check_backup_storage(storage: str, context: ProxmoxContext) -> CheckResult:
 def _missing_storage_result(check_name: str, text_start: str, storage: str, context: ProxmoxContext) -> CheckResult:
     """Return a failed check for a storage that does not exist, or that the token may not see.
 
-    Proxmox's response is the same in both cases. `check_name` is "storage" or "backup storage". `text_start`
-    is the subject of the message that the storage does not exist.
+    Proxmox's response is the same in both cases. The arguments are those of `_result_for_storage_on_no_node`.
     """
     content, purpose = ("backup", "backups") if check_name == "backup storage" else ("images", "disks")
     visible_names = sorted({row.name for row in context.storages if content in row.content})
     visible_text = f"; for {purpose} the token can see {', '.join(visible_names)}" if visible_names else ""
     setting_by_check = {"backup storage": "PROXMOX_BACKUP_STORAGE", "storage": "PROXMOX_STORAGE"}
     setting = "PROXMOX_STORAGES" if text_start.startswith("PROXMOX_STORAGES") else setting_by_check[check_name]
-    remedies = [setting_line(setting, _other_storage(storage, context, content))]
+    remedies = [quoted_setting_line(setting, _other_storage(storage, context, content))]
     remedies.append(
         f"on a node: {_status_command(storage)}; if it exists, grant the token Datastore.Audit on the storage"
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, setting_line
+from executor.doctor.checks import Area, CheckResult, ResultFactory, command_line, quoted_setting_line
 from executor.doctor.proxmox_context import ProxmoxContext
 from executor.placement import templates
 from executor.proxmox.rows import VmRow, as_text, fill_in_vm_row
@@ -99,7 +99,7 @@ def _os_template_remedies(context: ProxmoxContext, image: str, volume: str) -> l
 
 def _setting_with_entry(name: str, values: Mapping[str, object], image: str, value: object) -> str:
     """Return the line of a setting such as PROXMOX_TEMPLATES, in which the entry of one image has the new value."""
-    return setting_line(name, ",".join(f"{key}={text}" for key, text in {**values, image: value}.items()))
+    return quoted_setting_line(name, ",".join(f"{key}={text}" for key, text in {**values, image: value}.items()))
 
 
 def _check_template(context: ProxmoxContext, image: str, vmid: int) -> Iterator[CheckResult]:

@@ -25,6 +25,7 @@ def run_checks(
 ) -> Iterator[CheckResult]:
     """Run all checks and yield each result.
 
+    The settings come from `environ` (None: the environment of this process) and `env_file` (None: no file is read).
     The settings are checked first, because all other checks need them. If `smith_remote_config` is set, the agent's
     configuration in FulcrumCore overrides these settings. The settings with these overrides are the effective settings.
     The checks change nothing, except that a CA bundle in the agent's configuration is written to a file.
@@ -42,7 +43,10 @@ def run_checks(
 
 
 def _check_fulcrum_if_configured(settings: Settings) -> Generator[CheckResult, None, Settings | None]:
-    """Check FulcrumCore, and return the effective settings, or None if they cannot be read (see `check_fulcrum`)."""
+    """Check FulcrumCore, and return the effective settings.
+
+    Returns None if `smith_remote_config` is set, but the agent's configuration in FulcrumCore cannot be read.
+    """
     try:
         settings.require_fulcrum_settings()
     except SettingsError:

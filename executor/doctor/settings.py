@@ -87,7 +87,8 @@ def _check_secrets(settings: Settings) -> Iterator[CheckResult]:
     ]
     if names_in_environment:
         text = f"{', '.join(names_in_environment)} in the environment, which /proc shows to all processes of this user"
-        yield _RESULT_FACTORY.warn("secrets", text, *(f"{name}_FILE=/path/to/a/file" for name in names_in_environment))
+        remedies = [f"{name}_FILE=<file with the secret>; unset {name}" for name in names_in_environment]
+        yield _RESULT_FACTORY.warn("secrets", text, *remedies)
 
 
 def _is_value_secret(name: str, settings: Settings) -> bool:

@@ -3,8 +3,8 @@
 All functions are pure. A guest is a VM or a container. A mapping says which VM (or container) serves which service. A
 VM or service that Proxmox or FulcrumCore does not list may still exist. So the caller of `compare` first calls the
 functions of `inconclusive.py`, which decide whether the lists of guests and services are complete enough. And
-`compare` treats a VM as gone only when its VMID is in `Facts.vmids_without_guest`, the VMIDs for which the check has
-proven that no guest exists.
+`compare` treats a VM as gone only when its VMID is in `Facts.vmids_without_guest`: a search on all online nodes has
+found no guest with this VMID, and Proxmox reports the VMID as free.
 
 Whether a mapping has a VM depends on the mapping's state. The property `should_have_vm` is true in the states active
 and pending deletion. The property `may_have_vm` is true in these two states and in the state reserved, because the
@@ -58,7 +58,7 @@ def _volumes_finding(volumes_left: VolumesLeft) -> Finding:
             volumes_left.mapping,
             kind,
             "the deletion of the VM left volumes, but these volumes do not exist any more",
-            repair=Repair.REMOVE_VOLUMES_NOTE,
+            repair=Repair.CLEAR_VOLUMES_NOTE,
         )
     volumes = ", ".join(volumes_left.volumes)
     text = f"the VM is deleted, but its volumes {volumes} still exist: remove them by hand (`pvesm free VOLUME`)"
@@ -79,13 +79,14 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
         # The VM may exist although it could not be read. The VM is gone only if its VMID is proven to have no guest.
         if mapping.vmid in facts.vmids_without_guest:
             yield from _compare_mapping_of_gone_vm(mapping, facts)
-    elif guest.belongs_to(mapping.service_id) and guest.kind == mapping.kind:
+    elif guest.has_only_marker_of(mapping.service_id) and guest.kind == mapping.kind:
         if mapping.may_have_vm:
             yield from _compare_mapping_with_vm(mapping, guest, facts)
     elif guest.is_half_destroyed:
         tool = "pct" if guest.kind == GuestKind.LXC else "qm"
         commands = f"`{tool} unlock {guest.vmid}` and `{tool} destroy {guest.vmid}`"
-        text = f"a deletion of the VM was interrupted, and left only the VM's lock: run {commands} on node {guest.node}"
+        hint = f"run {commands} on node {guest.node}"
+        text = f"a deletion of the VM was interrupted, and left only a lock in the VM's configuration: {hint}"
         yield _finding_about_mapping(mapping, DriftKind.VM_HALF_DESTROYED, text, node=guest.node)
     elif mapping.should_have_vm:  # the guest on the VMID is not the service's VM
         hint = "if this guest is the service's VM, restore its marker (`smith mappings adopt --set-marker`)"
@@ -96,6 +97,8 @@ def _compare_mapping(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
 def _compare_mapping_of_gone_vm(mapping: MappingFacts, facts: Facts) -> Iterator[Finding]:
     """Compare a mapping with its service in FulcrumCore. The mapping's VM is proven to be gone."""
     if facts.is_service_deleted_or_unknown(mapping.service_id):
+        # VM_WITHOUT_SERVICE means that FulcrumCore has no service for a VM or for a mapping. If neither the VM nor the
+        # service of an active mapping exists, the kind is VM_GONE.
         kind = DriftKind.VM_GONE if mapping.state == MappingState.ACTIVE else DriftKind.VM_WITHOUT_SERVICE
         yield _finding_about_mapping(mapping, kind, "neither the VM nor the service exists", repair=Repair.FORGET)
     elif mapping.should_have_vm:
@@ -136,6 +139,7 @@ def _compare_mapping_with_vm(mapping: MappingFacts, guest: GuestFacts, facts: Fa
 
 def _compare_power(mapping: MappingFacts, guest: GuestFacts, service: ServiceFacts) -> Iterator[Finding]:
     """Yield a finding if the VM is running and its service has the status of a stopped VM, or the other way round."""
+    # A value is None if it is unknown.
     if None in (service.is_running, guest.is_running) or service.is_running == guest.is_running:
         return
     power, action, opposite_action = ("running", "start", "stop") if guest.is_running else ("stopped", "stop", "start")
@@ -170,7 +174,9 @@ def _compare_marked_guest(guest: GuestFacts, facts: Facts) -> Iterator[Finding]:
         return
     (service_id,) = guest.markers
     if facts.is_of_other_owner(guest):
-        return  # another agent or another FulcrumCore manages the guest, or its mapping is on another cluster
+        # Another agent or another FulcrumCore manages the guest, or a mapping says that the service's VM is on another
+        # Proxmox cluster.
+        return
     mapping = facts.mappings_by_service.get(service_id)
     if mapping and mapping.may_have_vm and mapping.vmid == guest.vmid:
         return  # `_compare_mapping` has compared this guest with its mapping
@@ -210,7 +216,7 @@ def _no_service_text(service: ServiceFacts | None, guest: GuestFacts) -> str:
 
 def _adoption_problem(guest: GuestFacts, service_id: str, facts: Facts) -> str:
     """Return why a guest with the service's marker cannot be mapped to the service, or '' when it can."""
-    marked_guests = [other_guest for other_guest in facts.guests if other_guest.belongs_to(service_id)]
+    marked_guests = [other_guest for other_guest in facts.guests if other_guest.has_only_marker_of(service_id)]
     if len(marked_guests) > 1:
         return "more than one VM has this service's marker: keep the marker on the right VM, remove it from the others"
     for mapping in facts.mappings:
@@ -224,6 +230,7 @@ def _compare_service(service: ServiceFacts, facts: Facts) -> Iterator[Finding]:
     """Yield a finding if a service should have a VM, but has neither a mapping nor a guest with its marker."""
     mapping = facts.mappings_by_service.get(service.id)
     vmid = service.instance_vmid
+    # `service.should_have_vm`: the service has an instance id, and a status that implies a VM.
     if not service.should_have_vm or vmid is None or service.id in facts.services_on_other_clusters:
         return
     if (mapping and mapping.may_have_vm) or any(service.id in guest.markers for guest in facts.guests):

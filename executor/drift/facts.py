@@ -4,6 +4,8 @@ Drift is a difference between the agent's mappings, the guests in Proxmox and th
 says which VM (or container) serves which service. A guest is a VM or a container. A marker is a line in the guest's
 description in Proxmox, and contains the id of a service. FulcrumCore stores an instance id for each service. The agent
 reports it as `<agent id>/<vmid>` when it has created the VM.
+
+A mapping is pending deletion if a delete job has only stopped the VM, and the agent will delete the VM later.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ class DriftKind(StrEnum):
     VOLUMES_LEFT = "volumes_left"  #: volumes of a VM that was deleted still exist
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
-    #: The service is deleted or unknown, but its VM exists, or only a mapping that is not active. (The kind of an
-    #: active mapping without a VM is VM_GONE.)
+    #: FulcrumCore has deleted the service or does not know it, but its VM or its mapping exists. There are two
+    #: exceptions: if the mapping is active and the VM is gone, the kind is VM_GONE; if the mapping is pending deletion
+    #: and the VM exists, there is no finding of this kind.
     VM_WITHOUT_SERVICE = "vm_without_service"
     #: The result of a create or delete did not reach FulcrumCore. Create: the service has no instance id, or one with
     #: another VMID than the mapping. Delete: the mapping is pending deletion, but the service is not deleted.
@@ -58,7 +61,7 @@ class Repair(StrEnum):
     """The changes by which the agent can repair a finding. A repair changes a mapping, never a VM."""
 
     CORRECT_NODE = "correct_node"  #: store the VM's node in the mapping
-    REMOVE_VOLUMES_NOTE = "note_volumes_removed"  #: clear the mapping's `note`, which names volumes that are gone
+    CLEAR_VOLUMES_NOTE = "note_volumes_removed"  #: clear the mapping's `note`: the volumes that it names were removed
     MARK_VM_LOST = "mark_vm_lost"  #: keep the mapping, and set its state to vm_lost
     FORGET = "forget"  #: mark the mapping as deleted, because neither its VM nor its service exists
     ADOPT = "adopt"  #: create a mapping for the VM that has the service's marker
@@ -66,7 +69,7 @@ class Repair(StrEnum):
 
 #: The repairs that the agent applies after each periodic drift check. Other repairs are applied only when an operator
 #: runs `smith drift fix`.
-AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.REMOVE_VOLUMES_NOTE})
+AUTOMATIC_REPAIRS = frozenset({Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.CLEAR_VOLUMES_NOTE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +113,8 @@ class GuestFacts:
     #: The id of the agent that wrote the marker; '' if an earlier version of Agent Smith wrote the marker.
     agent_id: str = ""
     is_template: bool = False
-    is_running: bool | None = None  #: None if Proxmox's list of guests lacks the guest or its status
+    #: None if unknown: Proxmox's list of guests lacks the status, or only a search of the nodes found the guest.
+    is_running: bool | None = None
     kind: str = GuestKind.QEMU  #: a VM or a container
     lock: str = ""  #: the operation for which Proxmox has locked the guest
 
@@ -119,7 +123,7 @@ class GuestFacts:
         """True for a guest whose deletion was interrupted. Its configuration has only the lock `destroyed`."""
         return self.lock == "destroyed"
 
-    def belongs_to(self, service_id: str) -> bool:
+    def has_only_marker_of(self, service_id: str) -> bool:
         """Return whether the guest has the marker of this service and of no other service, and is not a template."""
         return not self.is_template and self.markers == {service_id}
 
@@ -235,7 +239,11 @@ class Facts:
         return sum(bool(guest.markers) and self.is_of_other_owner(guest) for guest in self.guests)
 
     def is_service_deleted_or_unknown(self, service_id: str) -> bool:
-        """Return whether FulcrumCore has deleted the service or does not know it."""
+        """Return whether FulcrumCore has deleted the service, or does not list it as a service of this agent.
+
+        No caller asks about a service of another agent. So FulcrumCore does not know a service that is not in
+        `services`.
+        """
         service = self.services_by_id.get(service_id)
         return service is None or service.is_deleted
 
@@ -263,7 +271,7 @@ class Finding:
     @property
     def needs_operator(self) -> bool:
         """False for a harmless difference that the agent itself repairs."""
-        return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.REMOVE_VOLUMES_NOTE
+        return self.kind is not DriftKind.VM_MOVED and self.repair is not Repair.CLEAR_VOLUMES_NOTE
 
     @property
     def shown_values(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Decides whether a drift check can rely on the answers of Proxmox and FulcrumCore. All functions are pure.
 
-If the check cannot rely on them, it is inconclusive: it returns a reason, but no findings. A mapping says which VM
-serves which service.
+If the check cannot rely on them, it is inconclusive: it reports the reason, but no differences between the VMs, the
+services and the mappings. A mapping says which VM serves which service.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Collection, Sequence
 from executor.drift.facts import ClusterState, MappingFacts
 from executor.model import MappingState
 
-#: If Proxmox's list of guests lacks more mapped VMs than a maximum, the list is probably incomplete. The maximum is the
-#: larger of two numbers: MAX_MISSING_COUNT, and the share MAX_MISSING_SHARE of all mapped VMs. The same rule applies to
-#: the mapped services that FulcrumCore's list lacks.
+#: If too many mapped VMs are missing in Proxmox's list of guests, the list is probably incomplete. The permitted number
+#: is the larger of two numbers: MAX_MISSING_COUNT, and the share MAX_MISSING_SHARE of all mapped VMs. The same rule
+#: applies to mapped services that are missing in FulcrumCore's list.
 MAX_MISSING_COUNT = 3
 MAX_MISSING_SHARE = 0.3
 
 
 def why_proxmox_is_inconclusive(
-    cluster: ClusterState, mappings: Sequence[MappingFacts], *, is_short_list_trusted: bool = False
+    cluster: ClusterState, mappings: Sequence[MappingFacts], *, may_many_vms_be_missing: bool = False
 ) -> str:
     """Return why nothing can be concluded from Proxmox's answers, or '' when the check can rely on the answers.
 
-    `is_short_list_trusted` is True when the operator has said (`--believe-list`) that Proxmox's list is right, even if
-    many VMs are missing in it.
+    `may_many_vms_be_missing` is True when the operator has said (`--believe-list`) that Proxmox's list is right, even
+    if many VMs are missing in it.
     """
     if not cluster.is_quorate:
         return "the cluster has no quorum"
@@ -32,7 +32,7 @@ def why_proxmox_is_inconclusive(
         return "the token lacks VM.Audit on /vms, so Proxmox's list may lack VMs"
     if nodes := _offline_nodes_with_vms(cluster, mappings):
         return "; ".join(f"node {node} is offline and has mapped VMs" for node in sorted(nodes))
-    if is_short_list_trusted:
+    if may_many_vms_be_missing:
         return ""
     expected_vmids = {mapping.vmid for mapping in mappings if mapping.state == MappingState.ACTIVE}
     missing_vmids = expected_vmids - cluster.node_by_vmid.keys()
@@ -56,6 +56,7 @@ def why_fulcrum_is_inconclusive(mappings: Sequence[MappingFacts], listed_ids: Co
 
 def _offline_nodes_with_vms(cluster: ClusterState, mappings: Sequence[MappingFacts]) -> set[str]:
     """Return the offline nodes on which there is a mapped VM, according to the mappings or to Proxmox's list."""
+    # `may_have_vm` is true if the mapping is active, pending deletion or reserved.
     mappings_with_vm = [mapping for mapping in mappings if mapping.may_have_vm]
     stored_nodes = {mapping.node for mapping in mappings_with_vm}
     listed_nodes = {cluster.node_by_vmid.get(mapping.vmid, "") for mapping in mappings_with_vm}

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from executor.database import queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.times import utc_now
 from executor.drift import rows
 from executor.drift.compare import compare
@@ -55,7 +55,9 @@ class DriftCheckOutcome:
     findings: tuple[Finding, ...] = ()
     inconclusive_reason: str = ""
     mapping_count: int = 0  #: number of mappings of this cluster that are not deleted
-    other_owner_guest_count: int = 0  #: number of guests with a marker for which `Facts.is_of_other_owner` is true
+    #: Number of guests of other owners. The check ignores a guest of another owner: the guest has a marker, and belongs
+    #: to another agent or another FulcrumCore, or to a service whose mapping is on another Proxmox cluster.
+    other_owner_guest_count: int = 0
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -73,27 +75,30 @@ class DriftInspector:
     cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     wait: Callable[[float], Any] = time.sleep  #: waits for some seconds; may end early when the agent stops
 
-    def check_drift(self, agent_id: str, *, is_short_list_trusted: bool = False) -> DriftCheckOutcome:
+    def check_drift(self, agent_id: str, *, may_many_vms_be_missing: bool = False) -> DriftCheckOutcome:
         """Collect the facts of this agent's services and compare them.
 
-        `is_short_list_trusted` is True when the operator has said that Proxmox's list is right, even if many VMs are
+        `may_many_vms_be_missing` is True when the operator has said that Proxmox's list is right, even if many VMs are
         missing in it.
-        The mappings are read before and after the requests to Proxmox and FulcrumCore. If a mapping has changed
-        meanwhile, its service counts as busy. The check reports nothing about busy services (see
-        `Facts.busy_services`).
+
+        The check reports nothing about busy services. A service is busy if it has a pending or processing job, a job
+        result that is not yet sent to FulcrumCore, or a run that an operator has started. It is also busy if its
+        mapping changes during the check: the mappings are read at the start and at the end.
+
         Raises FulcrumUnavailable, or JobError for an error of Proxmox.
         """
         recent_jobs_since = utc_now() - MAX_RECENT_JOB_AGE
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             facts_before = rows.read_database_facts(session, self.cluster)
         mappings = facts_before.mappings
         cluster_state, vm_rows = self._cluster_state()
-        # A job or run in progress may change the mapping and the VM of a busy service.
+        # A job may be creating or deleting the VM of a busy service. So only the mappings of the other services show
+        # whether Proxmox's and FulcrumCore's lists are complete.
         mappings_of_idle_services = [
             mapping for mapping in mappings if mapping.service_id not in facts_before.busy_services
         ]
         if reason := why_proxmox_is_inconclusive(
-            cluster_state, mappings_of_idle_services, is_short_list_trusted=is_short_list_trusted
+            cluster_state, mappings_of_idle_services, may_many_vms_be_missing=may_many_vms_be_missing
         ):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         listed_services = list(self.fulcrum.services())
@@ -103,7 +108,7 @@ class DriftInspector:
         ):
             return DriftCheckOutcome(inconclusive_reason=reason, mapping_count=len(mappings))
         guests, vmids_without_guest = self._read_guests(mappings, services, vm_rows)
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             facts_after = rows.read_database_facts(session, self.cluster)
             services_with_recently_ended_job = queries.services_of_jobs_ended_since(session, recent_jobs_since)
         changed_services = facts_after.services_changed_since(facts_before)
@@ -112,15 +117,18 @@ class DriftInspector:
             guests=guests,
             vmids_without_guest=vmids_without_guest,
             services=services,
-            # Volumes that Proxmox does not list any more are left out.
+            # The volumes that Proxmox could not remove with their VM. Volumes that were removed later are left out.
             volumes_left=[
                 volumes_that_may_exist(self.proxmox, volumes_left) for volumes_left in facts_after.volumes_left
             ],
             services_with_recently_ended_job=services_with_recently_ended_job,
             busy_services=facts_before.busy_services | facts_after.busy_services | changed_services,
+            # the services whose VM is on another Proxmox cluster, according to the mappings
             services_on_other_clusters=facts_before.services_on_other_clusters | facts_after.services_on_other_clusters,
             other_agent_id_by_service={
-                service.id: service.agent_id or "" for service in listed_services if service.agent_id != agent_id
+                service.id: service.agent_id or ""  # '': FulcrumCore assigns the service to no agent
+                for service in listed_services
+                if service.agent_id != agent_id
             },
             agent_id=agent_id,
         )
@@ -140,6 +148,7 @@ class DriftInspector:
         is_quorate = self.proxmox.is_quorate()
         are_lists_complete = is_quorate and self.proxmox.may_see_all_vms()
         if not are_lists_complete:
+            # Without quorum, `may_see_all_vms` is always False: the permission is not read.
             return ClusterState(is_quorate=is_quorate, may_see_all_vms=False), []
         offline_nodes = frozenset(node.name for node in self.proxmox.nodes() if not node.is_online)
         vm_rows = self.proxmox.vms()
@@ -156,8 +165,9 @@ class DriftInspector:
     ) -> tuple[list[GuestFacts], frozenset[int]]:
         """Read the guests to compare; return them, and the expected VMIDs that are proven to have no guest.
 
-        A VMID is expected if it is in a mapping or in the instance id of a service.
+        A VMID is expected if it is in a mapping, or in the `agent_instance_id` of a service in FulcrumCore.
         """
+        # `instance_vmid` is the VMID in the `agent_instance_id`. `should_have_vm` depends on the service's status.
         instance_vmids = [service.instance_vmid for service in services if service.should_have_vm]
         expected_vmids = {mapping.vmid for mapping in mappings} | {vmid for vmid in instance_vmids if vmid is not None}
         rows_to_read = [row for row in vm_rows if row.vmid in expected_vmids or _may_have_marker(row)]
@@ -177,9 +187,9 @@ class DriftInspector:
     def _search_guests(self, vmids: set[int]) -> tuple[list[GuestFacts], frozenset[int]]:
         """Search every online node SEARCH_COUNT times for guests with these VMIDs.
 
-        The search is needed because Proxmox's list may lack a guest: the list is not always up to date, and the token
-        may not see every guest. Returns the guests that were found, and the VMIDs that are proven to have no guest. A
-        VMID is in neither result if its guest was not found, but may exist.
+        The search is needed because Proxmox's list of guests is not always up to date. Returns the guests that were
+        found, and the VMIDs that are proven to have no guest. A VMID is in neither result if its guest was not found,
+        but may exist.
         """
         guests_by_vmid: dict[int, GuestFacts] = {}
         for finished_search_count in range(SEARCH_COUNT):
@@ -189,7 +199,8 @@ class DriftInspector:
             found_guests = [self._find_guest(vmid, online_nodes) for vmid in sorted(vmids - guests_by_vmid.keys())]
             guests_by_vmid |= {guest.vmid: guest for guest in found_guests if guest is not None}
         missing_vmids = vmids - guests_by_vmid.keys()
-        # The search cannot find a guest that the token may not see. `is_vmid_free` takes all guests into account.
+        # A permission on the path of a single guest can hide this guest from the token. `is_vmid_free` returns False
+        # even if the guest with the VMID is hidden.
         vmids_without_guest = frozenset(vmid for vmid in missing_vmids if self.proxmox.is_vmid_free(vmid))
         is_quorate = self.proxmox.is_quorate()  # without quorum, the search proves nothing
         return list(guests_by_vmid.values()), vmids_without_guest if is_quorate else frozenset()
@@ -240,6 +251,7 @@ def _may_have_marker(row: VmRow) -> bool:
 
 
 def _service_facts(service: ListedService) -> ServiceFacts:
+    # The statuses of a running service, according to its type in FulcrumCore; None if they are not known.
     running_statuses = service.service_type.running_statuses if service.service_type else None
     return ServiceFacts(
         id=service.id,

@@ -1,7 +1,7 @@
 """Applies the repair that a finding of a drift check proposes. A repair changes a mapping, never a VM, and is audited.
 
 A finding describes a difference between the mappings, Proxmox and FulcrumCore. A mapping says which VM serves which
-service.
+service. The module `volumes_left` removes notes about volumes that were left behind when a VM was deleted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 def apply_repair(engine: Engine, cluster: str, finding: Finding, *, who: str, reason: str = "") -> bool:
     """Apply the repair that a finding proposes. Return whether the repair was applied.
 
-    `who` (an operator, or the agent) and `reason` are stored in the audit entry. The repair is not applied if the
-    mapping has changed since the drift check, or if the service is busy (for example, if it has an open job, see
-    `Facts.busy_services`).
+    `cluster` is the name of the Proxmox cluster (SMITH_CLUSTER). `who` (an operator, or the agent) and `reason` are
+    stored in the audit entry. The repair is not applied if the mapping has changed since the drift check, or if the
+    service is busy: the service has a pending or processing job, a job whose report to FulcrumCore is due, or a run
+    that an operator started.
     """
     if finding.repair is None:
         return False
@@ -65,12 +66,13 @@ def _correct_node(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _mark_vm_lost(session: Session, _cluster: str, finding: Finding) -> bool:
+    """Set the mapping's state to vm_lost, because its VM no longer exists."""
     mappings.mark_vm_lost(session, _mapping_of(finding).id, finding.text)
     return True
 
 
 def _remove_volumes_note(session: Session, _cluster: str, finding: Finding) -> bool:
-    """Clear the mapping's `note`, which names volumes of the deleted VM that are gone."""
+    """Clear the mapping's `note`. It names volumes of a deleted VM. The drift check found that the volumes are gone."""
     volumes_left.remove_volumes_note(session, _mapping_of(finding).id)
     return True
 
@@ -82,12 +84,12 @@ def _forget_mapping(session: Session, _cluster: str, finding: Finding) -> bool:
 
 
 def _mapping_of(finding: Finding) -> MappingFacts:
-    assert finding.mapping is not None  # noqa: S101 (without a mapping, `compare` proposes only ADOPT)
+    assert finding.mapping is not None  # noqa: S101 (without a mapping, a drift check proposes only ADOPT)
     return finding.mapping
 
 
 def _adopt_vm(session: Session, cluster: str, finding: Finding) -> bool:
-    assert finding.vmid is not None  # noqa: S101 (`compare` proposes ADOPT only for a guest, which has a VMID)
+    assert finding.vmid is not None  # noqa: S101 (a drift check proposes ADOPT only for a guest, which has a VMID)
     mapping = mappings.adopt(
         session,
         service_id=finding.service_id,
@@ -104,7 +106,7 @@ def _adopt_vm(session: Session, cluster: str, finding: Finding) -> bool:
 _CHANGE_BY_REPAIR: dict[Repair, Callable[[Session, str, Finding], bool]] = {
     Repair.CORRECT_NODE: _correct_node,
     Repair.MARK_VM_LOST: _mark_vm_lost,
-    Repair.REMOVE_VOLUMES_NOTE: _remove_volumes_note,
+    Repair.CLEAR_VOLUMES_NOTE: _remove_volumes_note,
     Repair.FORGET: _forget_mapping,
     Repair.ADOPT: _adopt_vm,
 }

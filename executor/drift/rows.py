@@ -46,7 +46,7 @@ def read_database_facts(session: Session, cluster: str) -> DatabaseFacts:
 
 
 def read_volumes_left(session: Session, cluster: str) -> tuple[VolumesLeft, ...]:
-    """Read which volumes of deleted VMs still existed after the deletion, from the notes of the deleted mappings."""
+    """Return which volumes of deleted VMs existed after the deletion. The column `note` of a mapping names them."""
     return tuple(
         VolumesLeft(mapping=mapping_facts(row), volumes=tuple(volumes_left.volume_ids_in_note(row)))
         for row in volumes_left.mappings_with_volumes_left(session, cluster)
@@ -59,9 +59,9 @@ def mapping_facts(row: Mapping) -> MappingFacts:
         id=row.id,
         service_id=row.service_id,
         vmid=row.vmid,
-        node=row.node or "",
+        node=row.node or "",  # the Proxmox node of the VM; "" if it is unknown
         name=row.name,
         state=row.state,
         updated_at=row.updated_at,
-        kind=row.kind,
+        kind=row.kind,  # the kind of the guest: a VM or a container
     )

@@ -1,4 +1,6 @@
-"""Lists and creates objects in FulcrumCore, adds service types to agent types, deletes tokens. For `bootstrap.py`.
+"""Lists and creates objects in FulcrumCore, adds service types to agent types, and deletes tokens.
+
+`bootstrap.py` uses this module to create what an agent needs in FulcrumCore, such as its agent type and token.
 
 If an object of the same name exists already, FulcrumCore answers 500 to the request that creates the object. So the
 caller must list all objects of a kind before it creates one.
@@ -28,7 +30,10 @@ class ApiCollection(StrEnum):
 
 
 class FulcrumObject(FulcrumModel):
-    """An object in FulcrumCore. It has every received member, so that `bootstrap.py` can compare all of them."""
+    """An object in FulcrumCore.
+
+    It has every received member, so that `bootstrap.py` can compare an existing object with the wanted one.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -91,6 +96,7 @@ class FulcrumAdmin(FulcrumClient):
 
         `expires_at` is always sent, because a token would otherwise expire after one day.
         """
+        # `scopeId` is the id of the agent that uses the token.
         body = {"name": name, "role": "agent", "scopeId": agent_id, "expireAt": f"{expires_at:%Y-%m-%dT%H:%M:%SZ}"}
         response = self._http.request_json("POST", "/tokens", body=body)
         token = parse_response(FulcrumToken, "POST /tokens", response)

@@ -71,7 +71,7 @@ class BootstrapStep:
     name: str
     status: ObjectStatus
     id: str | None = None
-    #: The result of `find_differences` for the wanted and the existing object.
+    #: The paths of the members that differ, such as `schema.cpu.type`, or texts such as `tags lacks proxmox`.
     differences: list[str] = field(default_factory=list)
 
 
@@ -178,7 +178,7 @@ class Bootstrap:
     def _extended_agent_type_step(self) -> BootstrapStep:
         """Return the step of the agent type that lacked the service type.
 
-        The lack of the service type is not one of the step's differences.
+        The step contains only the differences that remain after the service type is added.
         """
         step = _step_of_existing_object(self._agent_type)
         differences = [text for text in step.differences if not text.startswith("serviceTypeIds lacks")]
@@ -206,6 +206,7 @@ class Bootstrap:
             wanted_object.existing_object = self._fulcrum.create_object(wanted_object.collection, wanted_object.members)
         except FulcrumUnavailable:
             # The object may exist now: the response may have been lost, or another administrator may have created it.
+            # FulcrumCore answers 500 if the name exists, and every 500 raises FulcrumUnavailable.
             wanted_object.existing_object = self._find_existing_object(wanted_object)
             if wanted_object.existing_object is None:
                 raise
@@ -265,6 +266,7 @@ class Bootstrap:
     def _list_valid_tokens(self, agent_id: str) -> list[FulcrumToken]:
         now = self._time_at_fulcrum()
         tokens = self._fulcrum.list_agent_tokens(agent_id)
+        # If FulcrumCore's answer has no expiry time for a token, the token counts as expired.
         return [token for token in tokens if token.expire_at is not None and token.expire_at > now]
 
     def _time_at_fulcrum(self) -> datetime:

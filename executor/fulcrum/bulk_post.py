@@ -27,6 +27,7 @@ class PreparedPost:
         connection_pool = adapter.get_connection_with_tls_context(prepared_request, verify, proxies=session.proxies)
         if not isinstance(connection_pool, urllib3.HTTPConnectionPool):
             raise TypeError("the adapter has no HTTPConnectionPool")
+        # None: there is no client certificate.
         adapter.cert_verify(connection_pool, url, verify, None)  # type: ignore[no-untyped-call]
         self._connection_pool = connection_pool
         # A path, or a URL if there is a proxy.

@@ -44,7 +44,7 @@ class FulcrumClient:
     this time. After FulcrumRefused the caller does not retry.
     """
 
-    def __init__(  # noqa: PLR0913  # each argument is one setting, and all but two have a default
+    def __init__(  # noqa: PLR0913  # all arguments but the two callbacks are settings
         self,
         api_url: str,
         get_token: Callable[[], str],
@@ -109,7 +109,7 @@ class FulcrumClient:
     def processing_jobs_of_agent(self, agent_id: str) -> list[FulcrumJob]:
         """List the jobs that this agent has claimed and that have not ended.
 
-        `agent_id` is the id of this agent. The agent needs this list after a restart.
+        `agent_id` is the id of this agent.
         """
         query = {"agentId": _require_uuid(agent_id), "status": "Processing", "sort": "createdAt"}
         jobs = self._list_all_objects(FulcrumJob, "/jobs", query)
@@ -220,8 +220,8 @@ class FulcrumClient:
         """Send one value of a metric. FulcrumCore records the time at which it receives the value.
 
         `agent_instance_id` names the VM, `resource_id` a part of the VM such as `cpu`. All calls of a thread reuse one
-        prepared request (bulk_post.py), which saves CPU time. Raises FulcrumNotFound if FulcrumCore does not know the
-        metric type or the service.
+        prepared request (bulk_post.py), which saves CPU time. Raises FulcrumNotFound if FulcrumCore has no metric
+        type `type_name`, or no service of this agent with this `agent_instance_id`.
         """
         body = {
             "agentInstanceId": agent_instance_id,
@@ -234,8 +234,8 @@ class FulcrumClient:
     def _list_all_objects(self, model: type[Model], path: str, query: dict[str, Any]) -> Iterator[Model]:
         """Yield each object of a list once. FulcrumCore sends the list in pages.
 
-        An object may be missing on all pages: the order of objects with equal names is undefined, and the list may
-        change between two requests. So this method reads the list again until it has found as many objects as
+        An object may be missing on all pages: the order of objects with equal sort keys is undefined, and the list
+        may change between two requests. So this method reads the list again until it has found as many objects as
         FulcrumCore counts. Raises FulcrumUnavailable if objects are still missing after MAX_LIST_ATTEMPTS, because
         callers must not mistake an incomplete list for a complete one.
         """

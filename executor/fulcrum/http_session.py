@@ -1,4 +1,4 @@
-"""Creates HTTP sessions (of the library `requests`) that retry but follow no redirect. Adds the token to requests."""
+"""Creates sessions of the library `requests` that retry but follow no redirect. Adds a token to HTTP requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from executor.shared.bounded_http import BoundedAdapter
 
 
 class BearerAuth(AuthBase):
-    """Adds the token to a request.
+    """Adds a token for FulcrumCore (the agent's or an administrator's) to a request.
 
     If the token were only set as a header, the library `requests` could replace the header with a password from the
     file .netrc.
@@ -41,7 +41,7 @@ class _Session(requests.Session):
 class _Retry(Retry):
     """Retries as configured, but never after a read timeout, so that the caller waits for one read timeout only."""
 
-    def increment(  # type: ignore[override]  # the other arguments are passed on unchanged
+    def increment(  # type: ignore[override]  # `kwargs` has the base method's other arguments
         self, method: str | None = None, url: str | None = None, **kwargs: Any
     ) -> Retry:
         """Count one failed attempt. Raise the error of the attempt if the request must not be retried."""
@@ -82,7 +82,7 @@ def create_http_session(url: str, *, max_raw_bytes: int) -> requests.Session:
     session.headers["Accept"] = "application/json"
     session.headers["User-Agent"] = "agent-smith"
     # A BoundedAdapter limits the time until a response is complete, and the size of the response. `max_bytes=None` sets
-    # no limit for the decompressed body, because `Transport` limits the decompressed body.
+    # no limit for the decompressed body, because the caller limits it when it reads the body.
     adapter = BoundedAdapter(
         max_bytes=None, max_raw_bytes=max_raw_bytes, pool_connections=1, pool_maxsize=1, max_retries=RETRY_RULES
     )

@@ -19,8 +19,12 @@ JsonObject = dict[str, Any]
 def restrict_service_type(service_type: JsonObject, settings: Settings) -> JsonObject:
     """Return the service type with only the templates, bridges and VLANs that the settings allow.
 
-    The property `image` names a VM template, and the property `osTemplate` a container template. In a setting, the
-    entry ANY_VALUE (`*`) allows every value.
+    The property `image` names a VM template of the setting `proxmox_templates`, and the property `osTemplate` a
+    container template of the setting `proxmox_os_templates`. If one of these settings is empty, its property is not
+    restricted. The setting `proxmox_any_template` allows every template.
+
+    In the settings of bridges, VLANs and tags, the entry ANY_VALUE (`*`) allows every value, and must be the only
+    entry.
 
     If the settings allow no tag, the property `tags` is removed. If they allow only some tags, the returned type allows
     every tag, and the agent refuses the tags that the settings do not allow.
@@ -56,8 +60,8 @@ def _restrict_vlan(network_properties: JsonObject, vlans: Collection[str]) -> No
     """Limit the property `vlan` to the highest VLAN in `vlans`. If `vlans` is empty, remove the property.
 
     The lowest value stays 0, because 0 removes the VLAN of a VM. Between 1 and the highest VLAN, the property still
-    allows VLANs that are not in `vlans`, but the agent refuses these VLANs. If the only entry of `vlans` is ANY_VALUE,
-    the property is not changed.
+    allows VLANs that are not in `vlans`, but the agent refuses these VLANs. If `vlans` contains ANY_VALUE (its only
+    entry), the property is not changed.
     """
     highest_vlan = max((_last_vlan_of_range(text) for text in vlans if text != ANY_VALUE), default=0)
     if highest_vlan:

@@ -23,7 +23,7 @@ from executor.errors import FulcrumError, SettingsError
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.remote_members import (
     CONFIGURATION_MEMBERS,
-    FROM_FULCRUMCORES_CONFIGURATION_TEXT,
+    FROM_FULCRUM_CONFIGURATION,
     ConfigurationMember,
     MemberReader,
 )
@@ -36,17 +36,17 @@ log = get_logger(__name__)
 
 #: The origin that the command `smith config show` shows for a setting whose value comes from FulcrumCore.
 SETTING_ORIGIN = "FulcrumCore"
-#: The settings that determine to which server the agent sends its Proxmox credentials. An agent that does not verify
-#: the server's certificate could send them to a wrong server.
+#: The settings that determine to which server the agent sends its Proxmox credentials. They include the TLS settings:
+#: without verification of the certificate, another server can pose as Proxmox.
 PROXMOX_SERVER_SETTINGS = ("proxmox_host", "proxmox_port", "proxmox_validate_certs", "proxmox_ca_bundle")
 #: The settings that determine how the certificate of the Proxmox server is verified.
 TLS_SETTINGS = ("proxmox_validate_certs", "proxmox_ca_bundle")
-#: The first and the longest wait between two attempts to read the configuration. Each wait is twice as long as the
-#: previous wait.
+#: The first and the longest wait between two attempts to read the configuration, before the random factor is applied.
+#: Each wait is twice as long as the previous wait.
 MIN_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-#: Maximum number of doublings of a wait. Five suffice to reach MAX_BACKOFF_S. Without a maximum, a long outage would
-#: raise OverflowError, because the power of two would be too large for a float.
+#: Maximum number of doublings of a wait. Without it, a long outage would raise OverflowError, because the power of two
+#: would be too large for a float.
 MAX_DOUBLINGS = 10
 #: A wait is multiplied by a random factor between these bounds, so that agents do not all retry at the same time.
 MIN_JITTER_FACTOR = 0.7
@@ -125,11 +125,12 @@ def _values_to_apply(settings: Settings, values: dict[str, Any]) -> dict[str, An
         ignored_attributes.update(PROXMOX_SERVER_SETTINGS)
         if "proxmox_host" in values and not settings.proxmox_host:
             raise SettingsError(
-                f"apiHost {FROM_FULCRUMCORES_CONFIGURATION_TEXT} (the setting PROXMOX_HOST) is used only if "
+                f"apiHost {FROM_FULCRUM_CONFIGURATION} (the setting PROXMOX_HOST) is used only if "
                 "FulcrumCore also has apiTokenSecret, because the agent sends no secret of this machine to an address "
                 "from FulcrumCore. Set apiTokenId and apiTokenSecret in FulcrumCore, or PROXMOX_HOST on this machine"
             )
     elif _is_set_on_this_machine(settings, "proxmox_ca_bundle"):
+        # FulcrumCore must not turn off certificate verification, which would disable the local CA bundle.
         ignored_attributes.update(TLS_SETTINGS)
     elif _is_set_on_this_machine(settings, "proxmox_validate_certs"):
         ignored_attributes.add("proxmox_validate_certs")
@@ -160,14 +161,14 @@ def _problem_lines(problems: Mapping[str, str], values: Mapping[str, Any]) -> It
     for name, problem in problems.items():
         member = next((member for member in CONFIGURATION_MEMBERS if member.settings_attribute == name.lower()), None)
         if member is not None and member.settings_attribute in values:
-            yield f"{member.name} {FROM_FULCRUMCORES_CONFIGURATION_TEXT} (the setting {name}) {problem}"
+            yield f"{member.name} {FROM_FULCRUM_CONFIGURATION} (the setting {name}) {problem}"
         else:  # a local setting that does not fit the values from FulcrumCore
-            remote_settings = f"the settings {FROM_FULCRUMCORES_CONFIGURATION_TEXT} ({remote_setting_names})"
+            remote_settings = f"the settings {FROM_FULCRUM_CONFIGURATION} ({remote_setting_names})"
             yield f"{name} {problem}; correct this setting, or one of {remote_settings}"
 
 
 class _Backoff:
-    """Waits after each failed attempt. Each wait is longer than the previous one, up to a maximum."""
+    """Waits after each failed attempt: each time about twice as long, up to a maximum."""
 
     def __init__(self, sleep: Callable[[float], None], on_wait: Callable[[str], None]) -> None:
         self._sleep = sleep

@@ -21,7 +21,7 @@ from executor.settings.types import MIN_VMID
 log = get_logger(__name__)
 
 #: Part of an error text: says that a setting's value comes from the agent's configuration in FulcrumCore.
-FROM_FULCRUMCORES_CONFIGURATION_TEXT = "from FulcrumCore's configuration"
+FROM_FULCRUM_CONFIGURATION = "from FulcrumCore's configuration"
 #: The name of the file in SMITH_DATA_DIR to which the CA certificates are written.
 CA_FILE_NAME = "proxmox-ca-from-fulcrumcore.pem"
 #: Matches the name of an image: 1 to 100 characters without commas, equals signs and white space.
@@ -46,8 +46,8 @@ class MemberReader:
     def read_values(self, agent: FulcrumAgent) -> dict[str, Any]:
         """Return the configured values. The keys are attributes of Settings. Raises SettingsError and FulcrumError.
 
-        `agent.defects` lists the invalid members of the agent in FulcrumCore, each with pydantic's type of the error,
-        such as `agent.configuration: dict_type` (the configuration is not a JSON object).
+        `agent` is FulcrumCore's JSON object of the agent. `agent.defects` lists its invalid members, each with the type
+        of pydantic's error, such as `agent.configuration: dict_type` (the configuration is not a JSON object).
         """
         if any(defect.startswith("agent.configuration") for defect in agent.defects):
             raise SettingsError(
@@ -65,9 +65,7 @@ class MemberReader:
                 values[member.settings_attribute] = member.read(self, value)
             except _InvalidMember as problem:
                 setting_name = member.settings_attribute.upper()
-                problems.append(
-                    f"{member.name} {FROM_FULCRUMCORES_CONFIGURATION_TEXT} (the setting {setting_name}) {problem}"
-                )
+                problems.append(f"{member.name} {FROM_FULCRUM_CONFIGURATION} (the setting {setting_name}) {problem}")
         if problems:
             raise SettingsError("\n".join(problems))
         return values
@@ -178,7 +176,7 @@ def _replace_private_file(file: Path, text: str) -> Path:
     new_file = file.with_name(f".{file.name}.{os.getpid()}")
     descriptor = os.open(new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        os.fchmod(stream.fileno(), 0o600)  # for a file that existed already with other permissions
+        os.fchmod(stream.fileno(), 0o600)  # os.open sets no permissions if the file exists
         stream.write(text)
     return new_file.replace(file)
 
@@ -192,8 +190,8 @@ class ConfigurationMember:
     read: Callable[[MemberReader, Any], Any]  #: checks the member's value and returns the setting's value
 
 
-#: Every member that the agent reads. The agent type in `deploy/agent-type-proxmox.json`, which is created in
-#: FulcrumCore, declares the same members.
+#: Every member that the agent reads. The agent type's definition, `deploy/agent-type-proxmox.json`, declares the same
+#: members.
 CONFIGURATION_MEMBERS = (
     ConfigurationMember("apiHost", "proxmox_host", MemberReader.read_text),
     ConfigurationMember("apiPort", "proxmox_port", MemberReader.read_number),

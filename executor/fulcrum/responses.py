@@ -19,7 +19,7 @@ from executor.fulcrum.untrusted_json import parse_json
 from executor.redaction import redactor
 from executor.shared.connection_failures import text_for_operators
 
-#: Maximum length of an error text, in characters.
+#: Maximum length of the text that an exception quotes from a response or from another exception, in characters.
 MAX_ERROR_TEXT_LENGTH = 300
 #: A longer wait in a `Retry-After` header is shortened to this.
 MAX_RETRY_AFTER_S = 3600.0
@@ -71,7 +71,9 @@ def _error_class(response: Response) -> type[FulcrumError]:
     it never sends the same request again.
     """
     status = response.status
-    if status in (401, 403):  # FulcrumCore also answers 401 or 403 while its database is down
+    if status in (401, 403):
+        # These answers do not prove that the token is invalid or that the job does not exist: FulcrumCore can give them
+        # while its database is down.
         return FulcrumAuthError
     if status < 400 or status in (408, 425, 429) or status >= 500:
         return FulcrumUnavailable

@@ -124,7 +124,7 @@ class Transport:
                 if reuses_prepared_request and data is not None:
                     return self._send_prepared_post(path, data, used_token)
                 return self._send_and_read(method, path, query, data, used_token)
-            except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # `requests` raises OSErrors
+            except (OSError, ValueError, urllib3.exceptions.HTTPError) as exc:  # OSError: errors of `requests`
                 text = f"{method} {path}: {describe_connection_failure(exc)}"
                 raise FulcrumUnavailable(mask_secrets(text, used_token)) from exc
 
@@ -179,7 +179,7 @@ class Transport:
         try:
             return Response(response.status, CaseInsensitiveDict(response.headers), self._read_body(response))
         finally:
-            response.close()  # has no effect on a connection whose response was read to the end
+            response.close()  # closes the connection if the response was not read to the end
             response.release_conn()
 
     @staticmethod

@@ -136,7 +136,8 @@ class FulcrumService(FulcrumModel):
     consumer_id: FulcrumId | None = None
     agent_id: FulcrumId | None = None
     service_type_id: FulcrumId | None = None
-    group_id: FulcrumId | None = None  #: the service group: FulcrumCore sends one pending job per group
+    #: the service group: FulcrumCore sends the next job of a group when the previous one has ended
+    group_id: FulcrumId | None = None
     #: the id that the agent reported for the VM: the agent's id, a slash and the VMID
     agent_instance_id: str | None = None
     #: what the agent last reported about the VM, such as its node and IP addresses
@@ -152,6 +153,8 @@ class FulcrumJob(FulcrumModel):
     action: str | None = None
     status: str | None = None
     priority: Int32 = 1
+    #: the job's properties, which are the new values in an update. Without them, an update fails, and every other job
+    #: uses the service's properties.
     params: Any = Field(default=None, repr=False)
     provider_id: FulcrumId | None = None
     consumer_id: FulcrumId | None = None
@@ -199,7 +202,7 @@ class FulcrumAgent(FulcrumModel):
     status: str | None = None
     provider_id: FulcrumId | None = None
     agent_type_id: FulcrumId | None = None
-    #: the set of FulcrumCore's service pools: FulcrumCore can take values for the services' properties from them
+    #: the agent's set of service pools, from which FulcrumCore can take values of the services' properties
     service_pool_set_id: FulcrumId | None = None
     #: a customer's order can name tags; FulcrumCore gives the new service to an agent that has all of them
     tags: list[str] = Field(default_factory=list)
@@ -230,7 +233,7 @@ class ServiceType(FulcrumModel):
 
     @property
     def running_statuses(self) -> frozenset[str] | None:
-        """The statuses of a running service; None if the type does not name them."""
+        """The statuses of a service whose VM runs; None if the service type does not name them."""
         names = self.lifecycle_schema.get("runningStates")
         if not isinstance(names, list) or not names:
             return None
@@ -261,13 +264,13 @@ def _secret_paths_in(definition: Any, path: tuple[str, ...]) -> Iterator[tuple[s
 
 
 class ListedService(FulcrumService):
-    """A service in the response to `GET /services`, which contains the service type, not only its id."""
+    """A service in the response to `GET /services`. The service contains its service type, not only the type's id."""
 
     service_type: ServiceType | None = None
 
 
 class MetricType(FulcrumModel):
-    """A metric type in FulcrumCore. FulcrumCore refuses a metric value if no metric type has its type name."""
+    """A metric type in FulcrumCore. A metric value names its type. FulcrumCore refuses a value with an unknown type."""
 
     defect_prefix: ClassVar[str] = "metricType."
 

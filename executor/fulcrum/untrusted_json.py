@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-#: Maximum depth of nested JSON. The database, the redactor and Ansible process values recursively, and would fail on
-#: deeper JSON.
+#: Maximum depth of nested JSON. The database, the redactor (it masks secrets) and Ansible process values recursively
+#: and would fail on deeper JSON.
 MAX_JSON_DEPTH = 64
 #: Maximum number of values in one text, so that the parsed text does not take too much memory: a value takes up to 240
 #: bytes as a Python object. The commas and opening brackets in the text are counted instead of the values.
 MAX_JSON_VALUES = 250_000
-#: Maximum number of values, and maximum size, of one item of a large list (see `parse_json_list`). A job has a few
-#: hundred values.
+#: Maximum number of values, and maximum size, of one item of a large list. An item can be a job, which has a few
+#: hundred values. A list is large if its text is larger than MAX_ITEM_BYTES, or may have more than MAX_JSON_VALUES
+#: values.
 MAX_ITEM_VALUES = 10_000
 MAX_ITEM_BYTES = 12 * 1024 * 1024
 #: A whole number with this many digits is larger than every float.
@@ -59,9 +60,9 @@ def parse_json(content: bytes) -> Any:
 def parse_json_list(content: bytes, max_items: int) -> tuple[list[Any], int]:
     """Parse a JSON list. Return its first `max_items` items, and the number of further items.
 
-    In place of an item that is not JSON or is too large, the result has a ValueError. A large list is parsed item by
-    item, so that one item can neither make the other items unreadable nor exhaust the memory. Raises ValueError if the
-    text is not a list.
+    A large list is parsed item by item, so that one item can neither make the other items unreadable nor exhaust the
+    memory. In place of an item that is not JSON or is too large, the result has a ValueError. A small list is parsed as
+    a whole. Raises ValueError if the text is not a list, or if a small list contains an item that is not JSON.
     """
     if len(content) <= MAX_ITEM_BYTES and not _may_have_too_many_values(content):
         value = parse_json(content)
@@ -165,7 +166,7 @@ def _with_limited_depth(text: str) -> str:
 def check_storable(value: Any) -> Any:
     """Return the value unchanged. Raises ValueError if the database cannot store it.
 
-    These are values that are nested too deeply or contain NaN, infinity, a NUL character or a lone surrogate.
+    It cannot store a value that is nested too deeply or contains NaN, infinity, a NUL character or a lone surrogate.
     """
     values_of_level = [value]
     depth = 0

@@ -21,8 +21,8 @@ from executor.shared.error_codes import ErrorCode
 
 log = get_logger(__name__)
 
-#: How long the paths of a service type's secrets are cached. The time is short, because an administrator may change the
-#: type at any time.
+#: How long the agent caches which properties a service type marks as secret. The time is short, because an
+#: administrator may change the type at any time.
 SERVICE_TYPE_CACHE_S = 60.0
 #: The number of attempts after which a job fails if FulcrumCore answers 500 for a secret. FulcrumCore answers 500 after
 #: a temporary failure, but also if its vault has no encryption key. So the agent first retries the job. After this
@@ -103,7 +103,8 @@ class SecretResolver:
     ) -> dict[str, Any]:
         """Return a copy of the properties in which secrets replace the references.
 
-        A property whose reference an update does not change is removed from the copy.
+        If an update does not change the reference of a property, the property is removed from the copy. The update does
+        not need this secret, and the vault may no longer have it.
 
         If the vault no longer has a secret, the first create job of a service (the service's status is New) fails. In
         any other job, the property is removed from the copy, and `on_property_left_out` is called with its name.
@@ -202,7 +203,7 @@ class SecretResolver:
 
 
 def _original_properties(job: JobForSecretResolver) -> Any:
-    """Return the job's properties as FulcrumCore sent them. If the job has none, return the service's properties."""
+    """Return the job's `params`. If they are None or empty, return the properties of the job's service."""
     return job.params or (job.service or {}).get("properties") or {}
 
 

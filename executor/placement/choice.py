@@ -44,6 +44,7 @@ class ChoiceFacts:
 
     snapshot: ClusterSnapshot
     placement_or_constraints: Placement | PlacementConstraints  #: the only possible placement, or what the VM needs
+    #: the bridges of each online node (an empty set if they cannot be read); {} if the choice does not need them
     bridges_by_node: Mapping[str, frozenset[str]] = field(default_factory=dict)
     migrating_vm: VmRow | None = None  #: the VM that migrates; None for a new VM, and if Proxmox does not list the VM
 
@@ -85,7 +86,8 @@ class ChoiceReader:
         image_templates = [self.cluster_cache.template(row, may_wait) for row in template_rows]
         # A linked clone is on the storages of its template, so only a full clone needs PROXMOX_STORAGE.
         storage = self.settings.proxmox_storage if self.settings.proxmox_full_clones else ""
-        # Maps the VMID of each template to the nodes on which a clone of the template can be created.
+        # For each template, by its VMID: the nodes on which a clone of the template can be created, and whether the
+        # list of these nodes is known to be complete.
         nodes_for_clone_by_vmid = {
             template.vmid: templates.nodes_for_clone(template, snapshot.storages, storage)
             for template in image_templates
@@ -132,9 +134,10 @@ class ChoiceReader:
     def read_facts_for_growth(
         self, vmid: int, memory_mib: int, cores: int, may_wait: MayWait
     ) -> tuple[VmRow, PlacementConstraints, ClusterSnapshot] | None:
-        """Return the VM's row, what a larger VM needs from its node, and the snapshot; None if the VM does not grow.
+        """Return the VM's row, what the VM needs from its node in order to grow, and the snapshot.
 
-        `memory_mib` and `cores` are the new size. In the constraints, memory or cores that do not grow are 0.
+        Returns None if the VM does not grow, or Proxmox does not list it. `memory_mib` and `cores` are the new size. In
+        the constraints, memory or cores that do not grow are 0.
         """
         snapshot = self.cluster_cache.snapshot(may_wait)
         if snapshot.find_vm(vmid) is None:  # the snapshot may be older than the VM
@@ -165,11 +168,11 @@ class ChoiceReader:
     def _read_facts_for_migrating_vm(self, row: VmRow, snapshot: ClusterSnapshot, may_wait: MayWait) -> ChoiceFacts:
         """Read the facts for the choice among the nodes that have access to the VM's disks and bridges."""
         config = self.proxmox.vm_config(row.node, row.vmid, kind=row.kind)
-        # For a VM that migrates, `nodes_for_clone` returns the nodes with access to its disks. The cloud-init drive is
-        # left out, because Proxmox creates it again on the target node.
-        nodes_with_disks = templates.nodes_for_clone(
-            templates.vm_facts_without_cloud_init_drive(row, config), snapshot.storages
-        ).nodes
+        # The cloud-init drive is left out, because Proxmox creates it again on the target node.
+        vm_facts = templates.vm_facts_without_cloud_init_drive(row, config)
+        # `nodes_for_clone` returns the nodes that have access to a template's disks. Here it gets the VM instead of a
+        # template, and returns the nodes that have access to the VM's disks.
+        nodes_with_disks = templates.nodes_for_clone(vm_facts, snapshot.storages).nodes
         needed_bridges = _bridges_of_vm(config)
         usable_nodes = [
             node
@@ -186,7 +189,7 @@ class ChoiceReader:
         return ChoiceFacts(snapshot=snapshot, placement_or_constraints=constraints, migrating_vm=row)
 
     def _may_have_bridges(self, node: str, needed_bridges: set[str], may_wait: MayWait) -> bool:
-        """Return False if the node lacks one of `needed_bridges`; True if its bridges are unknown."""
+        """Return False only if the node is known to lack one of `needed_bridges`."""
         bridges = self.cluster_cache.bridges(node, may_wait)  # empty if they cannot be read
         return not bridges or needed_bridges <= bridges
 
@@ -204,7 +207,7 @@ class ChoiceReader:
         if not are_unconfigured_templates_allowed and image not in vmid_by_image:
             raise template_not_configured_error(image, vmid_by_image)
         try:
-            if incomplete_rows := templates.rows_of_possible_templates(image, vmid_by_image, rows):
+            if incomplete_rows := templates.incomplete_rows_of_possible_templates(image, vmid_by_image, rows):
                 rows_by_vmid = {
                     row.vmid: self.cluster_cache.add_missing_facts(row, may_wait) for row in incomplete_rows
                 }

@@ -26,7 +26,8 @@ from executor.shared.error_patterns import LOCK_TIMEOUT_PATTERN
 
 log = get_logger(__name__)
 
-#: A thread that waits for other clones to end asks its caller at this interval whether to wait longer (`may_wait`).
+#: While `acquire_slot` waits for other clones to end, it calls its argument `may_wait` at this interval.
+#: `may_wait` returns whether to wait longer.
 CHECK_INTERVAL_S = 0.5
 #: After this number of successful clones, a limit that was halved is raised by one.
 SUCCESSES_PER_RAISE = 8
@@ -68,10 +69,10 @@ class CloneLimit:
     _clone_targets: dict[str, _CloneTarget] = field(default_factory=dict)
     #: Guards `_clone_targets`, and is notified when a clone ends.
     _condition: threading.Condition = field(default_factory=threading.Condition)
-    #: The SQL expression that the property `max_creates` returns on PostgreSQL; None on SQLite. It is made only once,
-    #: because the SQL statement that claims a job is cached, and the key in this cache contains this object.
+    #: The SQL expression that the property `max_creates` returns on PostgreSQL; None on SQLite. The expression is made
+    #: only once: for a new expression object, the cached SQL statement that claims a job would be built again.
     _shared_max_creates: Any = None
-    _create_count_after_clone: int = 0  #: the number of creates in progress whose clone has ended
+    _create_count_after_clone: int = 0  #: the number of running create jobs whose clone has ended
 
     def __post_init__(self) -> None:
         if self.shared_allocations is not None:
@@ -81,8 +82,8 @@ class CloneLimit:
     def max_creates(self) -> Any:
         """The number of create jobs that may run at the same time.
 
-        This is the sum of the limits of all targets that were used so far, plus the number of creates whose clone has
-        ended, because these creates no longer count against a limit. Before the first use of a target, the sum is
+        This is the sum of the limits of all targets that were used so far, plus the number of create jobs whose clone
+        has ended, because these jobs no longer count against a limit. Before the first use of a target, the sum is
         `max_clones_per_target`. On PostgreSQL, which several agents can share, the property is an SQL expression for
         the number.
         """
@@ -183,5 +184,5 @@ class CloneLimit:
 
 
 def _is_lock_timeout(result: JobResult) -> bool:
-    """Return whether a create failed because a lock, of a storage or a guest, was not free in time."""
+    """Return whether a create failed because Proxmox did not get a lock in time, for example the lock of a storage."""
     return result.code is ErrorCode.VM_LOCKED and re.search(LOCK_TIMEOUT_PATTERN, result.detail) is not None

@@ -72,14 +72,15 @@ class PlacementConstraints:
     cores: int
     storage: str = ""  #: the name of the storage that the node must have; '' if no storage is required
     bridge: str = ""  #: the name of the bridge that the node must have; '' if no bridge is required
-    #: The keys are the nodes with access to the VM's source. The source of a new VM is the template, or the volume of
-    #: the ISO image or container template. For a migration, `source` means the disks and bridges of the VM. The values
-    #: are the VMIDs of the templates to clone, or NO_TEMPLATE.
+    #: Maps each node with access to the VM's source to the VMID of the template to clone for a VM on this node, or to
+    #: NO_TEMPLATE. The source of a new VM is the template, or the volume of the ISO image or container template. The
+    #: source of a migrating VM is its disks and bridges.
     template_vmid_by_candidate_node: Mapping[str, int]
     source_text: str = "the template"  #: the name of the source in messages
-    #: The node that is chosen if several nodes have the highest score. If the load of the best node is unknown, a new
-    #: VM gets the preferred node, provided that it fits. For a cloned VM, it is the node of the image's template with
-    #: the lowest VMID. For a migrating VM, it is the VM's present node. For a new VM without a template, it is ''.
+    #: The preferred node: for a clone, the node of the image's template with the lowest VMID; for a migration, the VM's
+    #: present node; '' for a new VM without a template. If several nodes share the highest score, the preferred node
+    #: is chosen if it is one of them. A new VM gets the preferred node, whatever its score, if this node fits and the
+    #: token cannot read the load of the node with the highest score.
     preferred_node: str = ""
 
 
@@ -100,8 +101,8 @@ class Placement:
     template_vmid: int
     reason: str
     #: The name of a shared storage, or `<storage>@<node>`. The number of clones that run at the same time is limited,
-    #: and clones with the same `clone_target` share one limit. `choose_node` leaves this field empty. The placer sets
-    #: it for a new VM, but not for a migration.
+    #: and clones with the same `clone_target` share one limit. `choose_node` leaves this field empty. Its caller
+    #: sets the field for a new VM. For a migration, the field stays empty.
     clone_target: str = ""
 
     def add_placement_to_result(self, vm_result: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def _no_node_error(constraints: PlacementConstraints, rejections: Mapping[str, R
         return JobError(ErrorCode.NOT_FOUND, "there is no node for the VM", operator_detail=text)
     codes = {code for code, _text in rejections.values()}
     first_code = next(code for code in CODE_PRECEDENCE if code in codes)
-    customer_text = f"no node fits {constraints.memory_mib} MiB and {constraints.cores} cores"
+    customer_text = f"no node fits a VM with {constraints.memory_mib} MiB and {constraints.cores} cores"
     reasons = "; ".join(f"{name} {text}" for name, (_code, text) in sorted(rejections.items()))
     return JobError(first_code, customer_text, operator_detail=f"{customer_text}: {reasons}"[:MAX_ERROR_CHARS])
 

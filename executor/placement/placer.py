@@ -1,13 +1,13 @@
 """Chooses the node for each new VM and for each migration.
 
 An allocation is the memory and cores of a VM that is being created, migrated or made larger. It counts as used on the
-chosen node until Proxmox's list of VMs shows it. Without allocations, many create jobs at the same time would all get
-the same node. Agents that share a database count each other's allocations, too (`shared_allocations.py`).
+chosen node. When the job's run ends, the allocation is marked as ended. When Proxmox's list of VMs has then been read
+again, the allocation is removed. Without allocations, many create jobs at the same time would all get the same node.
+Agents that share a database count each other's allocations, too (`shared_allocations.py`).
 
-All facts are read from Proxmox before the placer takes a lock. So a request that Proxmox does not answer does not delay
-other placements. An allocation ends when the run of its job ends. To end it, the placer takes only one lock,
-`Placer._lock`. The placer does not hold this lock while it calls the database, so a thread that waits for the database
-does not delay the end of another run.
+Before the placer takes a lock, it reads from Proxmox the facts on which a choice depends, such as the lists of nodes,
+guests and storages. So a request that Proxmox does not answer does not delay other placements. A thread that marks an
+allocation as ended takes only the lock `Placer._lock`. No thread holds this lock while it waits for the database.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = get_logger(__name__)
 
 @dataclass(kw_only=True)
 class _Allocation:
-    """The memory and cores of a new, migrating or growing VM. They count until Proxmox's list of VMs shows them."""
+    """The memory and cores of a new, migrating or growing VM. They count as used on `node`."""
 
     node: str
     memory_bytes: int
@@ -64,10 +64,11 @@ class Placer:
     #: The allocations of other agents. The keys are VMIDs.
     _allocations_of_other_agents: dict[int, _Allocation] = field(default_factory=dict)
     _newest_snapshot: ClusterSnapshot | None = None  #: Proxmox's newest lists of nodes, guests and storages
-    #: Guards the three fields above. It is not held while Proxmox or the database is called.
+    #: Guards `_allocations`, `_allocations_of_other_agents` and `_newest_snapshot`. It is not held while Proxmox or the
+    #: database is called.
     _lock: threading.Lock = field(default_factory=threading.Lock)
     #: Held while a thread chooses a node and stores its choice. It is not held while facts are read from Proxmox. A
-    #: thread that ends an allocation does not take it.
+    #: thread that marks an allocation as ended does not take it.
     _choice_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class Placer:
     def allocate_for_new_vm(
         self, request: PlacementRequest, *, may_wait: MayWait = may_always_wait
     ) -> Iterator[Placement]:
-        """Choose the node for a new VM. The VM's memory and cores count as used there until the `with` block ends.
+        """Choose the node for a new VM. Add the VM's allocation; mark it as ended when the `with` block ends.
 
         While Proxmox does not answer, `may_wait` is called repeatedly. Raises JobError when no node fits, when facts
         cannot be read, and when `may_wait` returns False or raises JobError.
@@ -85,7 +86,7 @@ class Placer:
         choice_facts = self._reader.read_facts_for_new_vm(request, may_wait)
         with self._exclusive_choice(choice_facts.snapshot, request.vmid) as add_allocation:
             placement = self._choose_placement(choice_facts)
-            # The number of simultaneous clones is limited for each clone target, which is a storage.
+            # The number of simultaneous clones is limited for each clone target: a shared storage or a node's storage.
             placement = replace(placement, clone_target=self._clone_target(placement.node, choice_facts.snapshot))
             add_allocation(placement.node, request.memory_mib * MIB, request.cores)
         log.info("vm_placed", node=placement.node, template_vmid=placement.template_vmid, reason=placement.reason)
@@ -102,10 +103,10 @@ class Placer:
     def allocate_for_migration(
         self, vmid: int, mapped_node: str, *, may_wait: MayWait = may_always_wait
     ) -> Iterator[Placement]:
-        """Choose the target node of a migration. The VM counts as a guest of that node until the `with` block ends.
+        """Choose the target node of a migration. Add the VM's allocation; mark it as ended when the `with` block ends.
 
-        `mapped_node` is the node in the VM's mapping. It is chosen if Proxmox does not list the VM. Raises the same
-        errors as `allocate_for_new_vm`.
+        If Proxmox does not list the VM, it is unknown which nodes are possible. Then `mapped_node`, the node in the
+        VM's mapping, is the target node. Raises the same errors as `allocate_for_new_vm`.
         """
         choice_facts = self._reader.read_facts_for_migration(vmid, mapped_node, may_wait)
         vm = choice_facts.migrating_vm
@@ -121,20 +122,21 @@ class Placer:
     def allocate_for_growth(
         self, vmid: int, memory_mib: int, cores: int, *, may_wait: MayWait = may_always_wait
     ) -> Iterator[None]:
-        """Check that a VM can grow to this size on its node. The size counts as used until the `with` block ends.
+        """Check that a VM can grow to this size on its node, and add the VM's allocation.
 
-        If the VM does not grow, or if Proxmox does not list it, nothing is checked. Raises the same errors as
-        `allocate_for_new_vm`.
+        The allocation is marked as ended when the `with` block ends. If the VM does not grow, or if Proxmox does not
+        list it, nothing is checked or allocated. Raises the same errors as `allocate_for_new_vm`.
         """
         growth = self._reader.read_facts_for_growth(vmid, memory_mib, cores, may_wait)
         if growth is None:
             yield
             return
-        vm, constraints, snapshot = growth
+        vm, constraints, snapshot = growth  # `constraints`: what the VM needs from its node in order to grow
         with self._exclusive_choice(snapshot, vmid) as add_allocation:
             snapshot = self._update_snapshot_and_allocations(snapshot)
-            for row in snapshot.nodes:  # the check needs no bridges, and leaves out the VM's present size
+            for row in snapshot.nodes:
                 if row.name == vm.node:
+                    # frozenset(): network bridges do not matter here. {vmid}: the VM's present size is not counted.
                     require_capacity(
                         self._facts_of_node(row, snapshot, frozenset(), {vmid}), constraints, self._rules()
                     )
@@ -168,7 +170,8 @@ class Placer:
                     self.shared_allocations.begin_exclusive_choice(
                         vmids_of_this_agent=vmids_of_this_agent,
                         vm_list_age_s=self.clock() - newest_snapshot.read_at,
-                        # Proxmox's list lacks the memory and cores of a VM whose node sends the cluster no statistics.
+                        # Proxmox's list lacks the memory and cores of these VMs: their nodes send no statistics.
+                        # So the VMs' allocations count even after the allocations have ended.
                         vmids_of_unknown_size=[vm.vmid for vm in newest_snapshot.vms if not vm.has_statistics],
                     )
                 )
@@ -201,19 +204,23 @@ class Placer:
                 self.shared_allocations.end_allocation(vmid)
 
     def _update_snapshot_and_allocations(self, snapshot: ClusterSnapshot) -> ClusterSnapshot:
-        """Return the newest snapshot. Remove the allocations that ended before this snapshot was read.
+        """Return the newest snapshot. Remove the allocations that were marked as ended before this snapshot was read.
 
         The newest snapshot shows the node and the size (memory and cores) of a VM whose allocation has ended. If the
-        snapshot lacks the size of a VM, the VM's allocation is kept. The argument `snapshot` is ignored if a newer
-        snapshot is known, because `snapshot` may lack a VM whose allocation has been removed. The caller holds `_lock`.
+        snapshot lists a VM without its size, the VM's allocation is kept. The argument `snapshot` is ignored if a newer
+        snapshot is known. The older snapshot may lack a VM whose allocation has been removed. With it, this VM would
+        not be counted. The caller holds `_lock`.
         """
         newest_snapshot = self._newest_snapshot
         if newest_snapshot is None or newest_snapshot.read_at <= snapshot.read_at:
             newest_snapshot = self._newest_snapshot = snapshot
         for vmid, allocation in list(self._allocations.items()):
             row = newest_snapshot.find_vm(vmid)
-            is_size_known = row is None or row.has_statistics
-            if allocation.ended_at is not None and allocation.ended_at < newest_snapshot.read_at and is_size_known:
+            is_size_missing = row is not None and not row.has_statistics
+            has_ended_before_snapshot = (
+                allocation.ended_at is not None and allocation.ended_at < newest_snapshot.read_at
+            )
+            if has_ended_before_snapshot and not is_size_missing:
                 del self._allocations[vmid]
         return newest_snapshot
 

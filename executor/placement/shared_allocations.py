@@ -1,13 +1,14 @@
 """Stores the allocations of this agent in the database, and reads the allocations of the other agents.
 
+In this module, "agent" means an agent process, and "clone" means the clone operation.
+
 An allocation is the memory and cores that a new, migrating or growing VM needs on its node. An allocation counts as
 used until Proxmox's list of VMs shows this memory and these cores. A clone target is a storage on which the number of
-simultaneous clone operations is limited. The database contains the running clone operations of each clone target. In
-this module, "clone" means the clone operation.
+simultaneous clone operations is limited. The database contains the running clone operations of each clone target.
 
 On PostgreSQL, a SharedAllocations object is used by `Placer`, which chooses the nodes of VMs, and by `CloneLimit`,
-which delays a clone until fewer clones than this limit run. On SQLite, no other agent exists, and the object is not
-needed.
+which delays a clone while the limit of its clone target is reached. On SQLite, no other agent exists, and the object
+is not needed.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class ExclusiveChoice:
     session: Session
     owner: AllocationOwner  #: this agent process
     allocations_of_other_agents: Collection[Allocation]
-    #: Called with a VMID before a new allocation of the VM is stored. Discards the VM's entry in `_unstored_ends` of
-    #: SharedAllocations: a retry would otherwise end the new allocation.
+    #: Called with a VMID before a new allocation of this VM is stored. It discards the VM's entry in `_unstored_ends`
+    #: of `SharedAllocations`. Otherwise the end of an earlier allocation would later be stored for the new allocation.
     forget_unstored_end: Callable[[int], None]
 
     def store_allocation(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
@@ -73,6 +74,9 @@ class SharedAllocations:
         self.retry_storing_allocation_ends()
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
+            # Deletes each allocation of any agent whose start is more than `allocations.MAX_ALLOCATION_AGE_S` ago, or
+            # whose end (after the playbook run) is more than `allocations.MAX_COUNTED_TIME_AFTER_RUN_END_S` ago.
+            # Deletes this agent's allocations that have no stored end and are not in its memory.
             allocations.delete_obsolete_allocations(session, self.owner, vmids_of_this_agent)
             other_allocations = allocations.allocations_of_other_agents(
                 session, self.owner, vm_list_age_s=vm_list_age_s, vmids_of_unknown_size=vmids_of_unknown_size
@@ -120,7 +124,8 @@ class SharedAllocations:
         """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError.
 
         The limit of a new target is `max_clones_per_target`. `halve_clone_limit` and `count_successful_clone` change
-        the limit. If another agent has a higher setting and stored a higher limit, `max_clones_per_target` is used.
+        the limit. An agent with a higher SMITH_CLONES_PER_STORAGE may have stored a limit that is higher than
+        `max_clones_per_target`. Then `max_clones_per_target` is used.
         """
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
@@ -153,6 +158,6 @@ class SharedAllocations:
         """Return the SQL expression for the number of create jobs that all agents may run together at the same time.
 
         The number is the sum of the limits of the clone targets, plus the number of running create jobs whose clone has
-        ended: a job without a running clone does not use the limit of a clone target.
+        ended: such a job does not count against the limit of a clone target.
         """
         return allocations.max_creates(self.owner, max_clones_per_target)

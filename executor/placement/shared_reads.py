@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from executor.errors import JobError
 from executor.shared.error_codes import ErrorCode
 
-#: During the wait for a read, `may_wait` is called at this interval. It returns whether to wait longer.
+#: Time between two calls of `may_wait`, a parameter of `SharedReads.get`.
 CHECK_INTERVAL_S = 0.5
 #: Time after a failed read in which a new call gets the same error without a new read.
 MAX_FAILURE_AGE_S = 1.0
@@ -34,14 +34,14 @@ class _Read:
     ended_at: float = float("inf")
     future: Future[Any] = field(default_factory=Future)
 
-    def is_usable(self, *, not_before: float, called_at: float) -> bool:
+    def is_usable(self, *, earliest_read_start: float, called_at: float) -> bool:
         """Return whether a call can use the value or the error of this read, which has ended.
 
-        The call began at `called_at`, and needs a value that was read at `not_before` or later.
+        The call began at `called_at`, and needs a value that was read at `earliest_read_start` or later.
         """
         if self.future.exception() is not None:
             return self.ended_at >= called_at - MAX_FAILURE_AGE_S
-        return self.started_at >= not_before
+        return self.started_at >= earliest_read_start
 
 
 @dataclass(kw_only=True)
@@ -54,13 +54,16 @@ class SharedReads:
     #: Threads are reused, because each thread keeps its connection to Proxmox open.
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(READER_THREADS, "placement"))
 
-    def get(self, key: Hashable, read: Callable[[], T], *, not_before: float, may_wait: Callable[[], bool]) -> T:
-        """Return the result of a `read` that started at `not_before` or later. If the read fails, raise its error.
+    def get(
+        self, key: Hashable, read: Callable[[], T], *, earliest_read_start: float, may_wait: Callable[[], bool]
+    ) -> T:
+        """Return the result of a `read` that started at `earliest_read_start` or later. If the read fails, raise its
+        error.
 
-        The result of the latest read is used if the read started at `not_before` or later. The error of a failed read
-        is used for MAX_FAILURE_AGE_S. Otherwise a new read starts. During the wait, `may_wait` is called repeatedly.
-        When `may_wait` returns False, raises JobError CANCELLED. An error in `may_wait` ends the wait, and is raised to
-        the caller.
+        The result of the latest read is used if the read started at `earliest_read_start` or later. The error of a
+        failed read is used for MAX_FAILURE_AGE_S. Otherwise a new read starts. During the wait, `may_wait` is called
+        repeatedly. When `may_wait` returns False, raises JobError CANCELLED. An error in `may_wait` ends the wait, and
+        is raised to the caller.
         """
         called_at = self.clock()
         while True:
@@ -68,11 +71,11 @@ class SharedReads:
                 current_read = self._reads.get(key)
                 if current_read is None or (
                     current_read.future.done()
-                    and not current_read.is_usable(not_before=not_before, called_at=called_at)
+                    and not current_read.is_usable(earliest_read_start=earliest_read_start, called_at=called_at)
                 ):
                     current_read = self._reads[key] = self._start_read(read)
             _wait_for_read(current_read.future, may_wait)
-            if current_read.is_usable(not_before=not_before, called_at=called_at):
+            if current_read.is_usable(earliest_read_start=earliest_read_start, called_at=called_at):
                 value: T = current_read.future.result()
                 return value
 
@@ -92,4 +95,4 @@ class SharedReads:
 def _wait_for_read(future: Future[Any], may_wait: Callable[[], bool]) -> None:
     while not wait([future], CHECK_INTERVAL_S).done:
         if not may_wait():
-            raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for facts from Proxmox")
+            raise JobError(ErrorCode.CANCELLED, "cancelled while the job waited for data from Proxmox")

@@ -73,8 +73,8 @@ class ClusterCache:
 
         Raises JobError if Proxmox does not answer.
         """
-        not_before = self.clock() - max_age_s
-        return self._reads.get("lists", self._read_lists, not_before=not_before, may_wait=may_wait)
+        earliest_read_start = self.clock() - max_age_s
+        return self._reads.get("lists", self._read_lists, earliest_read_start=earliest_read_start, may_wait=may_wait)
 
     def _read_lists(self) -> ClusterSnapshot:
         read_at = self.clock()
@@ -98,10 +98,13 @@ class ClusterCache:
         """
         if row.has_statistics:
             return row
-        not_before = self.clock() - MAX_DETAIL_AGE_S
+        earliest_read_start = self.clock() - MAX_DETAIL_AGE_S
         key = ("facts", f"{row.vmid}@{row.node}")
         return self._reads.get(
-            key, lambda: self.proxmox.add_missing_facts([row])[0], not_before=not_before, may_wait=may_wait
+            key,
+            lambda: self.proxmox.add_missing_facts([row])[0],
+            earliest_read_start=earliest_read_start,
+            may_wait=may_wait,
         )
 
     def template(self, row: VmRow, may_wait: MayWait) -> templates.Template:
@@ -151,7 +154,7 @@ class ClusterCache:
 
         `kind` and `name` identify the detail, for example "bridges" and "pve1".
         """
-        not_before = self.clock() - MAX_DETAIL_AGE_S
+        earliest_read_start = self.clock() - MAX_DETAIL_AGE_S
 
         def read_detail() -> T:
             try:
@@ -161,7 +164,9 @@ class ClusterCache:
                 raise _DetailMissing from error
 
         try:
-            return self._reads.get((kind, name), read_detail, not_before=not_before, may_wait=may_wait)
+            return self._reads.get(
+                (kind, name), read_detail, earliest_read_start=earliest_read_start, may_wait=may_wait
+            )
         except _DetailMissing:
             return default
 
@@ -176,6 +181,10 @@ def node_facts(row: NodeRow, snapshot: ClusterSnapshot, excluded_vmids: Collecti
     The allocated memory and cores are those of all guests on the node, except templates, guests whose VMID is in
     `excluded_vmids`, and stopped guests without SMITH_TAG. The agent gives this tag to each of its VMs. A stopped guest
     with the tag counts, because a job may start it at any time.
+
+    `excluded_vmids` contains the VMIDs of the guests for which a job has reserved memory and cores. The caller adds the
+    reserved amounts to the result. If a VM is to be migrated, `excluded_vmids` contains its VMID too, because the new
+    node is chosen as if the VM were on no node.
     """
     guests = [vm for vm in snapshot.vms if vm.node == row.name]
     # `memory_bytes` is the memory in use. `max_memory_bytes` is a node's whole memory, or a guest's configured memory.

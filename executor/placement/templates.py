@@ -47,8 +47,8 @@ class NodesForClone:
     """The result of `nodes_for_clone`: the nodes on which a clone of a template can be created."""
 
     nodes: frozenset[str]
-    #: False if a clone may be possible on further nodes: it is not known which storages the clone needs, or the token
-    #: cannot see one of them.
+    #: False if it is unknown which storages the clone needs, or if the token cannot see one of the needed storages. A
+    #: clone may then be possible on further nodes.
     is_complete: bool
 
 
@@ -86,7 +86,9 @@ def find_templates(
     return sorted(templates_of_image, key=lambda row: row.vmid)
 
 
-def rows_of_possible_templates(image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]) -> list[VmRow]:
+def incomplete_rows_of_possible_templates(
+    image: str, vmid_by_image: Mapping[str, int], rows: Sequence[VmRow]
+) -> list[VmRow]:
     """Return the incomplete rows whose VMs may be templates of an image. The caller reads these VMs' configurations.
 
     A VM's row is incomplete if the VM's node sends no statistics to the cluster. The row then lacks the name and status
@@ -215,7 +217,8 @@ def choose_template_vmid(
         if not nodes_for_clone_by_vmid[template.vmid].is_complete:
             return template.vmid  # only an attempt can show whether a clone is possible
     template_texts = ", ".join(_template_text(template) for template in templates)
-    problem = f"{node} does not share all storages of a template and its clone (templates: {template_texts})"
+    storage_problem = f"each template or its clone needs a storage that is not shared or not available on {node}"
+    problem = f"{storage_problem} (templates: {template_texts})"
     remedy = f"use shared storage, or create a template of this image on {node}"
     text = f"no clone of {image} can be created on {node}: {problem}; {remedy}"
     raise JobError(ErrorCode.NOT_FOUND, f"no clone of {image} can be created", operator_detail=text)

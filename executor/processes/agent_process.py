@@ -32,7 +32,7 @@ class AgentProcess:
 
     @property
     def is_ready(self) -> bool:
-        """True when the agent has reported that it is ready."""
+        """True when the agent has reported that it is ready: its first call to FulcrumCore has succeeded or failed."""
         return self._parser.is_ready
 
     def read_progress(self, loop_interval_s: float) -> None:
@@ -70,7 +70,8 @@ def start_agent(command: list[str], env: dict[str, str], parser: progress.Progre
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.set_inheritable(write_fd, True)
-        full_command = [*process_tree.prefix_to_kill_command_with_parent(os.getpid()), *command]
+        full_command = [*process_tree.killed_with_parent_prefix(os.getpid()), *command]
+        # PIPE_VARIABLE is the name of the environment variable from which the agent reads the number of its pipe end.
         pid = process_tree.spawn(full_command, {**env, progress.PIPE_VARIABLE: str(write_fd)})
     finally:
         os.close(write_fd)

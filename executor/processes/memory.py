@@ -28,7 +28,7 @@ def _memory_bytes(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except (FileNotFoundError, PermissionError):
-        # An old kernel does not have this file. After `process_tree.forbid_dumps_and_debuggers`, only root may read it.
+        # An old kernel does not have this file. Only root may read the file of a process that has forbidden debuggers.
         return _resident_bytes(pid)
     except OSError:  # the process has ended
         return 0

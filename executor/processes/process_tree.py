@@ -5,8 +5,8 @@ killed, a worker, its module and the module's children still run and change VMs.
 processes:
 
 * Each run has a parent process, its guard. A cold run starts ansible-playbook anew, and its guard executes the
-  function `guard`. A warm run is a fork of a server that has already imported Ansible, and its guard executes
-  `runs/warm/forkserver.py`. A guard is a child subreaper: a descendant whose parent ends becomes its
+  function `guard`. For a warm run, a server that has already imported Ansible forks a guard, and the guard forks the
+  run (`runs/warm/forkserver.py`). A guard is a child subreaper: a descendant whose parent ends becomes its
   child. So every process of the run stays a descendant of the guard. The guard ends all of them when the run has ended,
   when the guard receives TERM, when the agent has died, or when the agent has not renewed its leases in time.
 * `processes_with_variable` finds processes by an environment variable that is set in every process of a run. So it also
@@ -51,7 +51,7 @@ _MAX_WAIT_AFTER_KILL_S = 5.0
 #: Interval at which `end_processes` checks whether the processes have ended.
 _END_CHECK_INTERVAL_S = 0.05
 #: Interval at which a guard checks whether the deadline of its run has passed. At each renewal of its leases, the agent
-#: sets a new deadline.
+#: writes a new deadline to a file. An environment variable of the run contains the path of the file.
 _DEADLINE_CHECK_INTERVAL_S = 1.0
 _MAX_SIGNALS_PER_READ = 4096
 #: Signals that Python or this project ignores. In a child process, they get their default handling.
@@ -226,7 +226,7 @@ def wait_for_child(
 
 
 def prefer_this_process_for_oom_kill() -> None:
-    """Make the kernel's OOM killer kill this process, which belongs to a run, before it kills the agent."""
+    """Make the kernel's OOM killer kill this process, or a process that it starts, before it kills the agent."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write(_OOM_SCORE_ADJUSTMENT)
 
@@ -244,14 +244,17 @@ def spawn(command: list[str], env: Mapping[str, str]) -> int:
 
 
 def exec_and_die_with_parent(parent_pid: int, command: list[str]) -> NoReturn:
-    """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent_pid` dies."""
+    """Start a new session, and replace this process by `command`. The kernel kills `command` when `parent_pid` dies.
+
+    The supervisor starts the agent in this way, and `smith lab-test` starts pytest in this way.
+    """
     _start_session()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # the parent has died before prctl was called
         sys.exit(1)
     for signum in (signal.SIGHUP, signal.SIGUSR1):  # the signals would kill the command before it has set its handlers
         signal.signal(signum, signal.SIG_IGN)
-    os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the supervisor and its agent
+    os.execvp(command[0], command)  # noqa: S606  on purpose: no shell between the parent and the command
 
 
 def guard_command_prefix() -> list[str]:
@@ -259,7 +262,7 @@ def guard_command_prefix() -> list[str]:
     return [sys.executable, "-I", "-S", SCRIPT, "guard"]
 
 
-def prefix_to_kill_command_with_parent(parent_pid: int) -> list[str]:
+def killed_with_parent_prefix(parent_pid: int) -> list[str]:
     """Return a command prefix. The kernel kills the command that is appended to the prefix when `parent_pid` dies."""
     return [sys.executable, "-I", "-S", SCRIPT, "killed-with-parent", str(parent_pid)]
 

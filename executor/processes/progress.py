@@ -26,7 +26,7 @@ MAX_MESSAGE_BYTES = 512
 
 
 class ProgressSender:
-    """Writes messages to the agent's end of the pipe."""
+    """Sends the agent's messages through the pipe, or to the service manager if the agent has no pipe."""
 
     def __init__(self) -> None:
         self._fd = _find_inherited_pipe()
@@ -72,7 +72,10 @@ class ProgressSender:
 
 
 class ProgressParser:
-    """Parses the messages that the supervisor has read from the pipe, and forwards them to the service manager."""
+    """Parses what the supervisor has read from the pipe, and forwards the lines to the service manager.
+
+    Progress bytes are skipped here: the supervisor counts any data from the pipe as progress.
+    """
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier

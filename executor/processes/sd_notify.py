@@ -21,13 +21,13 @@ READY = "READY=1"
 STOPPING = "STOPPING=1"
 WATCHDOG_PING = "WATCHDOG=1"
 STATUS_PREFIX = "STATUS="
-#: Number of pings per watchdog timeout. With three, the timeout does not expire even when two pings in a row are lost.
+#: Number of pings per watchdog timeout. With three, the timeout does not expire when one ping is lost.
 PINGS_PER_TIMEOUT = 3
 MAX_STATUS_CHARS = 200
 
 
 class Notifier:
-    """An sd_notify client. Sends the status text only when the text changes, but repeats pings."""
+    """A client of sd_notify."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = _socket_address(environ.get("NOTIFY_SOCKET", ""))
@@ -51,7 +51,10 @@ class Notifier:
             self._send(STATUS_PREFIX + line)
 
     def send_watchdog_ping(self) -> None:
-        """Send WATCHDOG_PING if the ping interval has passed. To be called while the process makes progress."""
+        """Send WATCHDOG_PING if the ping interval has passed.
+
+        The caller stops its calls when the agent makes no progress.
+        """
         now = time.monotonic()
         if self._ping_interval_s > 0 and now - self._pinged_at >= self._ping_interval_s:
             self._pinged_at = now
@@ -77,7 +80,7 @@ def notifier() -> Notifier:
 def _socket_address(notify_socket: str) -> str:
     """Return the address of the socket in NOTIFY_SOCKET; '' when the value is not an address.
 
-    The name of an abstract socket starts with NUL, which the variable writes as @.
+    The name of an abstract socket starts with NUL. NOTIFY_SOCKET contains @ in place of NUL.
     """
     if notify_socket.startswith("@"):
         return f"\0{notify_socket[1:]}"

@@ -89,8 +89,9 @@ def supervise(
     Returns the exit code of the supervisor.
 
     The first TERM (or INT: Ctrl-C) makes the agent drain: it claims no more jobs and waits for its running jobs. The
-    second TERM or INT makes it stop its running jobs and requeue them, and QUIT makes it exit within seconds. An agent
-    that is still running `stop_timeout_s` after the first signal is killed. HUP and USR1 are forwarded to the agent.
+    second TERM or INT makes it stop its running jobs and requeue them. QUIT makes it do this without a drain. An agent
+    that is still running is killed `stop_timeout_s` after the first TERM or INT, or KILL_AFTER_QUIT_S after QUIT. HUP
+    and USR1 are forwarded to the agent. On HUP, the agent reads its secrets again.
 
     When an agent has reported no progress for `stall_timeout_s`, the supervisor sends it USR1, so that the agent
     writes the stacks of its threads. Then the supervisor kills the agent and starts another one. If `stall_timeout_s`
@@ -100,19 +101,24 @@ def supervise(
     process_tree.forbid_dumps_and_debuggers()
     process_tree.become_subreaper()
     supervisor_env = os.environ if env is None else env
-    # Only the supervisor sends messages to the service manager, so the agent does not get the variables for this.
+    # Only the supervisor sends messages to the service manager, so the agent does not get NOTIFY_SOCKET and the
+    # variables of the watchdog.
     agent_env = {name: value for name, value in supervisor_env.items() if name not in sd_notify.NOTIFY_VARIABLES}
     return Supervisor(list(command), agent_env, stop_timeout_s, stall_timeout_s, log).run()
 
 
 class Backoff:
-    """Computes the backoff before each restart of the agent. The backoff grows with each death."""
+    """Computes the backoff before each restart of the agent."""
 
     def __init__(self) -> None:
         self._next_s = MIN_BACKOFF_S
 
     def compute_backoff_s(self, runtime_s: float, *, is_restart_requested: bool, was_ready: bool = False) -> float:
-        """Return the backoff before the next start of the agent. Each backoff above 0 doubles the next one.
+        """Return the backoff before the next start of the agent, in seconds.
+
+        After each backoff above 0, the next one is twice as long, up to a maximum. After a runtime of STABLE_RUNTIME_S,
+        the backoff starts again at MIN_BACKOFF_S. After a requested restart, the backoff is 0, unless the runtime was
+        shorter than MIN_RUNTIME_FOR_RESTART_AT_ONCE_S.
 
         `runtime_s` is the runtime of the ended agent, which has died or requested a restart. `was_ready` is True if the
         ended agent was ready.
@@ -209,7 +215,9 @@ class Supervisor:
             poll.register(agent.progress_fd, select.POLLIN)
         poll.poll(max_wait_s * MS_PER_S)
         if agent:
-            # Does not wait. Each call adds at most two loop intervals to `no_progress_s`.
+            # This call does not wait. It updates `no_progress_s`, the time without a progress message. If there is no
+            # message, it adds the time since the previous call, but at most two loop intervals. So a suspension of the
+            # machine does not count as a stall.
             agent.read_progress(loop_interval_s=LOOP_INTERVAL_S)
         if agent is None or agent.no_progress_s < MAX_NO_PROGRESS_FOR_PINGS_S:
             self._notifier.send_watchdog_ping()

@@ -86,17 +86,18 @@ class ProxmoxReader:
     def vms(self) -> list[VmRow]:
         """List the VMs, containers and templates of the cluster that the token may see.
 
-        A row lacks facts (the name, the status and all numbers) if the VM's node sends no statistics of the VM. A row
-        may have the facts of a deleted VM that had the same VMID.
+        A row lacks facts (the name, the status and all numbers) if the VM's node sends no statistics of the VM. The row
+        of a new VM may have the facts of a deleted VM that had the same VMID.
         """
         return vm_rows(self._session.get("/cluster/resources", type="vm"))
 
     def add_missing_facts(self, rows: Iterable[VmRow]) -> list[VmRow]:
-        """Return the rows. If a row lacks its name, cores and memory, they are read from the configuration of its VM.
+        """Return the rows. Add the name, cores and memory to a row without facts, from the configuration of its VM.
 
-        A row whose `has_statistics` is False lacks them. The configuration of a VM that is being created is read, too,
-        because Proxmox may list the VM without its final name. Raises JobError if a configuration cannot be read:
-        PVE_CONFLICT if the VM has moved, NODE_DOWN if the VM's node does not answer.
+        A row whose `has_statistics` is False lacks facts. Its status and its other numbers stay unknown. The row of a
+        VM that is being created always gets the name from the configuration, because the name in the row may not be
+        final. Raises JobError if a configuration cannot be read: PVE_CONFLICT if the VM has moved, NODE_DOWN if the
+        VM's node does not answer.
         """
         return [
             row if row.has_statistics and not row.is_being_created else fill_in_vm_row(row, self._read_config(row))
@@ -221,9 +222,10 @@ class ProxmoxReader:
 
         A partial clone is a clone whose configuration was not finished. A VM counts as a partial clone if it is the
         only VM whose name is `name` and whose VMID is in `allowed_vmids` (the VMIDs that the agent may use), and if its
-        description has no marker. Proxmox gives a clone its name when the first drive has been copied. Until the clone
-        is configured, it has the description of its template, which contains no marker. A container is never returned,
-        because it is created with its marker. `rows` must be a result of `add_missing_facts`.
+        description has no marker. A clone gets its name before it is configured: Proxmox sets the name when the first
+        drive has been copied. Until the clone is configured, it has the description of its template, which contains no
+        marker. A container is never returned, because it is created with its marker. `rows` must be a result of
+        `add_missing_facts`.
         """
         vms = [row for row in rows if row.kind == GuestKind.QEMU and row.name == name and row.vmid in allowed_vmids]
         clones = [row for row in vms if not row.is_template]

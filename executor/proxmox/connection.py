@@ -72,7 +72,9 @@ class ProxmoxConnection:
 class ProxmoxSession:
     """Sends GET requests to Proxmox. It is thread-safe, because each thread has its own TCP connection.
 
-    `reload_connection` returns the current credentials. It is called after Proxmox has answered 401 or 403.
+    `reload_connection` returns the current credentials. It is called after Proxmox has answered 401 or 403. If the
+    credentials have not changed, it returns the object that is already in the attribute `connection`. If
+    `reload_connection` is None, the session always uses the credentials of `connection`.
     """
 
     def __init__(
@@ -131,8 +133,8 @@ class ProxmoxSession:
     def _repeat_while_refused(self, path: str, query: dict[str, Any]) -> Any:
         """Repeat a request that got a 401, until it gets an answer other than 401.
 
-        There is one repetition after each pause in REPEAT_PAUSES_S. If the last one gets a 401, it raises the error.
-        Proxmox also answers 401 to a valid token for some seconds while its cluster file system restarts.
+        While its cluster file system restarts, Proxmox answers 401 to a valid token for some seconds. There is one
+        repetition after each pause in REPEAT_PAUSES_S. If the last repetition gets a 401, this method raises the error.
         """
         time.sleep(REPEAT_PAUSES_S[0])
         return repeat_while_refused(lambda: _get_once(self._api(), path, query), _is_http_401, REPEAT_PAUSES_S[1:])

@@ -2,9 +2,9 @@
 
 Some privileges have different names in Proxmox VE 8 and 9, and `pveum role add` fails for an unknown name. The script
 `deploy/pveum-role.sh` grants the same privileges. `tests/security/test_least_privilege.py` checks that all of them are
-necessary. Some privileges are not in the list, although they seem to be needed: privileges on resource pools, because
-VM.Allocate on /vms suffices; VM.Snapshot.Rollback, because VM.Snapshot suffices; and VM.Config.CDROM, because it is
-needed only to change an existing CD drive.
+necessary. The list omits three kinds of privileges that seem necessary: privileges on resource pools (VM.Allocate on
+/vms suffices), VM.Snapshot.Rollback (VM.Snapshot suffices), and VM.Config.CDROM (needed only to change an existing CD
+drive).
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def make_pveum_commands(
     """Return the `pveum` commands that grant the needed privileges.
 
     `roles` contains the privileges of each existing role. A token with privilege separation can use a privilege only if
-    its user also has the privilege. So the commands grant each privilege to the user and to the token.
+    its user also has the privilege. So the commands grant each privilege to the user and to the token. If `token_id` is
+    '', they grant it only to the user.
     """
     commands: list[str] = []
     for need in needs:
@@ -153,10 +154,14 @@ def are_tags_restricted(
     """Return whether Proxmox forbids some tags to a token without Sys.Modify on `/`.
 
     `options` are the options of the cluster, `needed_tags` the tags that the agent sets, and `visible_tags` the tags of
-    all VMs that the token may see. Some tags are forbidden if the option `user-tag-access` does not allow every tag, or
-    if `registered-tags` lists a needed tag. A token without Sys.Audit on `/` can read only the option `allowed-tags`.
-    If no tag is forbidden, Proxmox puts every visible tag into `allowed-tags`. So if one is missing there, some tags
-    are forbidden.
+    all VMs that the token may see. Some tags are forbidden in any of three cases:
+
+    1. The option `user-tag-access` does not allow every tag.
+    2. The option `registered-tags` lists a needed tag. To set a registered tag, a token needs Sys.Modify on `/`.
+    3. A visible tag is missing in `allowed-tags`, a list that Proxmox computes for the token that reads the options. If
+       no tag is forbidden, it contains every visible tag.
+
+    A token without Sys.Audit on `/` can read only `allowed-tags`. For this token, only case 3 can be detected.
     """
     access = options.get("user-tag-access")
     user_allow = access.get("user-allow", "free") if isinstance(access, Mapping) else "free"

@@ -53,8 +53,8 @@ class VmRow:
     uptime_s: int = 0
     tags: tuple[str, ...] = ()
     lock: str = ""  #: the operation for which Proxmox has locked the VM, such as backup; '' if there is no lock
-    #: False: name, status, is_template and all numbers are unknown. `fill_in_vm_row` changes False to True, because it
-    #: takes the name, is_template, cores and memory from the VM's configuration
+    #: False if name, status, is_template and all numbers are unknown. True if Proxmox sent them, or if `fill_in_vm_row`
+    #: has set name, is_template, cores and max_memory_bytes. In the second case, the other values may be unknown.
     has_statistics: bool = True
 
     @property
@@ -76,8 +76,9 @@ class NodeRow:
     cores: int = 0
     memory_bytes: int = 0  #: the memory in use
     max_memory_bytes: int = 0
-    #: False if the node is online but sends no statistics: the state of its storages is unknown
-    has_statistics: bool = True
+    #: False only if the node's status is `unknown`: the node is online but sends no statistics, so the state of its
+    #: storages is unknown
+    is_status_known: bool = True
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def node_rows(data: Any) -> list[NodeRow]:
             cores=as_int(row.get("maxcpu")),
             memory_bytes=as_int(row.get("mem")),
             max_memory_bytes=as_int(row.get("maxmem")),
-            has_statistics=row.get("status") != "unknown",
+            is_status_known=row.get("status") != "unknown",
         )
         for row in as_objects(data)
         if as_text(row.get("node"))
@@ -238,9 +239,10 @@ def archive_rows(data: Any) -> list[ArchiveRow]:
 def assume_unknown_storages_available(storages: Sequence[StorageRow], nodes: Sequence[NodeRow]) -> list[StorageRow]:
     """Return the storages. A storage whose node is online but sends no statistics gets `is_available` True.
 
-    The status of this storage is unknown. Missing statistics alone must not exclude a storage.
+    The status of this storage is unknown, so `storage_rows` has set `is_available` to False. With False, the storage
+    would not be used for new VMs.
     """
-    nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.has_statistics}
+    nodes_without_statistics = {node.name for node in nodes if node.is_online and not node.is_status_known}
     return [
         replace(storage, is_available=storage.is_available or storage.node in nodes_without_statistics)
         for storage in storages

@@ -71,6 +71,7 @@ def _needs_of_option(key: str, value: str) -> Iterator[PrivilegeNeed]:
 
 def _needs_of_device(kind: str, options: dict[str, str]) -> Iterator[PrivilegeNeed]:
     if kind == "rng":
+        # The key '' has the value of the option that is written without a name.
         if "/dev/hwrng" in (options.get("source"), options.get("")):
             yield _resource_mapping_need("hwrng")
         return
@@ -91,7 +92,7 @@ def _lacks_resource_mapping(value: str) -> bool:
     """Return whether the value passes a device of the host to the VM without a resource mapping."""
     options = _parse_options(value)
     host = options.get("host") or options.get("")
-    return bool(host) and host != "spice"
+    return bool(host) and host != "spice"  # with `spice`, the USB device is at the SPICE client, not at the host
 
 
 def _parse_options(value: str) -> dict[str, str]:

@@ -31,7 +31,8 @@ MAX_KEYWORD_VALUE_LENGTH = 120
 #: Maximum length of a property's name in an error message.
 MAX_NAME_LENGTH = 60
 
-#: The keyword with which a schema may name the effect of its action. The value of the keyword is an `ActionEffect`.
+#: The keyword by which a schema may state its action's effect on a VM: `reads` (the VM is not changed), `changes` (the
+#: default) or `destroys`.
 EFFECT_KEYWORD = "x-smith-effect"
 
 #: The error text for each keyword of JSON Schema. `{expected}` is replaced by the keyword's value in the schema, not by
@@ -163,9 +164,9 @@ def _make_message(error: jsonschema.ValidationError) -> str:
         missing = [name for name in error.validator_value if name not in error.instance]
         return "; ".join(f"{_join_path(path, str(name))} is missing" for name in missing)
     if error.validator == "additionalProperties" and error.validator_value is False:
-        defined_members = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
-        unknown_members = [str(name) for name in error.instance if name not in defined_members]
-        return "; ".join(f"{_join_path(path, name[:MAX_NAME_LENGTH])} is unknown" for name in unknown_members)
+        defined_properties = (error.schema.get("properties") or {}) if isinstance(error.schema, dict) else {}
+        unknown_properties = [str(name) for name in error.instance if name not in defined_properties]
+        return "; ".join(f"{_join_path(path, name[:MAX_NAME_LENGTH])} is unknown" for name in unknown_properties)
     message_format = _MESSAGE_FORMATS.get(
         str(error.validator), "must satisfy the keyword {keyword} of the action's schema"
     )
@@ -175,10 +176,10 @@ def _make_message(error: jsonschema.ValidationError) -> str:
 
 
 def _path_of_error(error: jsonschema.exceptions._Error) -> str:
-    """Return the dotted path of the wrong member; '' if the outermost object is wrong."""
+    """Return the dotted path of the wrong value (a property, or a part of an invalid schema); '' for the top level."""
     return ".".join(str(part)[:MAX_NAME_LENGTH] for part in error.absolute_path)
 
 
 def _join_path(path: str, name: str) -> str:
-    """Return the dotted path of the member `name` inside the member at `path`."""
+    """Return the dotted path of the property `name` inside the property at `path`."""
     return f"{path}.{name}" if path else name

@@ -110,7 +110,7 @@ def _find_schema(playbook: Path, *, is_ours: bool) -> Path | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# These functions decide whether an action is safe to run.
+# The functions below decide whether an action is safe to run.
 
 
 def _why_refused(folder: Path, name: str, *, is_ours: bool) -> str:

@@ -36,32 +36,30 @@ class ArtifactStore:
         self._get_run_folder = get_run_folder
         self._retry_lock = threading.Lock()
 
-    def store(self, artifacts_folder: Path, ident: str) -> Path:
-        """Move the artifacts of a run from `artifacts_folder` to `artifacts_dir`. Return their new folder.
+    def store(self, source_folder: Path, ident: str) -> Path:
+        """Move the artifacts of a run from `source_folder` to `artifacts_dir`. Return their new folder.
 
         When `artifacts_dir` is full or not writable, the artifacts stay in the run folder, so that the agent can read
-        the result. `retry_artifact_moves_to_data_folder` tries to move them again.
+        the result. `retry_artifact_moves` tries to move them again.
         """
         try:
-            stored_folder = self._move(artifacts_folder, ident)
+            stored_folder = self._move(source_folder, ident)
         except (OSError, shutil.Error) as error:
             log.error("artifacts_not_stored", run_ident=ident, reason=_error_text(error))
             unmoved_folder = self._get_run_folder() / UNMOVED_FOLDER
             unmoved_folder.mkdir(mode=0o700, exist_ok=True)
-            stored_folder = artifacts_folder.rename(unmoved_folder / ident)
-        self.retry_artifact_moves_to_data_folder()
+            stored_folder = source_folder.rename(unmoved_folder / ident)
+        self.retry_artifact_moves()
         return stored_folder
 
-    def retry_artifact_moves_to_data_folder(
-        self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_dir: Path | None = None
-    ) -> None:
+    def retry_artifact_moves(self, *, min_age_s: float = MIN_UNMOVED_AGE_S, run_folder: Path | None = None) -> None:
         """Move artifacts that an earlier `store` could not move.
 
         If the artifacts that still cannot be moved use more than MAX_UNMOVED_BYTES, delete the oldest ones.
 
-        `run_dir` is the run folder of an earlier agent process. The default is the run folder of this agent process.
+        `run_folder` is the run folder of an earlier agent process. The default is the run folder of this agent process.
         """
-        unmoved_folder = (run_dir or self._get_run_folder()) / UNMOVED_FOLDER
+        unmoved_folder = (run_folder or self._get_run_folder()) / UNMOVED_FOLDER
         if not is_folder_of_this_user(unmoved_folder) or not self._retry_lock.acquire(blocking=False):
             return
         try:
@@ -76,21 +74,22 @@ class ArtifactStore:
         finally:
             self._retry_lock.release()
 
-    def _move(self, artifacts_folder: Path, ident: str) -> Path:
+    def _move(self, source_folder: Path, ident: str) -> Path:
         """Move a run's artifacts; return their new folder. Raises OSError or shutil.Error if nothing was moved."""
         target, partial_copy = self._artifacts_dir / ident, self._artifacts_dir / f".{ident}.part"
         self._artifacts_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in (partial_copy, target):
             shutil.rmtree(path, ignore_errors=True)
         try:
-            shutil.copytree(artifacts_folder, partial_copy)
-            if not (partial_copy / "status").exists():  # the agent was killed, or the run folder was full
+            shutil.copytree(source_folder, partial_copy)
+            # `status` is missing if an earlier agent process was killed during the run, or if the run folder was full.
+            if not (partial_copy / "status").exists():
                 write_text(partial_copy / "status", RunStatus.FAILED)
             partial_copy.rename(target)
         except BaseException:
             shutil.rmtree(partial_copy, ignore_errors=True)  # an incomplete copy would use the space of a full disk
             raise
-        shutil.rmtree(artifacts_folder, ignore_errors=True)
+        shutil.rmtree(source_folder, ignore_errors=True)
         return target
 
 

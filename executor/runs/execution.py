@@ -83,6 +83,7 @@ class Execution:
         self._credentials_file = config.env[CREDENTIALS_VARIABLE]
         self._runner = ansible_runner.Runner(config, event_handler=self._add_event)
         self._event_filter = OutputEventFilter(output, self._add_event_from_output, suppress_ansible_output=True)
+        # When the output exceeds a maximum size, the decoder calls `ignore_further_text`. Then only events are stored.
         self._output_decoder = OutputDecoder(self._event_filter.write, output.ignore_further_text)
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
@@ -115,7 +116,7 @@ class Execution:
         if self._output.has_lost_essential_output and status is not RunStatus.CANCELED:
             log.error("run_output_lost", run_ident=self._config.ident, rc=rc)
             # The run folder was full, so a failure, a result, the final event, the exit code or the status could not
-            # be stored. So the outcome is unknown, as after a killed run. The run gets the exit code of a killed run.
+            # be stored. With this exit code, the run counts as killed: its outcome is unknown.
             return RunStatus.FAILED, process_tree.EXIT_ENDED_BY_GUARD
         return status, rc
 
@@ -238,10 +239,11 @@ class Execution:
         """Let ansible-runner read the file of an event, then store the event.
 
         ansible-runner's display callback writes each event to a file, and an event mark, which contains the event's
-        UUID, to the output. The event filter calls this method for each event mark, and for each line of plain output,
-        which has no file. The output may also contain text from a guest or from Proxmox that looks like an event mark.
-        So only a few members of the mark are used, and all other members of the event come from the file. If the file
-        is truncated, too large or not JSON, a placeholder event is stored instead, so that the run continues.
+        UUID, to the output. The event filter calls this method for each event mark, and for each line of plain output.
+        The event filter gives each line of plain output a UUID, for which there is no file. The output may also contain
+        text from a guest or from Proxmox that looks like an event mark. So only a few members of the mark are used, and
+        all other members of the event come from the file. If the file is truncated, too large or not JSON, a
+        placeholder event is stored instead, so that the run continues.
         """
         if not _UUID.match(str(output_event.get("uuid", ""))):
             return

@@ -100,6 +100,7 @@ def find_os_template(name_or_volume: str, settings: PlaybookSettings) -> str:
     if is_volume and (settings.may_use_any_template or name_or_volume in os_templates.values()):
         return name_or_volume
     if settings.may_use_any_template:
+        # `condition` is why the template is refused. Without it, the error says `PROXMOX_ANY_TEMPLATE is not set`.
         condition = "it is not a volume, such as local:vztmpl/debian.tar.zst"
         raise template_not_configured_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES", condition)
     raise template_not_configured_error(name_or_volume, os_templates, "PROXMOX_OS_TEMPLATES")
@@ -164,7 +165,7 @@ def _source_members(properties: VmProperties, request: RunRequest, settings: Pla
             "image is missing: give the name of a template (or iso, blank or osTemplate instead of image)",
         )
     if properties.image:
-        # The request has a template if the agent chose one together with the VM's node.
+        # `request.template_vmid` is the template that the agent has chosen for the VM's node; 0 if it has chosen none.
         template_vmid = request.template_vmid or _find_template_vmid(properties.image, settings.templates)
         clone_members = {} if settings.makes_full_clones else {"full_clone": False}
         return {"template_vmid": template_vmid, **clone_members}

@@ -22,8 +22,8 @@ Address = TypeVar("Address")
 def _read_address(make_address: Callable[[str], Address], value: str, expected: str) -> Address:
     """Return `make_address(value)`. `make_address` is a class or a function of the module `ipaddress`.
 
-    Raises ValueError if the value is invalid. The text of this error contains `expected`, such as `an IPv4 address`,
-    instead of the value, which the error of `ipaddress` quotes.
+    Raises ValueError if the value is invalid. The text of this error contains `expected`, such as `an IPv4 address`.
+    It does not quote the value, which may be confidential.
     """
     try:
         return make_address(value)
@@ -69,7 +69,7 @@ class Properties(BaseModel):
 class AddressProperties(Properties):
     """The properties with the IP configuration of a NIC. The subclasses add the property `mode`, the mode of IPv4."""
 
-    #: True if an address is accepted without a mode, because another property may contain the mode.
+    #: True if the class accepts an IPv4 or IPv6 address without its mode.
     MAY_LACK_MODE: ClassVar[bool] = False
 
     ipv4_cidr: str | None = None
@@ -123,6 +123,7 @@ class AddressProperties(Properties):
             ("ipv4Gateway", self.ipv4_gateway, self.ipv4_cidr, 4),
             ("ipv6Gateway", self.ipv6_gateway, self.ipv6_cidr, 6),
         ):
+            # If no address is requested, the second argument is '': then only the gateway itself is checked.
             if gateway and (problem := gateway_problem(gateway, cidr or "", version)):
                 raise ValueError(f"{name} {problem}")
         for mode, mode_name, properties in (
@@ -141,6 +142,7 @@ class NetworkProperties(AddressProperties):
     mode: Literal["dhcp", "static"] = "dhcp"
     bridge: Bridge | None = None
     vlan: int | None = Field(default=None, ge=0, le=4094)  #: 0 removes the VLAN tag
+    # strict=False accepts a JSON list, which pydantic converts to a tuple.
     dns_servers: tuple[str, ...] = Field(default=(), max_length=3, strict=False)
     search_domains: tuple[Domain, ...] = Field(default=(), max_length=6, strict=False)
 
@@ -158,7 +160,8 @@ class NicProperties(AddressProperties):
     missing members unchanged.
     """
 
-    MAY_LACK_MODE: ClassVar[bool] = True  #: the property `network` may contain the modes of the first NIC
+    #: The mode of the first NIC may be in the property `network` instead. `VmProperties`, with all NICs, checks it.
+    MAY_LACK_MODE: ClassVar[bool] = True
 
     mode: Literal["dhcp", "static"] | None = None
     bridge: Bridge | None = None

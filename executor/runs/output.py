@@ -23,7 +23,7 @@ from executor.redaction import Redactor
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 #: Size of `events.jsonl` above which only essential events are added: failures, results that the playbook
 #: publishes with `set_stats`, and the final event.
-MAX_TOTAL_EVENTS_BYTES = 16 * 1024 * 1024
+MAX_FILE_BYTES_FOR_ORDINARY_EVENTS = 16 * 1024 * 1024
 #: Size of `events.jsonl` above which only the final event is added, which reports the end of the playbook.
 MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS = 20 * 1024 * 1024
 #: Maximum size of one event in `events.jsonl`. A larger event is shortened. The limit is high, because the result of a
@@ -37,8 +37,8 @@ MAX_STRING_LENGTH = 8 * 1024
 RESERVE_BYTES = 128 * 1024
 
 LEFT_OUT_TEXT = "[left out: too large]"
-#: This name has two uses in `events.jsonl`. It is the kind of the event that states the number of left-out events. It
-#: is also a member of an event, which is True if only the essential members of this event were stored.
+#: This name has two uses in `events.jsonl`. It is the kind of the event that states the number of left-out events. In
+#: any other event, a member with this name is True if only the essential members of the event were stored.
 SMITH_TRUNCATED = "smith_truncated"
 _ESSENTIAL_EVENT_KINDS = frozenset(
     {"runner_on_failed", "runner_on_unreachable", "runner_item_on_failed", "playbook_on_stats"}
@@ -47,8 +47,8 @@ _FINAL_EVENT_KIND = "playbook_on_stats"
 #: Matches an event mark: `ESC[K`, then one or more parts of base64 text that each end with `ESC[<number>D`, then
 #: `ESC[K`.
 _EVENT_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
-#: In the output after MAX_OUTPUT_BYTES, an event mark that is split between two calls of `OutputDecoder.feed` is found
-#: if it has at most this many bytes.
+#: Maximum size of an event mark that is still found if it is split between two calls of `OutputDecoder.feed`. This
+#: limit applies only to the output after MAX_OUTPUT_BYTES.
 _MAX_EVENT_MARK_BYTES = 512
 
 
@@ -68,7 +68,7 @@ class RunOutput:
         self._stdout_file = _OutputFile(folder / "stdout")
         self._events_file = _OutputFile(folder / "events.jsonl")
         self.has_lost_essential_output = False  #: True if an essential event, `rc` or `status` could not be written
-        self._total_events_bytes = 0
+        self._events_file_bytes = 0
         self._left_out_event_count = 0
         self._left_out_text_count = 0
         self._is_text_ignored = False
@@ -93,7 +93,7 @@ class RunOutput:
             self._write_text(f"{LEFT_OUT_TEXT}\n")
 
     def flush(self) -> None:
-        """Do nothing, because the output is not buffered. ansible-runner's event filter calls this method."""
+        """Do nothing, because the output is not buffered. ansible-runner's OutputEventFilter requires this method."""
 
     def _write_text(self, text: str) -> None:
         if not self._stdout_file.append(text):
@@ -101,14 +101,15 @@ class RunOutput:
 
     def add_event(self, event: dict[str, Any]) -> None:
         """Add the event to `events.jsonl`, unless the file has reached the size limit for this kind of event."""
-        if self._total_events_bytes > self._max_total_bytes(event):
+        if self._events_file_bytes > self._max_events_file_bytes(event):
             self._left_out_event_count += 1
             return
         if self._is_text_ignored:
+            # The event's member `stdout` contains output text, which may start in the middle of a secret.
             event = event | {"stdout": LEFT_OUT_TEXT}
         line = self._to_json_line(event)
         if self._events_file.append(line + "\n"):
-            self._total_events_bytes += len(line)  # the JSON text is ASCII: one byte per character
+            self._events_file_bytes += len(line)  # the JSON text is ASCII: one byte per character
         elif not _is_essential(event):
             self._left_out_event_count += 1
         elif not self._append_to_freed_space(line + "\n"):
@@ -143,13 +144,13 @@ class RunOutput:
         self._stdout_file.close()
         self._events_file.close()
 
-    def _max_total_bytes(self, event: dict[str, Any]) -> int:
+    def _max_events_file_bytes(self, event: dict[str, Any]) -> int:
         """Return the size of `events.jsonl` above which this kind of event is left out."""
         if event.get("event") == _FINAL_EVENT_KIND:
             # This limit leaves space for one final event after the essential events. Final events need a limit, too,
             # because the output of a run may imitate them.
             return MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS + MAX_EVENT_BYTES
-        return MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS if _is_essential(event) else MAX_TOTAL_EVENTS_BYTES
+        return MAX_FILE_BYTES_FOR_ESSENTIAL_EVENTS if _is_essential(event) else MAX_FILE_BYTES_FOR_ORDINARY_EVENTS
 
     def _to_json_line(self, event: dict[str, Any]) -> str:
         """Return the event as JSON with masked secrets. Shorten the event only as far as MAX_EVENT_BYTES requires."""
@@ -201,7 +202,7 @@ class _OutputFile:
 
 
 class OutputDecoder:
-    """Decodes a run's output and passes it to ansible-runner's event filter.
+    """Decodes a run's output and passes it to ansible-runner's OutputEventFilter, which separates events and text.
 
     After MAX_OUTPUT_BYTES bytes of output, the decoder passes only the event marks.
     """

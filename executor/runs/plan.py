@@ -44,13 +44,14 @@ def plan(request: RunRequest, settings: PlaybookSettings) -> PlaybookRun:
     """Plan one run: choose its playbook and make the extra var `vm`.
 
     Raises JobError: UNSUPPORTED_ACTION (the action has no safe playbook), INVALID_REQUEST (a property is wrong),
-    NOT_FOUND (the template does not exist).
+    NOT_FOUND (the requested template is not in the settings).
     """
     action = actions.find_safe_action(request.action, settings.playbook_folders)
     action_schema.check_properties(action, request.properties)
     timeout_s = min(settings.playbook_timeout_s, request.time_left_s)
     # `is_ours` is True if Agent Smith contains the action, False if the provider has added it.
     vm = _common_members(request, settings, timeout_s) | _action_members(request, settings, is_ours=action.is_ours)
+    # `request.agent_id` is '' if the agent's id is not known.
     if action.is_ours and request.agent_id and request.action in CONFIGURING_ACTIONS:
         vm["agent_id"] = request.agent_id  # these actions write the id to the VM's description
     if not action.is_ours:
@@ -78,7 +79,9 @@ def _common_members(request: RunRequest, settings: PlaybookSettings, timeout_s: 
         "shutdown_timeout_s": int(min(settings.shutdown_timeout_s, max_shutdown_s)),
         "address_timeout_s": int(settings.address_timeout_s),  # maximum wait for an IP address after a start
     }
-    if settings.allowed:  # the bridges, VLANs, storages and tags that a service may use
+    # `allowed` lists the bridges, VLANs, storages and tags that a service may use. Without `allowed`,
+    # a service may use all of them.
+    if settings.allowed:
         vm["allowed"] = {name: list(values) for name, values in settings.allowed.items()}
     return vm if request.kind == GuestKind.QEMU else vm | {"kind": str(request.kind)}
 
@@ -110,6 +113,7 @@ def _action_members(request: RunRequest, settings: PlaybookSettings, *, is_ours:
 def _delete_members(request: RunRequest, settings: PlaybookSettings) -> dict[str, Any]:
     """Return the members of `vm` for `delete`. The caller removes the members that are '' or False."""
     return {
+        # how many seconds the VM is kept (stopped and marked for deletion) before its deletion; '': delete it at once
         "grace_s": int(settings.delete_grace_s) or "",
         # delete the VM only if it is marked for deletion and its grace period has ended
         "only_when_due": request.only_if_grace_period_ended,

@@ -82,17 +82,19 @@ class RunRequest:
     service_id: str
     agent_id: str = ""  #: the service's `agentId` in FulcrumCore, normally the id of this agent; '' if it is not known
     service_name: str
-    properties: Mapping[str, Any] = field(repr=False)  #: references to FulcrumCore's vault are replaced by the secrets
+    #: The properties in the job's `params`, or the service's properties if `params` is empty. Secrets replace the
+    #: references to FulcrumCore's vault. Empty for an action that uses no properties.
+    properties: Mapping[str, Any] = field(repr=False)
     #: for `update`: the service's properties before the update
     previous_properties: Mapping[str, Any] = field(default_factory=dict, repr=False)
     vmid: int
     vm_name: str
     kind: str = GuestKind.QEMU
-    node: str = ""  #: the node of the VM; '' if it is not known
+    node: str = ""  #: the node of the VM (for `create`: the node chosen for it); '' if it is not known
     #: for `create`: the VMID of the template on `node` that is cloned; 0 to use `PlaybookSettings.templates`
     template_vmid: int = 0
-    #: True if the VMID was reserved but no `create` has succeeded. So a VM with this VMID may be a partial clone: a VM
-    #: whose configuration was not finished, so its description lacks the marker that names the service.
+    #: True if the VMID was reserved but no `create` has succeeded. So a VM with this VMID may be a partial clone: a
+    #: clone whose configuration was not finished. The description of a partial clone lacks the service's marker.
     may_be_partial_clone: bool = False
     target_node: str = ""  #: for `migrate`: the node to which the VM moves
     #: for `delete`: True if the VM is deleted only if it is marked for deletion and its grace period has ended

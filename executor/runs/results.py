@@ -1,10 +1,10 @@
 """Step 6 of a job's processing (ARCHITECTURE.md): reads a run's artifacts and concludes the job's result.
 
-This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`, even
-if the playbook fails after it has found the VM. A run that is killed or that times out may have no document. The error
-text of a failed run is the text of its last failed Ansible task without `ignore_errors`. In our playbooks this is the
-last Ansible task of the `rescue` section, which fails with the final error text. The guard of a run is the process that
-ends the run's processes when the agent dies or does not renew its leases in time.
+This module writes nothing. A playbook publishes its result document with `set_stats` under the name `vm_result`. A
+playbook that fails publishes the document if the playbook already knows which VM serves the service. A run that is
+killed or that times out may have no document. The error text of a failed run is the text of its last failed Ansible
+task without `ignore_errors`. In our playbooks this is the last Ansible task of the `rescue` section, which fails with
+the final error text.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ TENANT_DETAILS: dict[ErrorCode, str] = {
     ErrorCode.NOT_FOUND: "an object that the job needs, such as a template, does not exist",
 }
 
-#: Matches an error text about a property. Group 1 is the part that tenants may read. Only operators may read the text
-#: in parentheses after group 1.
+#: Matches an error text about a property of the service. Group 1 is the part that tenants may read. Only
+#: operators may read the text in parentheses after group 1.
 TEXT_ABOUT_PROPERTY = re.compile(r"(property [a-z_.]+: [^()]+?)(?: \([^()]*\))?\Z")
 #: Matches the text about a snapshot of the tenant's own VM, which tenants may read.
 TEXT_ABOUT_SNAPSHOT = re.compile(r"VM \d+ has no snapshot")
@@ -89,9 +89,8 @@ def read_result(artifacts: RunArtifacts) -> JobResult:
         return _result_of_success(vm, artifacts)
     kill_description = _describe_kill(artifacts)
     if kill_description:
-        # This function is for texts that Agent Smith or a playbook has written, not for texts of Proxmox: it uses an
-        # error code at the beginning of the text.
-        failure = error_rules.classify_action_failure(kill_description)
+        # An error code at the beginning of the text becomes the code of the failure.
+        failure = error_rules.classify_failure_keeping_code(kill_description)
     code, operator_detail = _code_and_detail(artifacts.status, failure)
     return JobResult(
         succeeded=False,
@@ -99,7 +98,7 @@ def read_result(artifacts: RunArtifacts) -> JobResult:
         code=code,
         detail=_printable_with_run_ident(detail_for_tenants(code, operator_detail), artifacts),
         operator_detail=_printable_with_run_ident(operator_detail, artifacts),
-        was_killed=kill_description is not None,
+        is_effect_unknown=kill_description is not None,  # it is unknown what a killed run has changed
     )
 
 
@@ -113,20 +112,22 @@ def _result_of_success(vm: dict[str, Any] | None, artifacts: RunArtifacts) -> Jo
 def _describe_kill(artifacts: RunArtifacts) -> str | None:
     """Return how the run was killed; None if the run ended by itself, was cancelled, or timed out.
 
-    The text may begin with an error code.
+    The text may begin with an error code. The changes that a killed run has made are unknown.
 
-    A run whose last Ansible task has no result counts as killed: the process of this task was killed, for example
-    because memory ran out. So the changes that the run has made are unknown.
+    A run counts as killed if it could not be started, or if a part of its output was lost. A run whose last Ansible
+    task has no result counts as killed, because the process of this task was killed.
     """
     if artifacts.status is not RunStatus.FAILED:
         return None
     if artifacts.rc == EXIT_LEASE_LOST:
         return f"{ErrorCode.LEASE_LOST}: the run was ended, because the lease of its job was not renewed in time"
-    # The exit code EXIT_ENDED_BY_GUARD of a failed run has one of these causes:
+    # The guard of a run is the process that ends the run's processes when the agent dies or does not renew its leases
+    # in time. A failed run has the exit code EXIT_ENDED_BY_GUARD in four cases:
+    # - Another process sent TERM to the guard, and the guard ended the run.
+    # - The agent made the guard end the run, because the run folder, to which the run writes its artifacts, was full,
+    #   and the run then printed nothing for a long time. After a failed write, Ansible may wait for ever.
+    # - A part of the output could not be stored, because the run folder was full. The run may have ended by itself.
     # - The guard could not be started.
-    # - Another process sent TERM to the guard.
-    # - The run folder was full, and a part of the output was lost.
-    # - The run folder was full, the run then printed nothing for a long time, and the agent ended the run.
     if artifacts.rc == EXIT_ENDED_BY_GUARD:
         return "the playbook was killed, or could not be started, or a part of its output was lost"
     signal_number = artifacts.rc - SIGNAL_EXIT_CODE_BASE

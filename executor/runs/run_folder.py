@@ -4,11 +4,12 @@ The run folder is in a folder to which other users may have write access, such a
 made a link, a file or a folder with the name of the run folder. The run folder is opened without following a link, and
 its owner is checked with the open descriptor. If the run folder cannot be used, a folder with another name is used.
 
-The agent writes the paths of its current and earlier run folders to the file RECORD_FILE in its data folder. So an
-agent process ends the runs of an earlier agent process even if SMITH_RUN_DIR was changed meanwhile.
+The agent writes the paths of its current and earlier run folders to the file RECORD_FILE in its data folder. With
+this file, a new agent process finds the orphan processes of earlier runs, and ends them, even if SMITH_RUN_DIR was
+changed.
 
-The run folder also contains the file RUN_UNTIL_FILE with the time at which all runs of the agent must end
-(`run_until_file.py`).
+The run folder also contains the file RUN_UNTIL_FILE (`run_until_file.py`) with the deadline at which all runs of the
+agent process are ended. It is before the expiry of the process's leases. There may be no deadline.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from executor.database.engine import file_system_of
 from executor.errors import SettingsError
 from executor.log import get_logger
-from executor.runs.run_folder_record import RECORD_FILE, current_and_earlier_run_folders
+from executor.runs.run_folder_record import RECORD_FILE, current_and_earlier_values_of_run_dir
 from executor.runs.run_until_file import RUN_UNTIL_FILE, RunUntilFile
 from executor.shared.run_until import NO_LIMIT
 
@@ -79,12 +80,13 @@ class RunFolder:
 
     @property
     def run_until_file(self) -> RunUntilFile:
-        """The file in the run folder with the time at which all runs of this agent process must end."""
+        """The file in the run folder with the deadline at which all runs of this agent process must end."""
         path = self.path
         with self._lock:
             if self._run_until_file is None:
                 self._run_until_file = RunUntilFile(path / RUN_UNTIL_FILE)
-                self._run_until_file.set_deadline(NO_LIMIT)  # replaces the deadline of an earlier agent process
+                # Replace the deadline of an earlier agent process. NO_LIMIT means that there is no deadline.
+                self._run_until_file.set_deadline(NO_LIMIT)
             return self._run_until_file
 
     def _choose_and_record(self) -> Path:
@@ -103,8 +105,9 @@ class RunFolder:
     def lock_earlier_run_folders(self) -> Iterator[Path]:
         """Yield the run folders of earlier agent processes, except the folder that this agent process uses.
 
-        When the caller asks for the next folder, the yielded folder is removed if it is empty. A folder that another
-        agent uses now, or that no longer belongs to the user of this process, is skipped.
+        When the caller asks for the next folder, RUN_UNTIL_FILE in the yielded folder is deleted, and the folder is
+        removed if it is then empty. A folder that another agent uses now, or that no longer belongs to the user of this
+        process, is skipped.
         """
         current_path = self.path
         for path in [path for path in self._earlier_run_folders if path != current_path]:
@@ -137,7 +140,7 @@ class RunFolder:
                 f"SMITH_DATA_DIR {data_dir} is in use by another agent: set SMITH_DATA_DIR to another folder"
             )
         self._record_fd = fd
-        return current_and_earlier_run_folders(self._record_file.parent)
+        return current_and_earlier_values_of_run_dir(self._record_file.parent)
 
     def _write_record_file(self, current_path: Path) -> None:
         if self._record_fd is None:
@@ -183,10 +186,7 @@ class RunFolder:
         weakref.finalize(self, os.close, fd)
 
     def _candidate_paths(self) -> Iterator[Path]:
-        """Yield the configured path. If its parent folder is in memory, also yield other names in the parent folder.
-
-        A folder on a disk is used only if the operator has set its name.
-        """
+        """Yield the configured path and, if its parent folder is in memory, other paths in the parent folder."""
         yield self._configured_path
         if file_system_of(self._configured_path.parent) in MEMORY_FILE_SYSTEMS:
             for number in range(2, MAX_NAME_SUFFIX + 1):

@@ -15,7 +15,7 @@ from pathlib import Path
 RECORD_FILE = "run-folders"
 
 
-def current_and_earlier_run_folders(data_dir: Path) -> list[Path]:
+def current_and_earlier_values_of_run_dir(data_dir: Path) -> list[Path]:
     """Return the run folders of the agent with this data folder. The first folder is used now or was used last."""
     try:
         text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")

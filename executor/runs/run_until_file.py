@@ -1,7 +1,8 @@
-"""Writes the deadline of all runs of this agent process to a file, which the guard of each run reads.
+"""Writes to a file the deadline at which all runs of this agent process must end.
 
 When the agent's leases have expired, another agent may process the jobs. So the runs must end before the leases expire.
-With each renewal of its leases, the agent writes a new deadline, or NO_LIMIT if the runs may continue.
+With each renewal of its leases, the agent writes a new deadline. It writes NO_LIMIT if the runs may continue after the
+leases have expired, for example because there is no other agent.
 
 The guard is the process that ends a run's processes at the deadline (`execution.py`). It reads the file with
 `shared/run_until.py`. The file is in the run folder, which contains the private folders of all runs. The file has a

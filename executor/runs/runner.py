@@ -60,8 +60,9 @@ class RunnerPaths:
 
     #: the folder of our Ansible collection, which contains playbooks/, roles/, inventory/ and ansible.cfg
     collection_folder: Path
-    #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. If it cannot be used and its
-    #: parent folder is on tmpfs or ramfs, `RunFolder` uses another folder in the parent folder, such as `run-2`.
+    #: SMITH_RUN_DIR: the run folder, which contains the private folders of all runs. This folder may be
+    #: unusable, for example because another agent uses it. Then `RunFolder` tries `<name>-2` to `<name>-9`, but only on
+    #: a file system in memory (tmpfs or ramfs). If no folder can be used, `RunFolder` raises SettingsError.
     run_dir: Path
     artifacts_dir: Path  #: contains the redacted artifacts of ended runs
     data_dir: Path | None = None  #: the agent's data folder; None if a command executes the runs, not an agent process
@@ -102,7 +103,7 @@ class Runner:
 
     @property
     def _run_until_file(self) -> RunUntilFile:
-        """The file with the time at which the guards end all runs of this agent process."""
+        """The file with the time at which all runs of this agent process must end."""
         return self._run_folder.run_until_file
 
     def set_runs_deadline(self, deadline_s: float) -> None:
@@ -181,7 +182,7 @@ class Runner:
     def kill(self, ident: str) -> None:
         """End a run's process tree with TERM and, after a short grace period, KILL.
 
-        `run` then returns CANCELED, unless the playbook has succeeded before.
+        The run then gets the status CANCELED, unless the playbook succeeds before its processes end.
         """
         if (execution := self._executions.get(validate_ident(ident))) is not None:
             execution.cancel()
@@ -190,11 +191,12 @@ class Runner:
     def end_earlier_runs(self) -> list[str]:
         """End the runs of earlier agent processes that used this data folder. Return the idents of these runs.
 
-        This method ends the runs' processes, stores the runs' artifacts with the status `failed`, and removes the runs'
-        private folders. Call this method once, before the first run. Raises SettingsError when no run folder can be
-        used.
+        This method ends the runs' processes, stores the runs' artifacts, and removes the runs' private folders. A run
+        whose artifacts contain no status gets the status `failed` (in `ArtifactStore.store`). Call this method once,
+        before the first run. Raises SettingsError when no run folder can be used.
         """
         idents = self._end_runs_in(self._run_dir)
+        # An earlier agent process may have used another run folder, for example because SMITH_RUN_DIR was different.
         for earlier_run_dir in self._run_folder.lock_earlier_run_folders():
             idents += self._end_runs_in(earlier_run_dir)
         return idents
@@ -211,7 +213,7 @@ class Runner:
         if is_folder_of_this_user(run_dir / WARM_SERVER_FOLDER):
             remove_private_folder(run_dir / WARM_SERVER_FOLDER)
         # Move the artifacts, of any age, that an earlier agent process could not move out of its run folder.
-        self.artifact_store.retry_artifact_moves_to_data_folder(min_age_s=0, run_dir=run_dir)
+        self.artifact_store.retry_artifact_moves(min_age_s=0, run_folder=run_dir)
         return idents
 
     def current_artifacts_folder(self, ident: str) -> Path:
@@ -255,6 +257,7 @@ class Runner:
         """Mask the run's secrets, and the passwords in proxy URLs, in all output of the agent during the block."""
         secrets = list(run.secrets)
         secrets += [str(credentials[name]) for name in SECRET_CREDENTIALS if credentials.get(name)]
+        # COPIED_VARIABLES are the agent's environment variables that runs get, such as HTTPS_PROXY.
         secrets += [password for name in COPIED_VARIABLES if (password := _password_in(os.environ.get(name, "")))]
         self._redactor.add(*secrets)
         try:

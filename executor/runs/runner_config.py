@@ -94,8 +94,8 @@ def run_environment(folder: Path, run: PlaybookRun, collection_folder: Path, ca_
         "ANSIBLE_LOCAL_TEMP": tmp,
         "ANSIBLE_REMOTE_TEMP": tmp,
         "ANSIBLE_PIPELINING": "1",  # with pipelining a module needs one process instead of five
-        # The default format, YAML, breaks long lines at spaces. The redactor would not find a secret that contains such
-        # a line break.
+        # The default format, YAML, breaks long lines at spaces. The agent removes secrets from the output, but it would
+        # not find a secret that contains such a line break.
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_NOCOWS": "1",

@@ -1,8 +1,8 @@
 """Makes the story of a run for the database: a summary of the run's Ansible tasks, steps and Proxmox tasks.
 
 A step is an operation that an action plugin reports, such as "cloning the template 9000". A story is a small JSON
-object. `smith jobs show`, `smith jobs log` and the web pages show the story on every machine. The times in a story are
-seconds since the start of the run. The artifacts of the run contain the same facts and many more, but only on the
+object. `smith jobs show`, `smith jobs log` and the web pages show the story on each machine that uses the database. The
+times in a story are seconds since the start of the run. The artifacts of the run contain more details, but only on the
 machine that executed the run, and only until they are pruned.
 
     {"tasks": [{"task": "Create the VM", "at": 0.4, "seconds": 12.3, "outcome": "changed", "message": ""}],
@@ -85,14 +85,14 @@ class RunStory:
             self._on_step(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the current story. `to_dict_if_changed` then returns None until the story changes again."""
+        """Return the current story."""
         with self._lock:
             self._has_changed_since_to_dict = False
             lists = {"tasks": self._ansible_tasks, "steps": self._steps, "proxmox_tasks": self._proxmox_tasks}
             return {name: [dict(entry) for entry in entries] for name, entries in lists.items()}
 
     def to_dict_if_changed(self) -> dict[str, Any] | None:
-        """Return the story; None if the story has not changed since a method last returned it."""
+        """Return the story; None if the story has not changed since the last call of `to_dict`."""
         return self.to_dict() if self._has_changed_since_to_dict else None
 
     def end(self) -> dict[str, Any]:

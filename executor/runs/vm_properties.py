@@ -62,8 +62,10 @@ OsTemplate = Annotated[
 
 
 class DiskProperties(Properties):
-    """One disk of the list `disks`. A disk that does not exist is added. An existing disk is moved or enlarged.
+    """One disk of the list `disks`. A disk that does not exist is added.
 
+    An existing disk is enlarged to `size_gib` and moved to `storage`. If one of them is None, the
+    disk keeps its size or its storage.
     The size of a disk is in GiB, although FulcrumCore's name of this property ends in Gb.
     """
 
@@ -88,10 +90,11 @@ IPV4_AND_IPV6_NIC_PROPERTY_NAMES = (("mode", "ipv4_cidr", "ipv4_gateway"), ("ipv
 
 
 class VmProperties(Properties):
-    """The properties of a guest. The guest is a container if `osTemplate` is given, else a VM.
+    """The properties of a service. They describe its guest: a container if `osTemplate` is given, else a VM.
 
     Disk sizes are in GiB and memory sizes in MiB, although FulcrumCore's names of these properties end in Gb and Mb.
-    Fields of type tuple have `strict=False`, because a strict field of this type would refuse a list from JSON.
+    The base class `Properties` makes fields strict. A strict field of type tuple would refuse a list from JSON, so
+    fields of type tuple have `strict=False`.
     """
 
     cores: int = Field(ge=1, le=512)
@@ -115,7 +118,7 @@ class VmProperties(Properties):
     ci_password: str | None = Field(default=None, repr=False, max_length=MAX_PASSWORD_LENGTH)
     ssh_public_keys: tuple[str, ...] = Field(default=(), max_length=50, strict=False)
     vendor_snippet: SnippetVolume | None = None
-    network: NetworkProperties = NetworkProperties()  #: the first NIC; the values in `networks` have precedence
+    network: NetworkProperties = NetworkProperties()  #: the first NIC; the values in `networks[0]` have precedence
     networks: tuple[NicProperties, ...] = Field(default=(), max_length=32, strict=False)  #: all NICs, also the first
     disks: tuple[DiskProperties, ...] = Field(default=(), max_length=32, strict=False)
     tags: tuple[Tag, ...] = Field(default=(), max_length=20, strict=False)

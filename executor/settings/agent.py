@@ -52,8 +52,8 @@ class AgentSettings(SettingsArea):
     )
     smith_prune_interval_s: float = duration_setting(
         3600,
-        "interval at which the agent deletes old jobs and artifacts, and destroys VMs whose SMITH_DELETE_GRACE_S has "
-        "passed",
+        "interval at which the agent deletes old jobs and artifacts, and destroys the VMs of deleted services after "
+        "SMITH_DELETE_GRACE_S",
         ge=1,
     )
     smith_remote_config: bool = setting(

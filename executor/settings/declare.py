@@ -32,9 +32,10 @@ def setting(
 
     `default` is the default value, or a function that computes the default. The function's argument is a dictionary of
     the settings that pydantic has already checked: the earlier settings of this area, and the settings of the areas
-    that come after this area in the list of base classes of `Settings`. If `default_text` is not empty, the
-    documentation shows this text instead of the default. `example` is the value in the example `.env` file, and is
-    shown in error messages. `field_arguments`, such as the bounds `ge` and `le`, are passed to pydantic's `Field`.
+    that come after this area in the list of base classes of `Settings`. (Pydantic checks the last base class first.) If
+    `default_text` is not empty, the documentation shows this text instead of the default. `example` is the value in the
+    example `.env` file, and is shown in error messages. `field_arguments`, such as the bounds `ge` and `le`, are passed
+    to pydantic's `Field`.
     """
     documentation: dict[str, Any] = {"example": example, "unit": unit, "default_text": default_text}
     default_keyword = "default_factory" if callable(default) else "default"
@@ -45,6 +46,7 @@ def setting(
 
 def duration_setting(default: Any, description: str, *, ge: float, le: float = YEAR_S, **setting_arguments: Any) -> Any:
     """Declare a duration in seconds, from `ge` to `le`."""
+    # If the default is computed and the caller passes no `example`, the example is empty.
     setting_arguments.setdefault("example", "" if callable(default) else f"{default:g}")
     return setting(default, description, unit="s", ge=ge, le=le, **setting_arguments)
 

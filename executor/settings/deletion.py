@@ -33,7 +33,7 @@ class DeletionSettings(SettingsArea):
 
     smith_delete_remove_volumes: bool = setting(
         False,
-        "when a VM is destroyed, remove volumes of its disks and snapshots that Proxmox failed to remove, unless "
+        "when a VM is destroyed and volumes of its disks or snapshots remain, remove these volumes, unless "
         "another guest's configuration names them; needs Datastore.Allocate on their storage, and VM.Audit on /vms",
         example="false",
     )

@@ -51,7 +51,9 @@ class SettingRow:
 
     name: str
     value: str
-    origin: str  #: `default`, `environment`, the path of a file, `FulcrumCore` or `argument` (of `Settings(…)`)
+    #: `default`, `environment`, the path of a file, `argument` (of `Settings(…)`) or `FulcrumCore`, which supplies
+    #: values if SMITH_REMOTE_CONFIG is true.
+    origin: str
     unit: str
     default: str
     description: str

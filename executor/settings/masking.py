@@ -30,7 +30,7 @@ def mask_passwords(url: str) -> str:
 
 
 def passwords_in(url: str) -> Iterator[str]:
-    """Yield each password in a database URL in three forms: as written in the URL, and percent-decoded in two ways.
+    """Yield each password in a database URL as written, percent-decoded, and percent-decoded with `+` as a space.
 
     The password may be before the host, or in the parameter `password` of the query.
     """

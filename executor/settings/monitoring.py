@@ -111,7 +111,7 @@ class MonitoringSettings(SettingsArea):
         if token is None or proxies is None:
             return value  # pydantic has rejected the token or the proxies, and reports this problem itself
         needs_login = bool(token.get_secret_value() or proxies)
-        if not needs_login and not is_local_address(value):
+        if not needs_login and not is_local_address(value):  # `off` counts as local
             raise ValueError(
                 f"is wrong, other machines can reach {value}, so SMITH_HTTP_TOKEN or SMITH_HTTP_PROXIES must be set"
             )

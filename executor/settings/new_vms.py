@@ -11,7 +11,7 @@ from executor.settings.types import (
     AllowedNames,
     AllowedTags,
     AllowedVlans,
-    NameWithSlashes,
+    NameWithSlashes,  # a name that may contain slashes
     OsTemplates,
     ProxmoxName,
     ProxmoxNames,

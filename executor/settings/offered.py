@@ -46,8 +46,10 @@ def template_not_configured_error(
     """Return the error of a job whose template is not in the setting `setting_name`.
 
     The tenant (the customer who uses the service) reads the same text as for a template that does not exist. Only the
-    text for operators names the settings and the configured templates. `further_condition` says why a template that is
-    not in the setting is refused.
+    text for operators names the setting and the configured templates.
+
+    `setting_name` is PROXMOX_OS_TEMPLATES for a container's template. If PROXMOX_ANY_TEMPLATE is set, some templates
+    that are not in the setting are accepted. `further_condition` says why this template is not accepted.
     """
     names = ", ".join(sorted(configured_templates)[:MAX_NAMED_TEMPLATES]) or "none"
     problem = f"{setting_name} has no template {template} (configured templates: {names})"

@@ -60,8 +60,8 @@ class ProxmoxSettings(SettingsArea):
         if not has_value(self, "PROXMOX_PASSWORD"):
             lines += describe_missing_settings(self, *token_variables)
         elif any(has_value(self, name) for name in token_variables):
-            # The modules of community.proxmox prefer the password, and the agent prefers the token. The two may have
-            # different privileges.
+            # The modules of community.proxmox would use the password, and the agent would use the token. The token may
+            # have fewer privileges than the user with the password.
             problem = "must not be set together with PROXMOX_TOKEN_ID or PROXMOX_TOKEN_SECRET"
             lines.append(problem_line(type(self), "PROXMOX_PASSWORD", problem))
         raise_if_problems(lines)

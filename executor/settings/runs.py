@@ -44,12 +44,11 @@ class RunSettings(SettingsArea):
     )
     smith_fence: Annotated[Literal["auto", "always", "never"], CaseInsensitive] = setting(
         "auto",
-        "whether an agent ends its own runs when it has not renewed its leases for two thirds of SMITH_LEASE_S, "
-        "because other agents may take its jobs after SMITH_LEASE_S; auto: only if another agent uses the database; "
-        "always: even if no other agent uses the database; never: no run is ended, and other agents take a job whose "
-        "run has started only when FULCRUM_JOB_TIMEOUT_S has passed since the job's creation. If the agent should end "
-        "its runs but is suspended or blocked, the parent process of each run ends the run after three quarters of "
-        "SMITH_LEASE_S",
+        "whether an agent ends its own runs when it has not renewed its leases for two thirds of SMITH_LEASE_S; auto: "
+        "only if another agent uses the database; always: even if no other agent uses the database; never: no run is "
+        "ended, and a job whose run has started is not taken by other agents before FULCRUM_JOB_TIMEOUT_S has passed "
+        "since the job's creation. If the agent should end its runs but is suspended or blocked, the parent process of "
+        "each run ends the run after three quarters of SMITH_LEASE_S",
         example="auto",
     )
     smith_lease_s: float = duration_setting(

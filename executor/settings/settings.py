@@ -46,7 +46,8 @@ class Settings(
 ):
     """All settings. `load_settings` reads the values from their sources; `Settings(…)` uses only its arguments."""
 
-    model_config = ConfigDict(defer_build=False)  # build the validators now; the base classes build none
+    # The base classes are not instantiated, so they have defer_build=True: pydantic builds no validators for them.
+    model_config = ConfigDict(defer_build=False)
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -5,7 +5,8 @@ Each setting gets its value from the first of these sources that has a value for
 1. the environment variable `NAME`
 2. for secrets, the file whose path is in the environment variable `NAME_FILE`
 3. for secrets, `/run/secrets/<name in lower case>` (SMITH_SECRETS_DIR names another folder)
-4. `NAME`, or `NAME_FILE` for secrets, in the `.env` file
+4. the variable `NAME` in the `.env` file
+5. for secrets, the file whose path is in the variable `NAME_FILE` in the `.env` file
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ NOT_SETTINGS = frozenset(
 _KUBERNETES_SERVICE_VARIABLE = re.compile(
     r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$"
 )
-#: Maximum size of a secret's file. Without this limit, a path such as /dev/zero would block the start.
+#: Maximum size of a secret's file. Without this limit, a path such as /dev/zero would block the agent's start.
 MAX_SECRET_BYTES = 65_536
 #: Matches a line `NAME=value` or `export NAME=value` of a `.env` file. The groups are the name and the text after `=`.
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
@@ -82,9 +83,9 @@ class GatheredValues:
 def gather_values(
     *, names: Collection[str], secret_names: Collection[str], environ: Mapping[str, str], env_file: Path | None
 ) -> GatheredValues:
-    """Find the values of the settings in `names`. Only a setting in `secret_names` may have a file of its own.
+    """Find the values of the settings in `names`. Secret files are read only for the settings in `secret_names`.
 
-    The returned problems also name each variable that may be a misspelt setting.
+    The returned object has a problem for each variable that may be a misspelt setting.
     """
     gathered = GatheredValues()
     dotenv = _read_env_file(env_file, gathered.problems) if env_file else {}
@@ -259,10 +260,8 @@ def _read_env_file(path: Path, problems: list[Problem]) -> dict[str, str]:
 def _reason_to_refuse_env_file(path: Path) -> str:
     """Return the reason to refuse the `.env` file, or ''.
 
-    The file is refused if a user other than root and the user of this process may have written it. The file is read
-    from the working directory, which may belong to another user, and the settings in the file decide to
-    which servers the agent sends its secrets. If the path is a symbolic link, the owner of the link is checked, too.
-    Raises OSError.
+    Only root and the user of this process may own the file or write to it. Any other user could make the agent send its
+    secrets to another server. If the path is a symbolic link, the owner of the link is checked, too. Raises OSError.
     """
     for status in (path.lstat(), path.stat()):
         if status.st_uid not in (0, os.geteuid()):

@@ -129,11 +129,9 @@ def _check_allowed_name(text: str) -> str:
 
 
 def _check_allowed_tag(text: str) -> str:
-    """Check a tag that services may set, the beginning of tags such as `customer-*`, or `*`, which allows every tag."""
+    """Check an allowed tag: a tag, `customer-*` for all tags with this beginning, or `*` for every tag."""
     if not re.fullmatch(r"\*|[a-z0-9_][a-z0-9_+.-]{0,31}\*?", text):
-        raise ValueError(
-            f"is wrong, {text!r} is neither a tag in lower case nor the beginning of tags such as customer-*"
-        )
+        raise ValueError(f"is wrong, {text!r} is neither a tag in lower case nor a tag prefix such as customer-*")
     return text
 
 
@@ -160,14 +158,14 @@ def _check_star_is_alone(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _split_at_commas(value: Any) -> Any:
-    """Turn the text `a, b` into a tuple. Return a value that is not a text unchanged: a tuple is already split."""
+    """Turn the text `a, b` into a tuple. Return a value of another type unchanged: a tuple is already split."""
     if not isinstance(value, str):
         return value
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 def _parse_templates(value: Any) -> Any:
-    """Turn the text `debian-12=9000,ubuntu-24=9001` into a dict. Return a value that is not a text unchanged."""
+    """Turn the text `debian-12=9000,ubuntu-24=9001` into a dict. Return a value of another type unchanged."""
     if not isinstance(value, str):
         return value
     vmid_by_name: dict[str, str] = {}  # pydantic converts each vmid to an int
@@ -185,7 +183,7 @@ def _parse_templates(value: Any) -> Any:
 def _parse_os_templates(value: Any) -> Any:
     """Turn the text `debian-12=local:vztmpl/debian-12.tar.zst` into a dict.
 
-    Returns a value that is not a text unchanged.
+    Returns a value of another type unchanged.
     """
     if not isinstance(value, str):
         return value
@@ -293,7 +291,7 @@ AllowedNames = Annotated[
     BeforeValidator(_split_at_commas),
     AfterValidator(_check_star_is_alone),
 ]
-#: The tags and beginnings of tags that services may set; `*` for every tag.
+#: The tags that services may set. `customer-*` stands for all tags that begin with `customer-`, `*` for every tag.
 AllowedTags = Annotated[
     tuple[Annotated[str, AfterValidator(_check_allowed_tag)], ...],
     BeforeValidator(_split_at_commas),

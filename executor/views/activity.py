@@ -16,7 +16,7 @@ from executor.views.job_rows import service_and_vm_fields
 from executor.views.text import elapsed_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from executor.database.core_tables import Reader  # the tables in SQLAlchemy Core; unrelated to FulcrumCore
+    from executor.database.core_tables import Reader  # "core" is SQLAlchemy Core, not FulcrumCore
     from executor.database.tables.jobs import Job, Run
     from executor.database.tables.mappings import Mapping
 
@@ -27,9 +27,9 @@ MAX_RUNNING_COUNT, MAX_PENDING_COUNT, MAX_FAILED_COUNT = 64, 5, 5
 def read_activity(reader: Reader, settings: Settings, now: datetime) -> dict[str, Any]:
     """Return running jobs with their current steps, the oldest pending jobs and the last failures.
 
-    `reader` is a connection or session of SQLAlchemy. The key `waiting` has the pending jobs. A due report is the
-    report of an ended job whose result FulcrumCore has not acknowledged. The key `limits` has the limits of an agent
-    process. A process that reaches a limit ends, and a new process starts.
+    `reader` is a connection or session of SQLAlchemy. The key `waiting` has the pending jobs. The key
+    `oldest_due_report_at` has the earliest `finished_at` of the jobs whose result FulcrumCore has not acknowledged. The
+    key `limits` has the limits of an agent process. A process that reaches a limit ends, and a new process starts.
     """
     running_jobs = queries.list_jobs(reader, statuses=[JobStatus.PROCESSING], limit=MAX_RUNNING_COUNT)
     pending_jobs = queries.oldest_pending_jobs(reader, MAX_PENDING_COUNT)
@@ -41,6 +41,7 @@ def read_activity(reader: Reader, settings: Settings, now: datetime) -> dict[str
     # A job may have several runs, oldest first. The dictionary keeps the latest.
     run_by_job_id = {run.job_id: run for run in run_queries.runs_with_stories(reader, [job.id for job in running_jobs])}
     return {
+        # `list_jobs` returns the newest job first. The list `running` begins with the oldest job.
         "running": [
             _running_fields(job, run_by_job_id.get(job.id), mapping_by_service, now) for job in reversed(running_jobs)
         ],
@@ -49,7 +50,7 @@ def read_activity(reader: Reader, settings: Settings, now: datetime) -> dict[str
         "oldest_pending_at": queries.oldest_pending_time(reader),
         "oldest_due_report_at": queries.oldest_due_report_time(reader),
         "limits": {
-            "SMITH_MAX_JOBS": settings.smith_max_jobs,
+            "SMITH_MAX_JOBS": settings.smith_max_jobs,  # the jobs that a process claims in all, not in parallel
             "SMITH_MAX_MEMORY_MIB": settings.smith_max_memory_mib,
             "SMITH_MAX_RUNTIME_S": settings.smith_max_runtime_s,
         },
@@ -81,6 +82,7 @@ def _running_fields(job: Job, run: Run | None, mapping_by_service: dict[str, Map
 
 def _pending_fields(job: Job, mapping_by_service: dict[str, Mapping], now: datetime) -> dict[str, Any]:
     wait_s = (job.available_at - now).total_seconds() if job.available_at else 0.0
+    # The key `next` says when the job's backoff ends. Without a backoff, it is "now".
     # `operator_detail` is a more detailed error text, which only operators may see.
     return _job_fields(job, mapping_by_service) | {
         "waits": elapsed_text(job.received_at, now),

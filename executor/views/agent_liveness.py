@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
-    from executor.database.tables.agents import Node
+    from executor.database.tables.agents import AgentProcessRow
 
 
 #: An agent process has vanished if it has not updated its row in the table `nodes` for this many lease durations. A
@@ -23,16 +23,16 @@ VANISHED_AFTER_LEASES = 2.0
 VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 
-def is_alive(process_row: Node, now: datetime, lease_s: float) -> bool:
+def is_alive(process_row: AgentProcessRow, now: datetime, lease_s: float) -> bool:
     """Return whether the agent process is running: it has neither stopped nor vanished."""
     lease_count = VANISHED_AFTER_LEASES if _may_process_exist(process_row) else VANISHED_AFTER_LEASES_WITHOUT_PROCESS
     return process_row.stopped_at is None and now - process_row.seen_at <= timedelta(seconds=lease_s * lease_count)
 
 
-def agent_state(process_row: Node, now: datetime, lease_s: float) -> str:
+def agent_state(process_row: AgentProcessRow, now: datetime, lease_s: float) -> str:
     """Return the state of the agent process: `running`, `draining`, `stopped` or `vanished`.
 
-    A vanished process has probably ended without storing that it stopped.
+    A draining process has begun to stop. A vanished process has probably ended without storing that it stopped.
     """
     if process_row.stopped_at is not None:
         return "stopped"
@@ -41,7 +41,7 @@ def agent_state(process_row: Node, now: datetime, lease_s: float) -> str:
     return "draining" if process_row.draining else "running"
 
 
-def _may_process_exist(process_row: Node) -> bool:
+def _may_process_exist(process_row: AgentProcessRow) -> bool:
     """Return whether the process may exist: the process is on another host, or its process id exists on this host."""
     if process_row.host != socket.gethostname():
         return True

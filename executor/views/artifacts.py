@@ -1,4 +1,8 @@
-"""Reads a run's artifacts (the files with its output and its events) for commands and web pages."""
+"""Reads a run's artifacts (the files with its output and its events) for commands and web pages.
+
+A run folder (SMITH_RUN_DIR) contains one private folder for each current run of the agent. An agent may have used
+several run folders.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executor.errors import SmithError
-from executor.runs.run_folder_record import current_and_earlier_run_folders
+from executor.runs.run_folder_record import current_and_earlier_values_of_run_dir
 from executor.settings.settings import Settings
 
 if TYPE_CHECKING:  # Not imported at run time, because the import would load SQLAlchemy's ORM, which is slow.
     from executor.database.tables.jobs import Run
 
-#: The name of the subfolder with the artifacts in a run's folder. After the run, the agent keeps only this subfolder.
+#: The name of the subfolder with the artifacts in a run's private folder. After the run, the agent keeps only this
+#: subfolder.
 #: The value equals `executor.runs.runner.ARTIFACTS_SUBFOLDER`. This module does not import that constant, because the
 #: import of `runner` takes too long for a command that only reads files.
 ARTIFACTS_SUBFOLDER = "kept"
@@ -63,15 +68,16 @@ def existing_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
 def _possible_artifacts_folders(run: Run, settings: Settings) -> list[Path]:
     """Return all folders that may contain the artifacts of the run.
 
-    The folder of a run is SMITH_RUN_DIR/IDENT. `current_and_earlier_run_folders` returns the values of SMITH_RUN_DIR
-    that the agent has used. They are stored in a file in the data folder.
+    A run folder (SMITH_RUN_DIR) contains one private folder for each run, named `run.ident`. The agent may have used
+    several run folders, because the setting was changed. `current_and_earlier_values_of_run_dir` reads their paths from
+    a file in the data folder. The database column `run.folder` is the folder of the run's artifacts.
     """
     folders_in_database = [Path(run.folder)] if run.folder else []
-    run_dirs = [*current_and_earlier_run_folders(settings.smith_data_dir), settings.smith_run_dir]
+    run_folders = [*current_and_earlier_values_of_run_dir(settings.smith_data_dir), settings.smith_run_dir]
     return [
         *folders_in_database,
         settings.smith_data_dir / "artifacts" / run.ident,
-        *(run_dir / run.ident / ARTIFACTS_SUBFOLDER for run_dir in run_dirs),
+        *(run_folder / run.ident / ARTIFACTS_SUBFOLDER for run_folder in run_folders),
     ]
 
 
@@ -117,7 +123,7 @@ def _read_all_events(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _event_row(event: dict[str, Any], outcome: str) -> dict[str, Any]:
-    """Return the event about the start or the end of an Ansible task as a row for the table and `--json`."""
+    """Return the event about the start or the end of an Ansible task as a row of a command's output."""
     data = _dict_or_empty(event.get("event_data"))
     result = _dict_or_empty(data.get("res"))
     if outcome == "ok" and result.get("changed"):

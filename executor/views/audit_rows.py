@@ -41,7 +41,7 @@ def change_text(entry: AuditEntry) -> str:
         for column in {**before, **after}
         if before.get(column) != after.get(column)
     ]
-    return sanitized("; ".join(changes))
+    return sanitized("; ".join(changes))  # without secrets, and with control characters escaped
 
 
 def _text_or_dash(value: Any) -> str:

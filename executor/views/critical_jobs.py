@@ -30,14 +30,14 @@ def json_fields(job: CriticalJob, now: datetime) -> dict[str, Any]:
         "last_error": job.last_error,
         "failures": job.failures,  # the number of failed executions since the last success
         "runs": job.runs,  # the number of all executions
-        "node": job.node,  # the id of the agent process that last executed the critical job
+        "node": job.node,  # not a Proxmox node: the id of the agent process that last executed the critical job
     }
 
 
 def is_overdue(job: CriticalJob, now: datetime) -> bool:
     """Return whether the last start or end of the critical job was too long ago (see OVERDUE_AFTER_INTERVALS).
 
-    For a critical job that has never started, the time at which it became due counts instead.
+    Before the first execution, none of the three times below is stored, and the critical job is not overdue.
     """
     last_times = [time for time in (job.last_started_at, job.last_finished_at) if time is not None]
     last_time = max(last_times, default=job.due_at)

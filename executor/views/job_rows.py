@@ -1,4 +1,4 @@
-"""Converts jobs and runs to dictionaries for `--json` and for the tables."""
+"""Converts jobs and runs to dictionaries, which commands print and web pages show."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ VAULT_PREFIX = "vault://"
 
 def job_label(job: Job) -> str:
     """Return the text that identifies the job in messages: its number in the database, its action, FulcrumCore's id."""
+    # `sanitized` masks secrets and escapes control characters.
     return sanitized(f"job {job.id} ({job.action}, {job.fulcrum_id})")
 
 
@@ -43,7 +44,7 @@ def summary_fields(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "reported_at": job.reported_at,
-        "run_ident": job.run_ident,
+        "run_ident": job.run_ident,  # the id of the job's latest run
     }
 
 
@@ -84,7 +85,7 @@ def detail_fields(job: Job) -> dict[str, Any]:
         "owner": job.owner,
         "epoch": job.epoch,
         "core_created_at": job.core_created_at,  # when FulcrumCore created the job
-        "deadline_at": job.deadline_at,
+        "deadline_at": job.deadline_at,  # when FulcrumCore fails the job if it has not ended
         "received_at": job.received_at,
         "available_at": job.available_at,  # when the backoff of a pending job ends
         "lease_until": job.lease_until,
@@ -96,7 +97,7 @@ def detail_fields(job: Job) -> dict[str, Any]:
         "report_state": job.report_state,
         "report_attempts": job.report_attempts,
         "report_after": job.report_after,  # when the backoff of the report ends
-        "report_note": job.report_note,  # why the report has its state, or why it is sent again
+        "report_note": job.report_note,  # explains `report_state`, or is the error of the last failed report
         "run_ident": job.run_ident,
         "params": mask_secrets(job.params),
         "service": mask_secrets(job.service),
@@ -116,7 +117,7 @@ def run_fields(run: Run) -> dict[str, Any]:
         "reason": run.reason,  # the error message that results from the run
         "started_at": run.started_at,
         "ended_at": run.ended_at,
-        "folder": run.folder,
+        "folder": run.folder,  # the folder of the artifacts
         "upids": run.upids or [],
     }
 
@@ -127,7 +128,7 @@ def event_fields(event: JobEvent) -> dict[str, Any]:
         "kind": event.kind,
         "text": event.text,
         "attempt": event.attempt,
-        "count": event.count,
+        "count": event.count,  # how many times in a row the event has happened
         "first_at": event.first_at,
         "last_at": event.last_at,
     }

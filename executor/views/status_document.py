@@ -14,15 +14,19 @@ from executor.views.critical_jobs import is_overdue
 from executor.views.text import elapsed_text
 
 if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. import-linter checks this.
-    from executor.database.core_tables import Reader  # the tables in SQLAlchemy Core; unrelated to FulcrumCore
-    from executor.database.tables.agents import CriticalJob, Node, Pause
+    from executor.database.core_tables import Reader  # "core" is SQLAlchemy Core, not FulcrumCore
+    from executor.database.tables.agents import (
+        AgentProcessRow,
+        CriticalJob,
+        Pause,
+    )
     from executor.database.tables.jobs import Job
 
 #: The maximum number of agent processes, running or ended, that are shown. The process whose row was updated most
 #: recently is first.
 MAX_SHOWN_AGENTS = 10
-#: The maximum number of postponed reports that are shown. FulcrumCore has not accepted such a report, and the agent
-#: sends it again later. If there are more, the reports of the jobs that ended first are shown.
+#: The maximum number of postponed reports that are shown. A report is postponed if an attempt to send it has failed. If
+#: there are more, the reports of the jobs that ended first are shown.
 MAX_SHOWN_REPORTS = 10
 #: The maximum number of jobs "claimed elsewhere" that are shown; the oldest are shown. Another installation of Agent
 #: Smith has claimed such a job with this agent's token.
@@ -54,13 +58,16 @@ def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool
     # of reports that FulcrumCore has not acknowledged.
     due_report_count = job_counts.pop("reports_due")
     critical_jobs = agent_queries.list_critical_jobs(reader)
-    running_agents = [agent for agent in agent_queries.processes_not_stopped(reader) if is_alive(agent, now, lease_s)]
+    running_agents = [
+        agent for agent in agent_queries.processes_without_stop_time(reader) if is_alive(agent, now, lease_s)
+    ]
     pause = agent_queries.find_pause(reader)
     fulcrum, fulcrum_text = _fulcrum_state(critical_jobs, now, is_agent_running=bool(running_agents))
     proxmox, proxmox_text = _proxmox_state(running_agents, now)
     document = {
         "agents_running": len(running_agents),
-        # `concurrency_wanted` is the number of jobs that the process may run in parallel now.
+        # `concurrency_wanted` is the number of jobs that the process may run in parallel now. A process that
+        # is `draining` has begun to stop, and claims no more jobs.
         "slots": sum(agent.concurrency_wanted for agent in running_agents if not agent.draining),
         "paused": _pause_fields(pause),
         "fulcrum": fulcrum,
@@ -81,6 +88,7 @@ def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool
             for agent in agent_queries.most_recently_seen_processes(reader, MAX_SHOWN_AGENTS)
         ],
         "critical_overdue": [job.name for job in critical_jobs if is_overdue(job, now)],
+        # `failures` is the number of failed executions since the last success.
         "critical_failing": [_failing_critical_job_fields(job) for job in critical_jobs if job.failures],
     }
     text = "" if pause is None else f"{pause_text(pause)} (`smith resume` ends the pause)"
@@ -119,7 +127,7 @@ def _fulcrum_state(
     return {"state": state, "last_heartbeat_at": last_ok_at, "error": error}, text
 
 
-def _proxmox_state(running_agents: Sequence[Node], now: datetime) -> tuple[dict[str, Any], str]:
+def _proxmox_state(running_agents: Sequence[AgentProcessRow], now: datetime) -> tuple[dict[str, Any], str]:
     """Return whether Proxmox answered the last check of the running agents, for `--json` and as text."""
     agents_with_proxmox_check = [agent for agent in running_agents if agent.proxmox_checked_at is not None]
     if not agents_with_proxmox_check:
@@ -134,7 +142,10 @@ def _proxmox_state(running_agents: Sequence[Node], now: datetime) -> tuple[dict[
 
 
 def _postponed_report_fields(job: Job) -> dict[str, Any]:
-    """Return a job with a postponed report as a dictionary with the keys of `--json`."""
+    """Return a job with a postponed report as a dictionary with the keys of `--json`.
+
+    `report_note` says why the last report failed.
+    """
     return {"id": job.id, "action": job.action, "attempts": job.report_attempts, "reason": job.report_note or ""}
 
 
@@ -148,19 +159,20 @@ def _failing_critical_job_fields(job: CriticalJob) -> dict[str, Any]:
     }
 
 
-def agent_process_fields(agent_process: Node, now: datetime, lease_s: float) -> dict[str, Any]:
+def agent_process_fields(agent_process: AgentProcessRow, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return an agent process (a row of the table `nodes`) as a dictionary with the keys of `--json`."""
     return {
         "id": agent_process.id,  # a random id that the process chose at its start
         "host": agent_process.host,
         "pid": agent_process.pid,
         "version": agent_process.version,
-        # FulcrumCore's id of the agent. None before the first heartbeat. Always None on SQLite.
+        # FulcrumCore's id of the agent. None before the first heartbeat. It is stored only on PostgreSQL, where another
+        # agent can use the same database. So on SQLite, it is always None.
         "agent_id": agent_process.agent_id,
         "cluster": agent_process.cluster,  # SMITH_CLUSTER, the name of the Proxmox cluster
         "state": agent_state(agent_process, now, lease_s),
         "started_at": agent_process.started_at,
-        "seen_at": agent_process.seen_at,
+        "seen_at": agent_process.seen_at,  # when the process was last known to be running
         "stopped_at": agent_process.stopped_at,
         "stop_reason": agent_process.stop_reason,
         "concurrency": agent_process.concurrency,  # the maximum number of parallel jobs

@@ -26,7 +26,8 @@ EVENT_TEXTS = {
     JobEventKind.REQUEUED: "attempt {attempt} ended, the job gets another attempt",
     JobEventKind.REAPED: "taken from its agent, whose lease had expired",
     JobEventKind.RELEASED: "released by its agent",
-    JobEventKind.REOPENED: "the ended job is run again if it has no result, otherwise its result is reported",
+    # FulcrumCore listed the ended job as open. So the agent reports the stored result, or makes another attempt.
+    JobEventKind.REOPENED: "the ended job was reopened for a report or for another attempt",
     JobEventKind.REPORT_POSTPONED: "FulcrumCore did not accept the report",
     JobEventKind.RESULT_REPLACED: "FulcrumCore refused the result, a failure is reported instead",
 }
@@ -45,7 +46,7 @@ class TimelineEntry:
 
     at: datetime
     #: What the entry is about: `job`, `event` (an unusual event of the job), `operator` (a change by an operator),
-    #: `run` (its start), `end` (of a run), `task` (an Ansible task), `step` (of a run) or `proxmox` (a Proxmox task).
+    #: `run` (start of a run), `end` (end of a run), `task` (an Ansible task), `step` or `proxmox` (a Proxmox task).
     kind: str
     text: str
     run_ident: str | None = None  #: the run that the entry is about, if any

@@ -22,15 +22,17 @@ _PORT_AT_END = re.compile(r":[0-9]+\Z")
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Defines who may read all pages: callers with the token, and users that a trusted reverse proxy has authenticated.
+    """Defines who may read the pages for programs and the pages for operators.
 
+    Callers with the token and users that a trusted reverse proxy has authenticated may read both kinds of pages.
     If neither a token nor a proxy is configured, every caller may read the pages for programs.
     """
 
     token: str = field(default="", repr=False)
     proxies: tuple[str, ...] = ()  #: addresses and networks of trusted reverse proxies
     proxy_user_header: str = ""  #: name of the header in which the proxies send the name of the user
-    #: Whether only callers on this machine can connect to the server. The settings ensure this if no login is required.
+    #: Whether only callers on this machine can connect to the server. Always True if no login is required, because
+    #: SMITH_HTTP_ADDR must then be a local address.
     can_only_local_callers_connect: bool = True
     #: Whether users of this machine may read the pages for operators without a login. Ignored if `needs_login`.
     may_local_users_read_pages: bool = False
@@ -78,8 +80,8 @@ def is_local_host_header(headers: Headers) -> bool:
     """Return whether the Host header names this machine, or is missing.
 
     The check prevents DNS rebinding: an attacker's web page makes a browser send requests to this machine. In these
-    requests, the Host header contains the attacker's host name. The check is not needed if the pages need a login,
-    because the attacker's page does not have the token.
+    requests, the Host header contains the attacker's host name. The caller makes this check only if no login is
+    required.
     """
     host = headers.get("host", "")
     if not host:
@@ -106,7 +108,9 @@ def is_same_origin(headers: Headers) -> bool:
 def is_cross_site_navigation(headers: Headers) -> bool:
     """Return whether a link on another site led to this request.
 
-    A browser sends no session cookie with this request, because the cookie has the attribute SameSite=Strict.
+    The browser sends no session cookie with this request, because the cookie has the attribute SameSite=Strict. So a
+    logged-in user looks logged out. Instead of the login page, the server sends a page that reloads itself. With the
+    second request, the browser sends the cookie.
     """
     return headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") == "navigate"
 

@@ -30,15 +30,15 @@ class AgentView:
     #: which contains the agent processes, not the Proxmox nodes.
     boot_id: str
     settings: Settings
-    state: AgentState
-    scheduler: Scheduler
+    state: AgentState  #: what the agent's threads share: flags, counters, and whether FulcrumCore answers
+    scheduler: Scheduler  #: executes the critical jobs (periodic tasks of the agent)
     engine: Engine
     proxmox: ProxmoxReader
     meters: PrometheusMetrics  #: counters and histograms that the agent updates
     measure_memory_mib: Callable[[], float]  #: returns the memory, in MiB, of the agent process and its descendants
     #: Returns the number of differences (drift) of each kind that the last comparison of the mappings with Proxmox and
     #: FulcrumCore found; empty if there is no recent comparison. The default function returns an empty dict.
-    count_drift_findings: Callable[[], dict[str, int]] = dict
+    count_drift_by_kind: Callable[[], dict[str, int]] = dict
     #: Returns a `Finding` for each difference that the last comparison found; None if there is no recent comparison.
     list_drift_findings: Callable[[], Sequence[Finding] | None] = lambda: None
 
@@ -48,7 +48,8 @@ class AgentHandle:
 
     def __init__(self) -> None:
         self._view_and_prober: tuple[AgentView, Prober] | None = None
-        self.start_wait_reason = ""  #: why the agent waits for its configuration at its start; '' if it does not wait
+        #: Why the starting agent waits for its configuration from FulcrumCore; '' if it does not wait.
+        self.start_wait_reason = ""
         self.port = 0  #: TCP port of the pages; 0 if the pages are not served
 
     @property
@@ -67,6 +68,7 @@ class AgentHandle:
             engine=view.engine,
             proxmox=view.proxmox,
             boot_id=view.boot_id,
+            # `smith_data_dir` has the database and the artifacts, `smith_run_dir` the files of running playbooks.
             folders={"data": view.settings.smith_data_dir, "run": view.settings.smith_run_dir},
         )
         if probe_interval_s is not None:

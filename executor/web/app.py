@@ -29,11 +29,15 @@ from executor.web.wrong_tokens import WrongTokenCounter
 def make_app(handle: AgentHandle, access: Access) -> Starlette:
     """Return the ASGI application with all pages. `access` defines who may read the pages.
 
-    `ServerParts` contains the objects that the guard and the pages share, for example the sessions of operators.
+    The pages read the agent's data through `handle`. It is empty at first, because the server starts before the
+    agent.
+
+    The middleware `Guard` refuses callers who may not read a page. `ServerParts` contains the objects that the guard
+    and the pages share, for example the sessions of operators.
     """
     program_pages = _ProgramPages(handle, access)
     parts = ServerParts(
-        handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
+        agent_handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
     )
     app = Starlette(
         routes=[
@@ -47,7 +51,7 @@ def make_app(handle: AgentHandle, access: Access) -> Starlette:
         exception_handlers={404: _not_found},
     )
     app.router.redirect_slashes = False
-    app.state.streams = parts.streams  # so that the server can end the event streams of the pages when it stops
+    app.state.event_streams = parts.streams  # so that the server can end the event streams of the pages when it stops
     return app
 
 
@@ -73,11 +77,12 @@ class _ProgramPages:
         """Return the metrics, in the format that the Accept header of the request names."""
         if self._handle.view_and_prober is None:
             return JSONResponse({"error": "the agent is starting"}, status_code=503)
+        # The view gives access to the agent's data. The prober checks Proxmox, the database and the disk space.
         view, prober = self._handle.view_and_prober
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         registry = CollectorRegistry()
         registry.register(Gauges(view, prober))
-        registry.register(view.meters.registry)
+        registry.register(view.meters.registry)  # the agent's counters and histograms
         return Response(encode(registry), media_type=content_type)
 
     def openapi(self, _request: Request) -> Response:
@@ -87,8 +92,9 @@ class _ProgramPages:
 class _OperatorPages:
     """Forwards requests to the pages for operators, and to the public paths: login, logout, scripts and styles.
 
-    The first such request builds the ASGI application of these pages. The import of these pages takes as long as the
-    import of the rest of the server, and most agents never need them.
+    These pages are imported, and their ASGI application is built, at the first request that is forwarded. They are not
+    imported earlier, because their import takes as long as the import of the rest of the server, and the pages of most
+    agents are never opened.
     """
 
     def __init__(self, parts: ServerParts) -> None:

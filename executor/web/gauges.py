@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from executor.agent.disk_space import BYTES_PER_MIB
 from executor.database import mapping_queries, queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.times import utc_now
 from executor.errors import DatabaseError
 from executor.version import VERSION
@@ -24,7 +24,10 @@ from executor.web.probes import Prober
 
 
 class Gauges(Collector):
-    """Collects the gauges of one agent."""
+    """Collects the gauges of one agent. An AgentView contains the parts of the agent that the web pages read.
+
+    A Prober checks Proxmox, the database and the disks in the background, and keeps the last results.
+    """
 
     def __init__(self, view: AgentView, prober: Prober) -> None:
         self._view = view
@@ -50,6 +53,7 @@ class Gauges(Collector):
     def _gauges_without_database(self) -> Iterator[Metric]:
         """Yield the gauges that need no database."""
         state, settings = self._view.state, self._view.settings
+        # Both numbers count the jobs since the start of this process.
         running_job_count = state.claimed_job_count - state.ended_job_count
         yield _gauge("smith_jobs_running", "Jobs running in this process", running_job_count)
         yield _gauge("smith_job_slots", "Maximum number of jobs running at once", settings.smith_concurrency)
@@ -68,11 +72,12 @@ class Gauges(Collector):
         yield _gauge(
             "smith_process_tree_memory_bytes", "Resident memory of the agent and its descendants", memory_bytes
         )
-        if drift_counts := self._view.count_drift_findings():
+        # `drift_counts` is empty if the mappings were not compared recently with Proxmox and FulcrumCore.
+        if drift_counts := self._view.count_drift_by_kind():
             help_text = "Differences between mappings, Proxmox and FulcrumCore, by kind of difference"
             yield _gauge_with_label("smith_drift_vms", help_text, drift_counts, label="kind")
         free_space_gauge = GaugeMetricFamily(
-            "smith_disk_free_bytes", "Free disk space of the data folder and of the run folder", labels=["folder"]
+            "smith_disk_free_bytes", "Free disk space in SMITH_DATA_DIR and in SMITH_RUN_DIR", labels=["folder"]
         )
         for name in self._prober.folders:
             with suppress(OSError):
@@ -82,11 +87,14 @@ class Gauges(Collector):
     def _database_gauges(self) -> Iterator[Metric]:
         """Yield the gauges that are read from the database. Raises DatabaseError.
 
-        An open job has not ended. A report (a job's result) is due until FulcrumCore has acknowledged it.
+        A report (a job's result) is due until FulcrumCore has acknowledged it.
         """
-        with reading(self._view.engine) as session:
-            queue_depths = queries.count_open_jobs(session) | {"report_due": queries.count_due_reports(session)}
+        with read_only_session(self._view.engine) as session:
+            queue_depths = queries.count_pending_and_processing_jobs(session) | {
+                "report_due": queries.count_due_reports(session)
+            }
             mapping_counts = mapping_queries.count_mappings_by_state(session, should_count_deleted_mappings=False)
+            # jobs that have ended in the agent's database, but are open (have not ended) in FulcrumCore
             open_only_at_fulcrum_counts = queries.count_jobs_open_only_at_fulcrum(session)
             oldest_report_at = queries.oldest_due_report_time(session)
             oldest_pending_at = queries.oldest_pending_time(session)
@@ -94,7 +102,7 @@ class Gauges(Collector):
         yield _gauge("smith_database_up", "Whether the database can be read and written", is_writable)
         yield _gauge_with_label(
             "smith_queue_depth",
-            "Jobs that have not ended, and results that are not reported",
+            "Jobs that have not ended, and results that FulcrumCore has not acknowledged",
             queue_depths,
             label="status",
         )
@@ -106,7 +114,9 @@ class Gauges(Collector):
             label="cause",
         )
         yield _gauge(
-            "smith_queue_oldest_seconds", "Age of the oldest waiting job; 0 if no job waits", _age_s(oldest_pending_at)
+            "smith_queue_oldest_seconds",
+            "Age of the oldest pending job; 0 if no job is pending",
+            _age_s(oldest_pending_at),
         )
         yield _gauge(
             "smith_outbox_oldest_seconds",

@@ -1,8 +1,9 @@
-"""Contains the guard, which refuses requests of callers who may not read the page.
+"""Contains the guard, which refuses requests that are not allowed.
 
 The guard checks the method and the host name of each request. If a login is required, the request must contain the
-token or a session cookie, or come from a trusted reverse proxy. The public paths (login, logout, scripts and styles)
-need no login. A form must come from one of our own pages. The guard also adds security headers to every response.
+token or a session cookie, or come from a trusted reverse proxy. The health pages and the public paths (login, logout,
+scripts and styles) need no login. A form must come from one of our own pages. The guard also adds security headers to
+every response.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _RELOAD_PAGE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Age
 
 
 class Guard:
-    """ASGI middleware that refuses requests of callers who may not read the page.
+    """ASGI middleware that refuses requests that are not allowed.
 
     The guard sets two attributes of `request.state`. `visitor` has the caller's name and session. If `may_see_details`
     is False, the pages do not show the details of health checks and of errors, because these may name hosts and
@@ -112,8 +113,8 @@ class Guard:
         headers = Headers(scope=scope)
         if (refusal := self._find_method_refusal(scope, headers)) is not None:
             return refusal
-        # Without a login, the settings allow only local callers to connect. But an attacker's web page in a local
-        # browser could read the pages by DNS rebinding, see `is_local_host_header`.
+        # If no login is required and only local callers can connect, an attacker's web page in a local browser could
+        # read the pages by DNS rebinding, see `is_local_host_header`.
         if (
             not self._access.needs_login
             and self._access.can_only_local_callers_connect
@@ -140,11 +141,13 @@ class Guard:
         request_state = scope.setdefault("state", {})
         request_state["may_see_details"] = is_authorized or visitor is not None
         request_state["visitor"] = visitor or Visitor(name=proxy_user)
+        # `/` is a page for operators if the request accepts HTML, otherwise a list of the pages for programs,
+        # such as /metrics.
         if is_operator_page_or_public(scope["path"]) and (scope["path"] != "/" or accepts_html(headers)):
             return self._find_page_refusal(scope, headers, is_authorized=is_authorized, has_session=visitor is not None)
         if is_authorized or visitor is not None or scope["path"] in HEALTH_PATHS:
             return None
-        return self._refusal_without_login()
+        return self._unauthorized_response()
 
     def _find_method_refusal(self, scope: Scope, headers: Headers) -> Response | None:
         """Return the response that refuses the request's method; None for GET, HEAD, and a form from our own pages."""
@@ -186,9 +189,9 @@ class Guard:
             return HTMLResponse(_RELOAD_PAGE)
         if accepts_html(headers) and (access.token or may_read):
             return RedirectResponse(f"{relative_root_url(path)}login?next={path[1:]}", status_code=303)
-        return self._refusal_without_login()
+        return self._unauthorized_response()
 
-    def _refusal_without_login(self) -> Response:
+    def _unauthorized_response(self) -> Response:
         if not self._access.token:
             return _error_response(403, PROXY_REQUIRED)
         return _error_response(401, "a token is required", {"WWW-Authenticate": 'Bearer realm="agent-smith"'})

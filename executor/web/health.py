@@ -22,9 +22,10 @@ MAX_ITERATION_S_BY_LOOP = {"main": 60.0, "dispatch": 120.0, "report": 900.0, "le
 #: For the loop `leases`, the maximum is at least SMITH_LEASE_S times this factor: each iteration of this loop ends with
 #: a wait of a sixth of SMITH_LEASE_S, and SMITH_LEASE_S may be an hour.
 LEASES_LOOP_MAX_ITERATION_FACTOR = 2.0
-#: A critical job is overdue here if its thread has ended, or if its last start or end was more than six of its
-#: intervals plus 120 s ago. After three intervals plus 30 s, the loop `main` starts a new thread for the critical job,
-#: and the time counts from the start of this thread.
+#: A critical job is reported as overdue if its thread has ended, or if no execution has started or ended for six
+#: intervals plus 120 s. Normally the loop `main` prevents both: it starts a new thread if the thread has ended, or if
+#: no execution has started or ended for three intervals plus 30 s. The start of the thread counts as the start of an
+#: execution.
 MAX_INTERVALS_WITHOUT_EXECUTION = 6.0
 EXECUTION_TOLERANCE_S = 120.0
 
@@ -45,11 +46,11 @@ class HealthReport:
     """The state of the agent, and the checks that determine it."""
 
     status: str  #: such as `alive` or `not ready`; openapi.py lists all values
-    ok: bool  #: whether the agent is healthy: the page answers with HTTP status 200 if True, and 503 if False
+    ok: bool  #: True: the response has the HTTP status 200; False: 503
     checks: tuple[HealthCheckResult, ...] = ()
 
     def as_json(self, *, with_details: bool) -> dict[str, Any]:
-        """Return the content of the page, with or without the details of the checks."""
+        """Return the JSON content of the response, with or without the details of the checks."""
         rows = []
         for check in self.checks:
             row: dict[str, Any] = {"name": check.name, "ok": check.ok}
@@ -62,7 +63,11 @@ class HealthReport:
 
 
 def liveness_report(handle: AgentHandle) -> HealthReport:
-    """Check whether every loop and every critical job of the agent makes progress."""
+    """Check whether every loop and every critical job of the agent makes progress.
+
+    `handle.view_and_prober` contains the parts of the agent that the web pages read, and the prober, which checks
+    Proxmox, database and disk. It is None until the agent is created.
+    """
     if handle.view_and_prober is None:
         return HealthReport(status="starting", ok=True)
     view, _prober = handle.view_and_prober
@@ -105,6 +110,7 @@ def _check_critical_jobs(view: AgentView) -> list[HealthCheckResult]:
 def readiness_report(handle: AgentHandle) -> HealthReport:
     """Check whether the agent could process a job now."""
     if handle.view_and_prober is None:
+        # `start_wait_reason` says why the agent waits for its configuration; it is '' if the agent does not wait.
         reason = "waits for its configuration from FulcrumCore" if handle.start_wait_reason else "is starting"
         check = HealthCheckResult(name="agent", ok=False, reason=reason, detail=handle.start_wait_reason)
         return HealthReport(status="not ready", ok=False, checks=(check,))
@@ -123,7 +129,10 @@ def _check_agent(view: AgentView) -> HealthCheckResult:
     if state.id_of_other_agent_on_database:
         detail = f"the id of the other agent in FulcrumCore is {state.id_of_other_agent_on_database}"
         return HealthCheckResult(
-            name="agent", ok=False, reason="another agent uses the database: no jobs are claimed", detail=detail
+            name="agent",
+            ok=False,
+            reason="an agent with another id in FulcrumCore uses the database: no jobs are claimed",
+            detail=detail,
         )
     # An agent that an operator has disabled or paused is ready, because it works as the operator has requested.
     if state.is_disabled:
@@ -153,6 +162,7 @@ def _check_fulcrum(view: AgentView) -> HealthCheckResult:
 
 
 def _probe_results(prober: Prober) -> list[HealthCheckResult]:
+    """Return the last results of the probes: the checks of Proxmox, database and disk that run every 30 s."""
     results = {name: prober.result(name) for name in prober.probes}
     return [
         HealthCheckResult(name=name, ok=result.ok, reason=result.reason, detail=result.detail)

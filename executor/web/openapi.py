@@ -1,5 +1,9 @@
 """Builds the OpenAPI document that describes the pages for programs. The page /openapi.json contains this document.
 
+The pages for programs are the health pages, /metrics and /openapi.json. The document includes the path `/`,
+which returns the list of these pages as JSON to a client that does not accept HTML. The HTML pages for operators are
+not described.
+
 The document depends on the configuration: a login is described only if a login is required. Tests compare the document
 with the responses of the pages.
 """

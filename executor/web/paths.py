@@ -8,8 +8,8 @@ PROGRAM_PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 #: The HTTP methods that all pages allow. Only the paths of forms also allow POST.
 ALLOWED_METHODS = ("GET", "HEAD")
-#: The first part of the path of each page for operators. The overview has the empty path. A path below `actions` is not
-#: a page: it accepts the form of one action.
+#: The first part of each path for operators. The overview has the empty path. Each path below `actions` accepts the
+#: form of one operator action, such as retrying a job. The other paths are pages.
 _OPERATOR_FIRST_PARTS = frozenset({"", "jobs", "vms", "executors", "settings", "audit", "doctor", "actions"})
 #: The first part of each public path, which needs no login: login and logout, and the folder of scripts, styles and
 #: images.
@@ -24,7 +24,7 @@ def first_part(path: str) -> str:
 
 
 def is_operator_page_or_public(path: str) -> bool:
-    """Return whether this is the path of a page for operators, or a public path."""
+    """Return whether this is the path of a page or of a form for operators, or a public path."""
     return first_part(path) in _OPERATOR_FIRST_PARTS | _PUBLIC_FIRST_PARTS
 
 

@@ -1,7 +1,7 @@
 """Checks in the background whether Proxmox answers, the database can be written, and enough disk space is free.
 
-Each of these checks is a probe. One thread runs all probes in rounds, every 30 s. The pages show the results of the
-last round, so a page does not wait for a probe.
+Each of these checks is a probe. One thread runs all probes in rounds, every 30 s. The web pages show the results of
+the last round, so a web page does not wait for a probe.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = get_logger(__name__)
 INTERVAL_S = 30.0
 #: A result is outdated if its age in seconds is more than MAX_AGE_INTERVALS * interval + MAX_ROUND_S.
 MAX_AGE_INTERVALS = 4
-#: The assumed maximum duration of a round. It is used only for the age of a result, and stops no probe.
+#: The assumed maximum duration of a round, for the formula above. It is no timeout: no probe is stopped after it.
 MAX_ROUND_S = 60.0
-#: Interval at which the thread checks whether the agent's loops, such as the poll for jobs, have started. The first
-#: round waits for the start of the loops. Before their start, a migration may change the schema of the database.
+#: Interval at which the thread checks whether the agent's loops, such as the loop that claims jobs, have started. The
+#: first round waits for this, because the agent may migrate the schema of the database before it starts the loops.
 START_POLL_S = 0.1
 
 
@@ -44,7 +44,8 @@ class ProbeResult:
     """The result of one probe."""
 
     ok: bool
-    #: Describes the problem; '' if there is no problem. Contains no hosts and paths, because every caller may see it.
+    #: Describes the problem; '' if there is no problem. Contains no hosts and paths, because the health pages show it
+    #: without a login.
     reason: str = ""
     detail: str = ""  #: further explanation of the problem, may quote the error text of another program
     finished_at: float = field(default_factory=time.monotonic)  #: end of the probe, on the monotonic clock
@@ -63,7 +64,7 @@ class _ProbeFailed(Exception):
 class Prober:
     """Runs the probes and keeps their results."""
 
-    state: AgentState  #: what the threads of the agent process share, such as the current pause
+    state: AgentState  #: what the threads of the agent process share, such as an operator's pause of all agents
     engine: Engine
     proxmox: ProxmoxReader
     #: The random id of this agent process (not of the machine). The table `nodes` has one row for each agent process.
@@ -121,6 +122,7 @@ class Prober:
         try:
             self.proxmox.version()
         except JobError as error:
+            # PVE_AUTH: Proxmox has refused the API token.
             self._proxmox_link.record_failed_call(str(error), has_refused_credentials=error.code is ErrorCode.PVE_AUTH)
             raise _ProbeFailed("Proxmox does not answer, or answers with an error", str(error)) from error
         self._proxmox_link.record_answer()

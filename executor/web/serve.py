@@ -1,4 +1,4 @@
-"""Configures the uvicorn server of the pages.
+"""Configures the uvicorn server of the agent's web pages.
 
 Only the server's thread imports this module, because the import of uvicorn takes a third of a second.
 """
@@ -30,9 +30,9 @@ MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
 #: Maximum number of connections from one address of another machine. The limit does not apply to a trusted reverse
 #: proxy.
 MAX_CONNECTIONS_PER_ADDRESS = 16
-#: The server closes a connection on which no complete request arrives within this time.
+#: The server closes a connection on which the headers of a request do not arrive completely within this time.
 REQUEST_TIMEOUT_S = 10.0
-#: After a response, the server closes the connection if no further request arrives within this time.
+#: After a response, the server closes the connection if no data arrives within this time.
 KEEP_ALIVE_S = 5
 MAX_HEADER_BYTES = 16_384
 #: When the server stops, requests in progress have this time to end.
@@ -42,21 +42,22 @@ TICK_S = 1.0
 
 
 class _LimitedProtocol(H11Protocol):
-    """Limits the number of connections, and closes connections on which no complete request arrives.
+    """Limits the number of connections, and closes connections on which the headers of a request do not arrive.
 
-    Without this class, uvicorn would keep a connection open for ever if only a part of a request has arrived.
+    Without this class, uvicorn would keep a connection open for ever if only a part of the headers has arrived.
     """
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
     proxy_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-    #: With TLS, a function that is called after the handshake, and stops counting it. None without TLS.
-    on_connected: Callable[[], None] | None = None
+    #: With TLS, `tls_connection_factory` sets this function, which decreases the number of running TLS handshakes. It
+    #: must be called when the TLS handshake has ended. None without TLS.
+    on_tls_handshake_end: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
         """Accept the connection, or close it if there are too many connections."""
         super().connection_made(transport)
-        if self.on_connected is not None:
-            self.on_connected()
+        if self.on_tls_handshake_end is not None:
+            self.on_tls_handshake_end()
         self._request_timer: asyncio.TimerHandle | None = None
         if self._exceeds_limit():
             transport.abort()
@@ -64,7 +65,7 @@ class _LimitedProtocol(H11Protocol):
             self._start_request_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Process data from the caller. A complete request stops the timer; a part of a request does not restart it."""
+        """Process data from the caller. Complete headers stop the timer; a part of the headers does not restart it."""
         super().data_received(data)
         if self._is_request_running():
             self._stop_request_timer()
@@ -74,7 +75,7 @@ class _LimitedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request on the connection."""
         super().on_response_complete()
-        if not self._is_request_running():
+        if not self._is_request_running():  # uvicorn may have begun the next request already (pipelining)
             self._start_request_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -143,7 +144,7 @@ class Server(uvicorn.Server):
         # `on_tick` returns whether the server must stop. With `counter=0`, `on_tick` also updates the Date header.
         while not await self.on_tick(counter=0):
             if self._certificate is not None:
-                self._certificate.check_files_if_due()
+                self._certificate.reload_if_due_and_changed()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_requested.wait(), TICK_S)
 
@@ -157,16 +158,16 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCertificate | None = None) -> Server:
-    """Return a server for the pages, with TLS if `certificate` is given. The server does not listen yet.
+    """Return a server for the web pages, with TLS if `certificate` is given. The server does not listen yet.
 
-    The pages read the agent through `handle`.
+    From `handle`, the web pages get the data that they show about the agent.
     """
-    access = Access(  # who may read the pages
+    access = Access(  # who may read the web pages
         token=settings.smith_http_token.get_secret_value(),
         proxies=settings.smith_http_proxies,
         proxy_user_header=settings.smith_http_user_header,
         can_only_local_callers_connect=is_local_address(settings.smith_http_addr),
-        may_local_users_read_pages=settings.smith_http_local_pages,
+        may_local_users_read_pages=settings.smith_http_local_pages,  # without a login
     )
     proxy_networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
     protocol = type("_Protocol", (_LimitedProtocol,), {"proxy_networks": proxy_networks})
@@ -187,6 +188,6 @@ def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCert
             timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ),
-        app.state.streams,
+        app.state.event_streams,
         certificate,
     )

@@ -40,7 +40,7 @@ def serving_pages(settings: Settings) -> Iterator[AgentHandle]:
     try:
         yield handle
     finally:
-        handle.close()
+        handle.close()  # ends the checks of Proxmox, database and disk space that the pages show
         if server_thread is not None:
             server_thread.stop()
 

@@ -15,7 +15,7 @@ from executor.web.wrong_tokens import WrongTokenCounter
 class ServerParts:
     """The objects of the HTTP server that the guard and the pages share."""
 
-    handle: AgentHandle  #: gives the pages access to the agent
+    agent_handle: AgentHandle  #: gives the pages access to the agent
     access: Access  #: decides who may read the pages
     sessions: Sessions
     wrong_tokens: WrongTokenCounter

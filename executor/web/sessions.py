@@ -1,4 +1,4 @@
-"""Starts, finds and ends the sessions of operators who have logged in at the pages.
+"""Starts, finds and ends the sessions of operators who have logged in at the web pages.
 
 The browser keeps the session's key, a random text, in a cookie. The database contains only an HMAC, which is computed
 from this key and the configured token (SMITH_HTTP_TOKEN). So a copy of the database is not enough to use a session, and
@@ -17,7 +17,7 @@ from http.cookies import CookieError, SimpleCookie
 from starlette.datastructures import Headers
 
 from executor.database import web_sessions
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.web.access import Access
 from executor.web.agent_view import AgentHandle
 
@@ -29,14 +29,14 @@ KEY_BYTE_COUNT, KEY_TEXT_LENGTH = 32, 43
 
 @dataclass(frozen=True, kw_only=True)
 class Visitor:
-    """The caller of a page."""
+    """The person or program that requests a web page."""
 
     name: str = ""  #: the name given at the login, or the user that a reverse proxy names; '' if neither is known
-    session_key: str = field(default="", repr=False)  #: '' if the caller has no session, and so may only read
+    session_key: str = field(default="", repr=False)  #: '' if the visitor has no session, and so may only read
 
     @property
     def may_act(self) -> bool:
-        """Whether the caller may change something."""
+        """Whether the visitor may change something."""
         return bool(self.session_key)
 
     @property
@@ -44,7 +44,7 @@ class Visitor:
         """The token in each form of the session. Another site does not know this token, which prevents CSRF."""
         return hmac.new(self.session_key.encode(), b"form", hashlib.sha256).hexdigest() if self.session_key else ""
 
-    def is_form_token(self, token: str) -> bool:
+    def is_form_token_of_session(self, token: str) -> bool:
         """Return whether `token` is the form token of the session; False without a session."""
         return self.may_act and hmac.compare_digest(token.encode(), self.form_token.encode())
 
@@ -52,8 +52,8 @@ class Visitor:
 class Sessions:
     """Starts, finds and ends sessions in the agent's database.
 
-    The handle gives access to the agent. Its `view_and_prober` is a pair, or None until the agent has started. The
-    first item of the pair is the AgentView, which has the engine of the database.
+    `access` has the configured token. `handle.view_and_prober` is None until the agent has started. Then it is a pair:
+    the AgentView, which has the engine of the database, and a prober, which this class does not use.
     """
 
     def __init__(self, handle: AgentHandle, access: Access) -> None:
@@ -72,7 +72,7 @@ class Sessions:
         """Return the visitor whose session has this key; None if there is no valid session. Raises DatabaseError."""
         if not key or self._handle.view_and_prober is None:
             return None
-        with reading(self._handle.view_and_prober[0].engine) as database_session:
+        with read_only_session(self._handle.view_and_prober[0].engine) as database_session:
             stored_session = web_sessions.find(database_session, self._digest(key))
         return None if stored_session is None else Visitor(name=stored_session.name, session_key=key)
 

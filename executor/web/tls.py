@@ -1,4 +1,4 @@
-"""Serves the pages over TLS: loads the certificate again when its files change, and limits the TLS handshakes."""
+"""Serves the web pages over TLS: loads the certificate again when its files change, and limits the TLS handshakes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HANDSHAKE_TIMEOUT_S = 10
 #: together, and from one address of another machine. The server closes every further connection at once.
 MAX_HANDSHAKES, MAX_HANDSHAKES_FROM_OTHER_MACHINES, MAX_HANDSHAKES_PER_ADDRESS = 64, 48, 16
 
-#: For each file: the time of its last change in ns, and its size in bytes.
+#: For each file: the time of its last change in ns, and its size in bytes; (0, 0) if the file cannot be read.
 _FileVersions = tuple[tuple[int, int], ...]
 
 
@@ -41,7 +41,7 @@ class ServerCertificate:
         self.context = self._load_context()
         self._checked_at = time.monotonic()
 
-    def check_files_if_due(self) -> None:
+    def reload_if_due_and_changed(self) -> None:
         """Call `reload_if_changed` if the last check of the files was at least CHECK_INTERVAL_S ago."""
         if time.monotonic() - self._checked_at >= CHECK_INTERVAL_S:
             self.reload_if_changed()
@@ -91,6 +91,7 @@ class TlsConnection(SSLProtocol):
     """
 
     def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, handshakes: set[TlsConnection]) -> None:
+        """`handshakes` contains all connections of the server whose handshakes have not ended."""
         super().__init__(
             asyncio.get_running_loop(),
             protocol,
@@ -128,7 +129,8 @@ class TlsConnection(SSLProtocol):
     def stop_counting_handshake(self) -> None:
         """Stop counting this handshake, which has ended or failed.
 
-        After a successful handshake, the asyncio protocol that handles HTTP counts the connection.
+        After a successful handshake, `protocol` calls this method through its attribute
+        `on_tls_handshake_end`.
         """
         self._handshakes.discard(self)
 
@@ -150,7 +152,7 @@ def tls_connection_factory(
     def make_connection(**arguments: Any) -> asyncio.BaseProtocol:
         protocol = make_protocol(**arguments)
         connection = TlsConnection(protocol, certificate.context, handshakes)
-        protocol.on_connected = connection.stop_counting_handshake
+        protocol.on_tls_handshake_end = connection.stop_counting_handshake
         return connection
 
     return make_connection

@@ -1,13 +1,13 @@
-"""Counts the wrong tokens from each address, because the server answers too many wrong tokens with 429."""
+"""Counts the wrong tokens from each address: after too many, the server answers further wrong tokens with 429."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
 
-#: If an address sends MAX_WRONG_TOKENS wrong tokens within WRONG_TOKEN_WINDOW_S, the server answers its further wrong
-#: tokens with 429, and does not count them. This ends when the oldest of the last MAX_WRONG_TOKENS counted tokens is
-#: older than WRONG_TOKEN_WINDOW_S.
+#: After MAX_WRONG_TOKENS wrong tokens within WRONG_TOKEN_WINDOW_S, an address must wait until the first of these tokens
+#: is older than WRONG_TOKEN_WINDOW_S. During the wait, the server answers each wrong token from the address with 429,
+#: and does not count it.
 MAX_WRONG_TOKENS = 10
 WRONG_TOKEN_WINDOW_S = 60.0
 #: Maximum number of addresses whose wrong tokens are counted.

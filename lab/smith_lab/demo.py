@@ -2,10 +2,12 @@
 
 The demo creates services in the FulcrumCore simulator. The executor creates, starts, updates, stops and deletes their
 VMs on the Proxmox stand-in. Then the demo compares the services in FulcrumCore, the executor's mappings (each assigns
-a VMID to a service) and the VMs in Proxmox. The exit code is 0 if all three agree.
+a VMID to a service) and the VMs in Proxmox. The exit code is 0 if all three agree and the executor
+ended with exit code 0.
 
 A LabSystem contains the running simulator, stand-in and executor. `lab.admin` calls FulcrumCore's API, and
-`lab.guests()` lists the VMs of the stand-in.
+`lab.guests()` lists the VMs of the stand-in. `lab.guests_of(service_id)` lists the VMs whose description contains the
+marker of this service.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from rich.live import Live
 from rich.table import Table
 
 from executor.errors import EXIT_FAILURE, EXIT_OK
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 
 #: Real seconds for each second of simulated Proxmox time. With a much smaller value, a user would see no progress.
 TIME_SCALE = 0.2
@@ -70,7 +72,7 @@ def main(*, service_count: int = 6, as_json: bool = False, keep_folder: bool = F
         f"[bold]Agent Smith demo[/]: {service_count} services, FulcrumCore simulator, Proxmox stand-in, real executor"
     )
     # limits_orders_to_settings: FulcrumCore refuses orders with values that the executor's settings do not allow
-    with running_lab(folder, time_scale=TIME_SCALE, limits_orders_to_settings=True) as lab:
+    with run_lab_system(folder, time_scale=TIME_SCALE, limits_orders_to_settings=True) as lab:
         lab.start_executor()
         try:
             rows = _run_phases(lab, console, service_count)
@@ -237,5 +239,5 @@ def _show_result(rows: list[Row], console: Console, *, is_successful: bool, as_j
     console.print(
         "[green]FulcrumCore, mappings and Proxmox agree[/]"
         if is_successful
-        else "[red]FulcrumCore, mappings and Proxmox differ[/]"
+        else "[red]FulcrumCore, mappings and Proxmox differ, or the executor's exit code is not 0[/]"
     )

@@ -214,7 +214,8 @@ def bootstrap(
     """Create an agent, its token, and the objects that the agent needs.
 
     If `limiting_settings` (an agent's settings) are given, `restrict_service_type` removes from the service types the
-    templates, bridges, VLANs and tags that these settings do not allow. So FulcrumCore refuses orders for them.
+    templates, bridges, VLANs and tags that these settings do not allow. FulcrumCore then refuses orders
+    that request a removed value.
 
     The created objects are a provider, a consumer (FulcrumCore's word for a customer), two service types, an agent type
     and the metric types. `admin` must use the seed token, which expires after a day. So this function also creates an

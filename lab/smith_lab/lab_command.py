@@ -20,7 +20,7 @@ from pathlib import Path
 from executor.errors import EXIT_OK, SmithError
 from smith_lab.private_file import write_private_file
 from smith_lab.running_lab import FOLDER_VARIABLE, LAB_FILE_NAME, RunningLab, read_lab
-from smith_lab.system import SETTING_PREFIXES, LabSystem, running_lab
+from smith_lab.system import SETTING_PREFIXES, LabSystem, run_lab_system
 
 #: The settings that are secrets. `lab.env` contains, for each of them, the path of a file with its value. A container
 #: can mount this file.
@@ -72,7 +72,7 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, fulcrum_port: i
         lab_folder.mkdir(parents=True, exist_ok=True)
         _remove_earlier_lab(lab_folder)
         lab = stack.enter_context(
-            running_lab(
+            run_lab_system(
                 lab_folder,
                 time_scale=time_scale,
                 settings={"PROXMOX_BACKUP_STORAGE": BACKUP_STORAGE, "SMITH_HTTP_ADDR": f"127.0.0.1:{_free_port()}"},
@@ -82,7 +82,8 @@ def main(*, time_scale: float = 1.0, folder: Path | None = None, fulcrum_port: i
                 limits_orders_to_settings=True,
             )
         )
-        # Grants the executor's token a privilege in the stand-in: to read the load of the nodes and the allowed tags.
+        # `grant` gives the privilege to every user and token. With it, the executor's token can read the load of the
+        # Proxmox nodes and the allowed tags.
         lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         _write_files(lab)
         stack.callback(_remove_lab_files, lab_folder)
@@ -99,7 +100,7 @@ def _remove_earlier_lab(folder: Path) -> None:
     """
     if read_lab(folder) is not None:
         raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
-    # One of these files exists if a lab has used the folder. Then `data` is the lab's.
+    # If neither file exists, no lab has used the folder. `data` may then belong to another program, and is kept.
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
         shutil.rmtree(folder / "data", ignore_errors=True)
     _remove_lab_files(folder)
@@ -112,7 +113,10 @@ def _remove_lab_files(folder: Path) -> None:
 
 
 def _free_port() -> int:
-    """Return a port that is free now, for the agent's HTTP server. `smith health` reads the port from the settings."""
+    """Return a port that is free now, for the agent's HTTP server.
+
+    SMITH_HTTP_ADDR must contain the real port instead of 0, because `smith health` reads the port from this setting.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -148,8 +152,8 @@ def _data_for_other_shells(lab: LabSystem) -> RunningLab:
         control_port=lab.proxmox.control_port,  # the port for requests that begin and end faults
         consumer_id=lab.ids.consumer_id,
         agent_id=lab.ids.agent_id,
-        service_type_id=lab.ids.service_type_id,
-        container_type_id=lab.ids.container_type_id,
+        service_type_id=lab.ids.service_type_id,  # the service type of VMs
+        container_type_id=lab.ids.container_type_id,  # the service type of containers
     )
 
 

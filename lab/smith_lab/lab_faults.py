@@ -41,7 +41,8 @@ class Fault(NamedTuple):
     simulator_rule: dict[str, Any] | None = None
     #: The request that begins the fault in the stand-in; None: the fault is in the simulator.
     begin_request: ControlRequest | None = None
-    #: The request that ends the fault in the stand-in; None: the verb `clear_faults` ends it.
+    #: The request that ends the fault in the stand-in. None: the fault is in the simulator, or the stand-in's verb
+    #: `clear_faults` ends it.
     end_request: ControlRequest | None = None
 
 
@@ -123,7 +124,7 @@ def begin_fault(folder: Path, name: str) -> Fault:
         names = ", ".join(fault.name for fault in FAULTS)
         raise UnknownFault(f"there is no fault {name}; faults: {names}; `smith lab fault clear` ends all faults")
     lab = find_lab(folder)
-    # The fault may already have begun. Then it is ended first, because the stand-in cannot remove a template twice.
+    # If the fault has begun and has an `end_request`, end it first. The stand-in cannot remove a template twice.
     _end_fault_in_stand_in(folder, fault)
     # `simulator()` and `stand_in()` return clients of the running simulator and stand-in.
     if fault.simulator_rule is not None:

@@ -1,4 +1,4 @@
-"""Orders services by name in the lab that `smith lab` runs, and waits for their jobs, as a customer does.
+"""Orders services in the lab that `smith lab` runs, and waits for their jobs, as a customer does.
 
 This lab is a FulcrumCore simulator and a Proxmox stand-in.
 """
@@ -22,7 +22,7 @@ OPEN_STATUSES = ("Pending", "Processing")
 POLL_INTERVAL_S = 0.2
 #: If no agent has claimed the job after this time, the command asks whether `smith run` is running.
 HINT_DELAY_S = 5.0
-#: How long to wait for the end of a job. After FulcrumCore's job timeout of 300 s, the simulator fails the job.
+#: How long to wait for the end of a job: longer than the job timeout of 300 s, after which the simulator fails the job.
 WAIT_LIMIT_S = 330.0
 Json = dict[str, Any]
 
@@ -32,9 +32,10 @@ class OrderFailed(SmithError):
 
 
 class Customer:
-    """Sends a customer's requests for services that the user names, and prints the outcome of their jobs.
+    """Sends a customer's requests for services, and prints the outcome of their jobs.
 
-    The requests contain the token of an administrator of FulcrumCore, because the lab has no token of a customer.
+    The user refers to a service by its name. The requests contain the token of an administrator of
+    FulcrumCore, because the lab has no token of a customer.
     """
 
     def __init__(self, folder: Path, *, must_wait: bool = True) -> None:
@@ -58,7 +59,7 @@ class Customer:
                 properties={**defaults, **properties},
             )
         )
-        return self._follow_new_job(name, str(service["id"]))
+        return self._print_new_job_and_wait(name, str(service["id"]))
 
     def run_action(self, name: str, action: str) -> int:
         """Start an action, such as start, stop or delete, for the service `name`; return the exit code."""
@@ -67,7 +68,7 @@ class Customer:
             self._call_fulcrum(lambda: self._admin.delete_service(service_id))
         else:
             self._call_fulcrum(lambda: self._admin.request_action(service_id, action))
-        return self._follow_new_job(name, service_id)
+        return self._print_new_job_and_wait(name, service_id)
 
     def update(self, name: str, properties: Mapping[str, Any]) -> int:
         """Change these properties of the service `name`; return the exit code."""
@@ -75,7 +76,7 @@ class Customer:
             raise OrderFailed("there is nothing to change: give --cores, --memory-mb or --disk-gb")
         service_id = self._service_id(name)
         self._call_fulcrum(lambda: self._admin.patch_service(service_id, properties))
-        return self._follow_new_job(name, service_id)
+        return self._print_new_job_and_wait(name, service_id)
 
     def list_services(self) -> list[Json]:
         """Return all services of the lab, sorted by name."""
@@ -112,7 +113,7 @@ class Customer:
         except AdminCallFailed as error:
             raise OrderFailed(f"FulcrumCore refuses the request: {error}") from error
 
-    def _follow_new_job(self, name: str, service_id: str) -> int:
+    def _print_new_job_and_wait(self, name: str, service_id: str) -> int:
         """Print the id of the service's newest job. With `must_wait`, wait until it has ended. Return the exit code."""
         job = self._admin.list_jobs(service_id)[-1]
         print(f"{name}: FulcrumCore has created the job {job['id']} ({job['action']})", flush=True)
@@ -139,6 +140,7 @@ class Customer:
             print(f"for the cause, run `smith jobs show {job['id'][:8]}`")
             return EXIT_FAILURE
         service = self._admin.get_service(service_id)
+        # The value of `agentInstanceId` is `<agent id>/<VMID>`.
         vmid = str(service.get("agentInstanceId") or "").rpartition("/")[2]
         print(f"{name}: {service['status']}" + (f", VMID {vmid}" if vmid else ""))
         return EXIT_OK

@@ -52,6 +52,7 @@ class RunningLab:
 
     def stand_in(self, folder: Path) -> ProxmoxStandIn:
         """Return the object through which the caller changes the cluster of the running stand-in."""
+        # This starts no stand-in: the object uses the control port of the running one.
         return ProxmoxStandIn(folder / "proxmox", control_port=self.control_port)
 
     def is_running(self) -> bool:

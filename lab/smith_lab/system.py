@@ -259,7 +259,7 @@ def run_smith_command(
 
 
 @contextmanager
-def running_lab(
+def run_lab_system(
     folder: Path,
     *,
     time_scale: float = 0.0,

@@ -27,11 +27,13 @@ class ActionModule(VmAction):
 
     def execute(self) -> dict[str, Any]:
         archive_storage = str(self.vm.get("final_backup") or "")
+        # Refuse a storage that the member `allowed` of `vm` does not allow for backups.
         self.refuse_if(allowed.backup_problem(self.vm, archive_storage))
         # `identify` looks the guest up and verifies that it belongs to the service. With `backup_storage`, the facts
         # list the guest's archives on this storage.
         facts = self.identify(may_be_absent=True, backup_storage=archive_storage)
-        # `delete_at`: the time of a later deletion in seconds since 1970; 0 if no later deletion is planned.
+        # The step is `mark`, `destroy`, `wait` (the grace period still runs), or `keep` (an operator has cancelled the
+        # deletion). `delete_at` is the time of a later deletion in seconds since 1970; 0 if none is planned.
         decision = deletion.next_deletion_step(facts, self.vm)
         execute_step = {"mark": self._mark, "destroy": self._destroy}.get(decision["step"], self._keep_unchanged)
         result = execute_step(facts, decision["delete_at"])
@@ -42,7 +44,7 @@ class ActionModule(VmAction):
             upids=result.upids,
             planned=self._planned_values(decision) if self.is_check_mode and facts["exists"] else {},
             **({"backup": self.archive} if self.archive else {}),
-            **self._warn_of_volumes_left(),
+            **self._warn_and_return_volumes_left(),
         )
 
     def _planned_values(self, decision: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class ActionModule(VmAction):
         return plans.get(decision["step"], {})
 
     def _keep_unchanged(self, facts: Facts, _delete_at: int) -> steps.StepResult:
-        """Change nothing: the grace period still runs (`wait`), or an operator has cancelled the deletion (`keep`)."""
+        """Change nothing, for the steps `wait` and `keep`."""
         return steps.result_without_change(facts)
 
     def _mark(self, facts: Facts, delete_at: int) -> steps.StepResult:
@@ -61,17 +63,24 @@ class ActionModule(VmAction):
         return steps.StepResult(facts=mark_step.facts, is_changed=True, upids=stop_step.upids + mark_step.upids)
 
     def _destroy(self, facts: Facts, _delete_at: int) -> steps.StepResult:
+        """Stop the guest, make the final archive if `vm` names a storage for it, and delete the guest.
+
+        If the guest does not exist, only find the volumes that remain of it.
+        """
         archive_storage = str(self.vm.get("final_backup") or "")
+        # Proxmox refuses to delete a guest that its HA manager manages, unless `vm` sets `purge`.
         self.refuse_if(deletion.ha_managed_problem(facts, self.vm))
         if facts["exists"] and archive_storage:
+            # The plugin stops the guest before the backup (`is_stopped_by_plugin`). To back up a stopped VM, Proxmox
+            # starts it. Proxmox cannot start a VM with more CPUs than its node has, so such a VM is refused.
             backup.require_backup_possible(self, facts, archive_storage, is_stopped_by_plugin=True)
         stop_step = steps.ensure_power(self, facts, "stopped")
         archive_step = steps.result_without_change(stop_step.facts)
         if facts["exists"] and archive_storage:
-            archive_step = backup.make_backup(self, stop_step.facts, facts, archive_storage)
+            archive_step = backup.make_backup(self, stop_step.facts, facts_before=facts, storage=archive_storage)
             # `new_archive` returns the archive that the storage lists now and did not list before the backup.
             self.archive = preconditions.new_archive(archive_step.facts, facts)
-        deletion_step = self._delete(archive_step.facts) if facts["exists"] else self._check_earlier_deletion(facts)
+        deletion_step = self._delete(archive_step.facts) if facts["exists"] else self._find_volumes_left_earlier(facts)
         return steps.StepResult(
             facts=deletion_step.facts,
             is_changed=facts["exists"],
@@ -81,8 +90,8 @@ class ActionModule(VmAction):
     def _delete(self, facts: Facts) -> steps.StepResult:
         """Delete the guest, and find its volumes that still exist.
 
-        The guest's identity is verified again right before the deletion: the shutdown may have taken minutes, so the
-        guest may have changed since the first check.
+        The guest's identity is verified again right before the deletion. The guest may have changed since the first
+        check, because its shutdown and its final backup in `_destroy` may have taken minutes.
         """
         self.refuse_if(identity_problem(facts, self.vm, may_be_absent=True), lock_problem(facts))
         self.diff = {"before": {"status": facts["status"]}, "after": {"status": "absent"}}
@@ -92,20 +101,21 @@ class ActionModule(VmAction):
         configuration_items = self.cluster.configuration_items(node, vmid)
         snapshot_volumes = volumes.snapshot_volumes(self.cluster, node, vmid)
         volumes_before = volumes.volumes_in(configuration_items, vmid) | snapshot_volumes
+        # The guest does not use a volume of a key such as `unused0`. Another cluster on the same storage may use it.
         used_items = [(key, value) for key, value in configuration_items if not volumes.UNUSED_KEY.match(key)]
         removable_volumes = self._removable_volumes(node, volumes.volumes_in(used_items, vmid) | snapshot_volumes)
         self.progress.write_line("deleting the guest with its disks")
-        # `force` is not set, so that the module does not delete a guest that was started after the look-up. With
-        # `timeout=0`, the module does not wait for the Proxmox task of the deletion.
-        answer = self.change(
+        # Without the option `force`, the community.proxmox module refuses to delete a running guest. With `timeout=0`,
+        # the module does not wait for the Proxmox task of the deletion.
+        answer = self.change_with_module(
             "proxmox" if kind_of(self.vm) == "lxc" else "proxmox_kvm",
             state="absent",
             vmid=self.vm["vmid"],
             purge=is_yes(self.vm.get("purge", False)),
             timeout=0,
         )
-        # `absent`: wait until the guest is not found. `prove_absence`: then check whether it is proven that the guest
-        # does not exist.
+        # `absent`: wait until the guest is not found. `prove_absence`: then check whether the guest may exist, for
+        # example on an offline node. If it may exist, `identity_problem` returns a problem.
         after = self.look_up_after_change(facts, "absent", prove_absence=True)
         self.fail_on_outcome_problem(
             failures.outcome_problem(after, answer, wanted_state="absent"),
@@ -114,7 +124,7 @@ class ActionModule(VmAction):
         self._find_volumes_left(node, volumes_before, removable_volumes, after["upids"])
         return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
-    def _check_earlier_deletion(self, facts: Facts) -> steps.StepResult:
+    def _find_volumes_left_earlier(self, facts: Facts) -> steps.StepResult:
         """Find the volumes that remain of a guest that an earlier, interrupted run has deleted. Change nothing.
 
         The action plugin warns if such volumes exist, or if it is unknown whether they exist.
@@ -178,7 +188,7 @@ class ActionModule(VmAction):
             rows = {volume: removable_volumes[volume] for volume in self.volumes_left if volume in removable_volumes}
             if rows:
                 remove_volumes(self, node, rows)
-                removed_volumes = rows.keys() - volumes.volumes_that_may_exist(self.cluster, node, vmid, rows)
+                removed_volumes = rows.keys() - volumes.existing_or_unreadable_volumes(self.cluster, node, vmid, rows)
                 self.volumes_left = [volume for volume in self.volumes_left if volume not in removed_volumes]
             self._warn_of_unreadable_storages(storage_errors)
         except REQUEST_ERRORS as exc:
@@ -191,7 +201,7 @@ class ActionModule(VmAction):
     def _warn_of_unknown_volumes(self, reason: str) -> None:
         self.warn(f"It is unknown whether all disks of VM {self.vm['vmid']} are removed: {reason}")
 
-    def _warn_of_volumes_left(self) -> dict[str, list[str]]:
+    def _warn_and_return_volumes_left(self) -> dict[str, list[str]]:
         """Warn of the volumes that still exist, and return the members of the result document about these volumes."""
         if not self.volumes_left:
             return {}

@@ -11,7 +11,10 @@ from ..plugin_utils.vm_action import VmAction
 
 
 class ActionModule(VmAction):
-    """Verifies the guest's identity (`identify`), backs it up, and verifies that the storage has a new archive."""
+    """Verifies the guest's identity (`identify`), backs it up, and verifies that the storage has a new archive.
+
+    `self.vm` is the request.
+    """
 
     def execute(self) -> dict[str, Any]:
         storage = str(self.vm.get("backup_storage") or "")

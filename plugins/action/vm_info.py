@@ -18,11 +18,13 @@ from ..plugin_utils.failures import action_plugin_failure, proxmox_failure
 from ..plugin_utils.login import LoginError, login_from_variables
 from ..plugin_utils.look_up import LookUp, Query
 
-#: The values of the argument `wait_for`. `unlocked`: Proxmox is neither creating nor deleting the guest. The last three
-#: values are about the guest's new Proxmox tasks, whose UPIDs are not in the argument `known_tasks`. `quiet`: all new
-#: Proxmox tasks have ended, successfully or not. `idle`: all new Proxmox tasks have ended successfully, and there is at
-#: least one. `restarted`: a new Proxmox task has restarted the guest. Other action plugins also wait for `created`,
-#: `cloned` and `migrated`.
+#: The values of the argument `wait_for`. `unlocked`: the guest has no lock of a creation, a clone or a deletion; it may
+#: have another lock, such as `backup`. The last three values are about new Proxmox tasks of the guest: tasks whose
+#: UPIDs are not in the argument `known_tasks`.
+#:
+#: - `idle`: at least one new Proxmox task exists, and all of them have succeeded
+#: - `quiet`: all new Proxmox tasks have ended, with or without success, or none exists
+#: - `restarted`: a new Proxmox task has restarted the guest
 WAIT_STATES = ("nothing", "unlocked", "running", "stopped", "absent", "idle", "quiet", "restarted")
 #: Ansible's argument spec of this action plugin.
 ARGUMENTS: dict[str, Any] = {
@@ -40,6 +42,7 @@ ARGUMENTS: dict[str, Any] = {
     "timeout_s": {"type": "float", "default": 240},
     # How long to wait for the guest's IP addresses; a negative value: do not read them.
     "address_timeout_s": {"type": "float", "default": -1},
+    # The login at Proxmox, as parameters of the modules of community.proxmox.
     "connection": {"type": "dict", "no_log": True},
     "ca_bundle": {"type": "path", "default": ""},
 }
@@ -54,7 +57,7 @@ class ActionModule(ActionBase):
     _supports_async = False
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the guest's facts as `vm`, in the form in which `LookUp.run` returns them."""
+        """Return the guest's facts as `vm`."""
         super().run(tmp, task_vars)
         try:
             _result, arguments = self.validate_argument_spec(ARGUMENTS)
@@ -65,6 +68,7 @@ class ActionModule(ActionBase):
             arguments["connection"] = arguments["connection"] or login_of_play
             arguments["ca_bundle"] = arguments["ca_bundle"] or login_of_play.get("ca_bundle", "")
             return {"changed": False, "vm": _look_up(arguments)}
+        # LibraryMissing means that a Python library for requests to Proxmox is not installed.
         # `action_plugin_failure` keeps an error code at the beginning of the text. `proxmox_failure` always chooses the
         # error code itself: the text may be from Proxmox, and its beginning may look like an error code by chance.
         except (LibraryMissing, LoginError) as exc:
@@ -81,4 +85,4 @@ def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ignore_poll(_facts: dict[str, Any], _running_upids: list[str]) -> None:
-    """Do nothing after a poll: this action plugin writes no progress lines."""
+    """Do nothing. `LookUp` calls this after each poll of the guest, but this action plugin writes no progress lines."""

@@ -14,7 +14,10 @@ from ..plugin_utils.vm_action import Facts, VmAction
 
 
 class ActionModule(VmAction):
-    """Verifies the VM's identity (`identify`), migrates the VM, and verifies its node and its power state."""
+    """Verifies the VM's identity (`identify`), migrates the VM, and verifies its node and its power state.
+
+    `self.vm` is the request.
+    """
 
     def execute(self) -> dict[str, Any]:
         target_node = str(self.vm.get("target_node") or "")
@@ -23,6 +26,7 @@ class ActionModule(VmAction):
         self.refuse_if(migration_problem(facts, self.vm))
         is_migration_needed = facts["node"] != target_node
         if is_migration_needed and facts["status"] == "running":
+            # A node cannot run a VM that has more vCPUs than the node has CPUs.
             self.refuse_if(vcpus_problem(self.cluster, target_node, facts["cores"] * facts["sockets"]))
         if is_migration_needed:
             self.diff = {"before": {"node": facts["node"]}, "after": {"node": target_node}}
@@ -41,12 +45,12 @@ class ActionModule(VmAction):
         `look_up_after_change` waits until it has ended.
         """
         self.progress.write_line(f"migrating from {facts['node']} to {target_node}")
-        answer = self.change(
+        answer = self.change_with_module(
             "proxmox_kvm",
             migrate=True,
             vmid=self.vm["vmid"],
             node=target_node,
-            with_local_disks=True if is_yes(self.vm.get("with_local_disks", False)) else None,
+            with_local_disks=True if is_yes(self.vm.get("with_local_disks", False)) else None,  # None: option not set
             timeout=0,
         )
         after = self.look_up_after_change(facts, "migrated", target_node=target_node)

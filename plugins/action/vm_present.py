@@ -25,7 +25,7 @@ CONTAINER_PARAMETERS = (
 class ActionModule(VmAction):
     """Creates the guest, or adopts the guest that an interrupted run has created; then configures it.
 
-    A service never gets a second guest.
+    A service never gets a second guest. `self.vm` is the request.
     """
 
     REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = REQUIRED_MEMBERS_BY_PLUGIN["vm_present"]
@@ -46,7 +46,8 @@ class ActionModule(VmAction):
         if not before["exists"] and self.is_check_mode:
             return self._check_mode_result(before)
         creation_step = steps.result_without_change(before) if before["exists"] else self._create(before)
-        # If the configuration fails, the action plugin returns the result document that is stored here.
+        # If the configuration fails, the action plugin returns the result document (the dictionary `vm_result`) that is
+        # stored here.
         self.store_vm_result_for_failure(creation_step.facts, adopted=before["exists"])
         configuration_step = steps.ensure_configured(
             self, creation_step.facts, self.vm, is_create=True, were_node_limits_checked=not before["exists"]
@@ -69,7 +70,10 @@ class ActionModule(VmAction):
         return volumes.old_volumes_problem(self.cluster, node, int(self.vm["vmid"]), storages)
 
     def _template_or_image_problem(self, template: dict[str, Any]) -> str:
-        """Return why Proxmox cannot create a guest from the template or the image now; '' if it can."""
+        """Return why Proxmox cannot create a guest from the template or the image now; '' if it can.
+
+        The image is an ISO image, or the OS template of a container.
+        """
         if self._is_clone():
             return sources.template_problem(self.cluster, template, self.vm)
         return sources.image_problem(self.cluster, self.vm)
@@ -95,7 +99,7 @@ class ActionModule(VmAction):
         return self.build_result_document(before, changed=True, planned=self.diff["after"])
 
     def _is_clone(self) -> bool:
-        return not (creation.is_without_template(self.vm) or kind_of(self.vm) == "lxc")
+        return not (creation.is_created_without_template(self.vm) or kind_of(self.vm) == "lxc")
 
     def _create(self, before: Facts) -> steps.StepResult:
         if self._is_clone():
@@ -105,17 +109,19 @@ class ActionModule(VmAction):
             # If Proxmox refuses a tag, the creation is repeated without tags.
             self.vm, answer = steps.change_or_repeat_without_tags(self, self.vm, lambda vm: create(before, vm))
         template = before["template"]
-        # `node` is the node of the Proxmox task. Proxmox makes a clone on the template's node, then moves it.
+        # `node` is the node of the Proxmox task. Proxmox makes a clone on the template's node, and then moves it to the
+        # requested node.
         after = self.look_up_after_change(
             before,
-            "cloned" if self._is_clone() else "created",
+            wait_for="cloned" if self._is_clone() else "created",
             node=template.get("node") or self.vm["node"],
             template_vmid=template.get("vmid", 0),
             template_node=template.get("node", ""),
         )
-        # After VM_ID_TAKEN, the agent creates a guest with another VMID. If Proxmox has accepted the creation, that
-        # would be a second guest. So VM_IDENTITY_MISMATCH then replaces VM_ID_TAKEN.
+        # After VM_ID_TAKEN, the agent creates a guest with another VMID. If Proxmox has accepted the creation with this
+        # VMID, the service could get two guests. So VM_IDENTITY_MISMATCH replaces VM_ID_TAKEN in this case.
         problem = failures.replace_vmid_taken_code(reserved_vmid_problem(after, self.vm), answer)
+        # `wanted_state` is only used in the error text.
         self.fail_on_outcome_problem(problem, failures.outcome_problem(after, answer, wanted_state="created"))
         return steps.StepResult(facts=after, is_changed=True, upids=after["upids"])
 
@@ -128,7 +134,7 @@ class ActionModule(VmAction):
         vm, is_full = self.vm, is_yes(self.vm.get("full_clone", True))
         node, storage = str(vm.get("node") or ""), str(vm.get("storage") or "") if is_full else ""
         self.progress.write_line(f"cloning the template {template['vmid']} on {template['node']}")
-        return self.change(
+        return self.change_with_module(
             "proxmox_kvm",
             state="present",
             clone=template["name"],
@@ -155,7 +161,7 @@ class ActionModule(VmAction):
         formats = {storage: node_limits.disk_format(self.cluster, vm["node"], storage) for storage in storages}
         parameters = creation.creation_parameters(before, vm, formats)
         self.progress.write_line(f"creating a VM without a template on {vm['node']}")
-        return self.change(
+        return self.change_with_module(
             "proxmox_kvm",
             state="present",
             vmid=vm["vmid"],
@@ -174,9 +180,9 @@ class ActionModule(VmAction):
         One HTTP request creates and configures the container, so it has its marker from the start.
         """
         parameters = creation.creation_parameters(before, vm)
-        guest_login = vm.get("cloud_init") or {}
+        guest_login = vm.get("cloud_init") or {}  # a container has no cloud-init, but gets its login from this member
         self.progress.write_line(f"creating a container from {vm['os_template']} on {vm['node']}")
-        return self.change(
+        return self.change_with_module(
             "proxmox",
             state="present",
             update=False,

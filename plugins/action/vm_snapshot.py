@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 from ..plugin_utils.failures import outcome_problem
 from ..plugin_utils.identity import lock_problem, suspended_problem
-from ..plugin_utils.preconditions import complete_snapshots, snapshot_name, snapshot_problem, snapshot_support_problem
+from ..plugin_utils.preconditions import (
+    complete_snapshots,
+    snapshot_name,
+    snapshot_problem,
+    snapshots_unsupported_error,
+)
 from ..plugin_utils.rollback import rollback_problem
 from ..plugin_utils.vm_action import Facts, VmAction
 
@@ -15,7 +20,7 @@ from ..plugin_utils.vm_action import Facts, VmAction
 class ActionModule(VmAction):
     """Verifies the guest's identity (`identify`), creates a snapshot or rolls back to one, and verifies the outcome.
 
-    A snapshot is complete if Proxmox is neither creating nor deleting it.
+    A snapshot is complete if Proxmox is neither creating nor deleting it. `self.vm` is the request, not the guest.
     """
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {
@@ -33,7 +38,7 @@ class ActionModule(VmAction):
             self.refuse_if(lock_problem(facts), snapshot_problem(facts, name, state), suspended_problem(facts))
         is_creation = is_change_needed and not is_rollback
         if is_creation and not self.cluster.has_feature(facts["node"], facts["vmid"], "snapshot"):
-            self.refuse_if(snapshot_support_problem(facts))
+            self.refuse_if(snapshots_unsupported_error(facts))
         if is_rollback:
             self.refuse_if(rollback_problem(self.cluster, facts, name))
         plan = {"rolled_back_to" if is_rollback else "snapshot": name} if is_change_needed else {}
@@ -50,13 +55,13 @@ class ActionModule(VmAction):
     def _create_or_roll_back(self, facts: Facts, name: str, state: str) -> Facts:
         """Create the snapshot or roll back to it.
 
-        The module proxmox_snap does not notice a failed Proxmox task. So the module waits only 2 s for the Proxmox task
-        (`timeout=2`), and `look_up_after_change` waits until it has ended.
+        The module proxmox_snap does not notice a failed Proxmox task. So `look_up_after_change` waits for the Proxmox
+        task and reads its result, and the module waits only 2 s (`timeout=2`).
         """
         self.progress.write_line(
             f"rolling back to {name}" if state == "rolled_back" else f"creating the snapshot {name}"
         )
-        answer = self.change(
+        answer = self.change_with_module(
             "proxmox_snap",
             state="rollback" if state == "rolled_back" else "present",
             vmid=self.vm["vmid"],
@@ -64,13 +69,13 @@ class ActionModule(VmAction):
             description=self.arguments["description"],
             timeout=2,
         )
-        # `idle`: wait until the Proxmox tasks of the change have succeeded. The wait also ends if they fail. `change`
-        # names the change.
+        # `idle`: wait until the Proxmox tasks of the change have ended. If the module has returned no UPID, the look-up
+        # finds these Proxmox tasks by type. The argument `change_result` selects the types.
         after = self.look_up_after_change(
-            facts, "idle", change="rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
+            facts, "idle", change_result="rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
         )
-        # After a creation and after a rollback, the snapshot must exist and be complete. With `rolled_back`,
-        # `snapshot_problem` requires this.
+        # `wanted_state` is used only in the error text. With "rolled_back", `snapshot_problem` checks that the snapshot
+        # exists and is complete. This must be so after a rollback, and also after a creation.
         self.fail_on_outcome_problem(
             outcome_problem(after, answer, wanted_state="rolled back" if state == "rolled_back" else "snapshotted"),
             snapshot_problem(after, name, "rolled_back"),

@@ -33,7 +33,7 @@ options:
         required: true
       name:
         description:
-          - The VM's name, reserved for this service alone. It identifies a partial clone, which has no marker yet.
+          - The guest's name, reserved for this service alone. It identifies a partial clone, which has no marker yet.
         type: str
         required: true
       kind:
@@ -95,7 +95,7 @@ options:
         type: str
       pool:
         description:
-          - Resource pool to put the VM in.
+          - 'C(create): resource pool for the guest.'
         type: str
       cores:
         description:
@@ -107,13 +107,13 @@ options:
         type: int
       disk_gib:
         description:
-          - Size of the first disk (a VM's boot disk, a container's root volume) in GiB. It must be at least the current
-            size of the disk or, for a C(create), the size of the template's first disk. Required by C(create).
+          - Size of the first disk (a VM's boot disk, a container's root volume) in GiB. Required by C(create).
+            The minimum is the current size of the disk; in a C(create), it is the size of the template's first disk.
         type: int
       sockets:
         description:
-          - Number of sockets. If the request contains only C(cores), the VM gets one socket, so that C(cores) is the
-            total.
+          - Number of sockets. If the request contains C(cores) but not C(sockets), the VM gets one socket, so that
+            C(cores) is the total.
         type: int
       cpu_type:
         description:
@@ -125,7 +125,7 @@ options:
         type: int
       onboot:
         description:
-          - Start the VM when its node starts.
+          - Start the guest when its node starts.
         type: bool
       protection:
         description:
@@ -163,8 +163,9 @@ options:
             type: str
       networks:
         description:
-          - NICs in order. For the first NIC, this list has precedence over C(network) and C(bridge). NICs that are not
-            in the list are not changed. Options of a NIC that are not given are not changed.
+          - The NICs C(net0), C(net1) and so on, in this order. For the first NIC, this list has precedence over
+            C(network) and C(bridge). NICs that are not in the list are not changed. Options of a NIC that are not given
+            are not changed.
         type: list
         elements: dict
         suboptions:
@@ -222,7 +223,8 @@ options:
             type: str
       tags:
         description:
-          - Tags of the service; the guest also gets the tag C(smith). Tags that others have set on the guest are kept.
+          - Tags of the service; the guest also gets the tag C(smith). Tags that an operator has set on the guest are
+            kept.
         type: list
         elements: str
       previous_tags:
@@ -232,8 +234,8 @@ options:
         elements: str
       description:
         description:
-          - The service's text, written above the marker in the guest's description (Proxmox's notes). The other lines
-            of the description are kept.
+          - Text for the guest's description (Proxmox's notes). It is written above the marker and replaces the
+            service's previous text. Lines that an operator has written are kept.
         type: str
       bridge:
         description:
@@ -306,8 +308,8 @@ options:
             type: str
           password:
             description:
-              - The user's password. Proxmox returns it masked, so it cannot be compared. A C(create) sets it once; an
-                C(update) sets it whenever the request contains it.
+              - The user's password. Proxmox returns it masked, so it cannot be compared. A repeated C(create)
+                does not set it again. An C(update) sets it whenever the request contains it.
             type: str
           ssh_public_keys:
             description:
@@ -321,7 +323,8 @@ options:
       allowed:
         description:
           - The bridges, VLANs, storages and tags that the request may name. A value that the guest already has is
-            always allowed. Without this member, every value is allowed. C(*) in a list allows every value.
+            always allowed. Without this member, every value is allowed. C(*) in a list allows every value of this
+            list's kind. Bridges that Proxmox does not list are an exception (see C(bridges)).
         type: dict
         suboptions:
           bridges:
@@ -358,7 +361,10 @@ options:
         type: str
       force:
         description:
-          - 'C(stop), C(restart): do not wait until the guest has shut down by itself.'
+          - 'C(stop): switch off a VM that still runs one second after the request to shut down. Does not change
+            the stop of a container.'
+          - 'C(restart): reset a VM; kill a container that still runs 60 seconds after the request to shut down, and
+            start it.'
         type: bool
       shutdown_timeout_s:
         description:
@@ -382,17 +388,17 @@ options:
         type: str
       final_backup:
         description:
-          - 'C(delete): name of the storage for a final archive of the stopped VM. Default: no final archive.'
+          - 'C(delete): name of the storage for a final archive of the stopped guest. Default: no final archive.'
         type: str
       grace_s:
         description:
-          - 'C(delete): seconds for which the VM is kept, stopped and marked for deletion; a C(delete) after this time
-            destroys it.'
+          - 'C(delete): seconds for which the guest is kept, stopped and marked for deletion; a C(delete) after this
+            time destroys it.'
         type: int
       only_when_due:
         description:
-          - 'C(delete): destroy the VM only if it is marked for deletion and its grace period has ended; a VM whose
-            mark was removed is not changed.'
+          - 'C(delete): destroy the guest only if it is marked for deletion and its grace period has ended; a guest
+            whose mark was removed is not changed.'
         type: bool
       cancel_deletion:
         description:
@@ -400,13 +406,13 @@ options:
         type: bool
       purge:
         description:
-          - 'C(delete): also remove the VM from backup jobs, replication and HA. Default false.'
+          - 'C(delete): also remove the guest from backup jobs, replication and HA. Default false.'
         type: bool
       remove_volumes_left:
         description:
-          - 'C(delete): remove the leftover volumes, which are the volumes of the deleted VM that Proxmox could not
-            remove. A volume that another guest uses is kept. Needs Datastore.Allocate on their storage, and VM.Audit on
-            /vms. Default false.'
+          - 'C(delete): remove the leftover volumes, which are the volumes of the deleted guest that Proxmox could
+            not remove. A volume that another guest uses is kept. Needs Datastore.Allocate on their storage, and
+            VM.Audit on /vms. Default false.'
         type: bool
       target_node:
         description:

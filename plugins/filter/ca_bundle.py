@@ -14,8 +14,8 @@ short_description: The path of the file with the cluster's CA
 version_added: 0.1.0
 author: Agent Smith contributors
 description:
-  - Reads the member C(ca_bundle) of the credentials file, or the environment variable E(PROXMOX_CA_BUNDLE) or
-    E(REQUESTS_CA_BUNDLE).
+  - Returns the member C(ca_bundle) of the credentials file, a YAML file with the login for Proxmox. If it is not set,
+    returns the environment variable E(PROXMOX_CA_BUNDLE) or, if that is not set, E(REQUESTS_CA_BUNDLE).
 options:
   _input:
     description: Path of the credentials file. If it is empty, only the environment variables are read.

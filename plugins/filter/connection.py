@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..plugin_utils.login import read_connection
+from ..plugin_utils.login import read_login_parameters
 
 DOCUMENTATION = """
 name: connection
@@ -31,7 +31,7 @@ EXAMPLES = """
 """
 RETURN = """
 _value:
-  description: C(api_host), C(api_user), C(validate_certs), and a token or a password.
+  description: C(api_host), C(api_port) if a port is set, C(api_user), C(validate_certs), and a token or a password.
   type: dict
 """
 
@@ -41,4 +41,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filter's function, by the short name of the filter."""
-        return {"connection": read_connection}
+        return {"connection": read_login_parameters}

@@ -16,8 +16,9 @@ author: Agent Smith contributors
 description:
   - Finds the error text in the result of a failed Ansible task (of a loop, the text of the first failed item), and puts
     before it the error code for this text.
-  - A text that already begins with an error code keeps it, unless a module of community.proxmox returned the text. Such
-    a text quotes Proxmox, so its first word can look like an error code without being one.
+  - If the text already begins with an error code, no code is added.
+  - A text that a module of community.proxmox returned always gets a code. It may quote Proxmox, and a quoted text may
+    begin with a word that only looks like an error code.
 options:
   _input:
     description: The result of the failed Ansible task, such as C(ansible_failed_result) in a C(rescue) section.

@@ -9,9 +9,12 @@ short_description: A service's guest does not exist any more, or it is marked fo
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Stops the guest. With a grace period, it then marks the guest for a later deletion. Without a grace period, it makes
-    a final archive if the request names a storage for the archive, and deletes the guest with its disks.
-  - If Proxmox does not list the guest, the plugin fails unless it is proven that the guest does not exist.
+  - Stops the guest, and deletes it with its disks. If C(vm.final_backup) names a storage, the plugin backs up the
+    guest to this storage before the deletion.
+  - With C(vm.grace_s), the plugin stops the guest and marks it for a deletion C(vm.grace_s) seconds later. A further
+    execution with C(vm.grace_s) changes nothing before this time, and deletes the guest after this time.
+  - If Proxmox does not list the guest, the plugin checks whether the guest may exist, for example on an offline node.
+    If it may exist, the plugin fails.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """
@@ -28,7 +31,7 @@ EXAMPLES = r"""
 RETURN = r"""
 vm_result:
   description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  returned: when the guest was found, or it is certain that the guest does not exist
   type: dict
   sample:
     vmid: 100500
@@ -43,7 +46,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

@@ -29,8 +29,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  description:
+    - The guest after the execution. C(changed) is true if this execution changed something.
+    - Also set as the custom stat C(vm_result).
+  returned: when the guest was found
   type: dict
   sample:
     vmid: 100500
@@ -45,7 +47,7 @@ modules:
   elements: str
   sample: []
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

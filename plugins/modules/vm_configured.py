@@ -18,8 +18,8 @@ extends_documentation_fragment:
 options:
   only_grows:
     description:
-      - Only grow disks. A request that would add or move a disk is refused. Of C(vm), only C(disk_gib), C(disks) and
-        the members that identify the guest are used.
+      - Only grow disks. The Ansible task fails if the values in the option C(vm) require a new disk or the move of a
+        disk. Of these values, only C(disk_gib), C(disks) and those that identify the guest are used.
     type: bool
     default: false
 """
@@ -37,7 +37,7 @@ EXAMPLES = r"""
 RETURN = r"""
 vm_result:
   description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  returned: when the guest was found
   type: dict
   sample:
     vmid: 100500
@@ -52,7 +52,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

@@ -17,13 +17,14 @@ extends_documentation_fragment:
 options:
   may_be_absent:
     description:
-      - Do not fail if it is proven that the guest does not exist.
+      - Do not fail if the guest does not exist. If the module cannot be certain of this, for example because the token
+        cannot see the guest, the module fails.
     type: bool
     default: false
   known_tasks:
     description:
-      - UPIDs of Proxmox tasks from the fact C(known_tasks) of an earlier look-up. The guest's other
-        Proxmox tasks, which were started later, are returned as the member C(upids) of C(vm_result).
+      - The fact C(known_tasks) from before the playbook's change, a list of UPIDs. If it is set, the UPIDs of the
+        guest's Proxmox tasks that are not in this list are returned as the member C(upids) of C(vm_result).
     type: list
     elements: str
   result:
@@ -56,23 +57,25 @@ facts:
   returned: success
   type: dict
 vm_result:
-  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  description:
+    - The guest, as read from Proxmox, and the members of the argument C(result). Also set as the custom stat
+      C(vm_result).
+  returned: when the guest was found
   type: dict
   sample:
     vmid: 100500
     node: pve1
     name: web-0f7e2c1a
     status: running
-    changed: true
+    changed: false
 modules:
-  description: The modules of community.proxmox that were executed, in order.
+  description: Always empty, because the plugin executes no module of community.proxmox.
   returned: always
   type: list
   elements: str
   sample: []
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: Always empty, because the plugin sends no POST, PUT or DELETE request.
   returned: always
   type: list
   elements: str

@@ -33,7 +33,8 @@ options:
     default: ""
   prove_absence:
     description:
-      - If the guest is not found, state in the fact C(absence) whether it is proven that the guest does not exist.
+      - If the guest is not found, set the fact C(absence.is_proven) to true if it is proven that the guest does not
+        exist. If C(absence.is_proven) is false, C(absence.code) is the error code, and C(absence.text) is the reason.
     type: bool
     default: false
   with_snapshots:
@@ -50,9 +51,10 @@ options:
     description:
       - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has this state.
       - V(unlocked) waits for the end of a creation or a deletion; it does not wait for other locks, such as C(backup).
-      - V(idle), V(quiet) and V(restarted) wait for the end of the guest's new Proxmox tasks, which are not in
-        O(known_tasks). V(idle) is reached if there is a new Proxmox task and all of them have succeeded. V(quiet) is
-        reached even if some have failed. V(restarted) is reached if one of them has restarted the guest.
+      - V(idle), V(quiet) and V(restarted) are about the guest's new Proxmox tasks, which are not in O(known_tasks).
+      - V(idle) is reached if at least one new Proxmox task exists, and all of them have succeeded.
+      - V(quiet) is reached if all new Proxmox tasks have ended, with or without success, or if none exists.
+      - V(restarted) is reached if a new Proxmox task has restarted the guest.
     type: str
     default: nothing
     choices:
@@ -66,8 +68,8 @@ options:
       - restarted
   known_tasks:
     description:
-      - The fact C(known_tasks) that this module returned before the playbook's change, a list of UPIDs. All other
-        Proxmox tasks of the guest count as Proxmox tasks of the change.
+      - The fact C(known_tasks) that this module returned before the playbook changed the guest, a list of UPIDs. All
+        other Proxmox tasks of the guest count as Proxmox tasks of this change.
     type: list
     elements: str
   timeout_s:
@@ -116,7 +118,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm:
-  description: The guest's facts.
+  description: The guest's facts. All facts that the options name, such as C(reached), are members of C(vm).
   returned: success
   type: dict
   sample:

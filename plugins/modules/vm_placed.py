@@ -26,8 +26,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vm_result:
-  description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  description: The guest when the plugin ends, and what the plugin changed. Also set as the custom stat C(vm_result).
+  returned: when the guest was found
   type: dict
   sample:
     vmid: 100500
@@ -42,7 +42,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

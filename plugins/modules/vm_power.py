@@ -5,12 +5,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_power
-short_description: A service's guest is running, stopped or restarted
+short_description: Starts, stops or restarts a service's guest
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
   - Changes the power state, waits for the Proxmox task and verifies the state.
-  - A guest that is marked for deletion is not started.
+  - A start of a guest that is marked for deletion fails with C(VM_STATE).
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 options:
@@ -38,7 +38,7 @@ EXAMPLES = r"""
 RETURN = r"""
 vm_result:
   description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  returned: when the guest was found
   type: dict
   sample:
     vmid: 100500
@@ -53,7 +53,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

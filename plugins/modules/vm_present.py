@@ -13,7 +13,7 @@ description:
     configures the guest.
   - If an interrupted run has already created the service's guest, this guest is adopted. A service never gets a second
     guest.
-  - A refused request changes nothing.
+  - If the plugin refuses C(vm), for example because of an unknown member, it has changed nothing.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm
 """
@@ -49,7 +49,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_kvm]
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

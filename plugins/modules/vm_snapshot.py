@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vm_snapshot
-short_description: A snapshot of a service's guest exists, or the guest is rolled back to it
+short_description: Creates a snapshot of a service's guest, or rolls the guest back to it
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
@@ -41,7 +41,7 @@ EXAMPLES = r"""
 RETURN = r"""
 vm_result:
   description: The guest after the execution, and what the plugin changed. Also set as the custom stat C(vm_result).
-  returned: when the guest was found or created
+  returned: when the guest was found
   type: dict
   sample:
     vmid: 100500
@@ -56,7 +56,7 @@ modules:
   elements: str
   sample: [community.proxmox.proxmox_snap]
 requests:
-  description: The POST, PUT and DELETE requests that the plugin sent itself, because no module can make the change.
+  description: The POST, PUT and DELETE requests that the plugin sent without a module of community.proxmox.
   returned: always
   type: list
   elements: str

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether the requested addresses, gateways and name servers of a guest are valid.
 
-`vm` is the request (docs/actions.md). Proxmox checks an address only when the address is written to a configuration.
-The addresses of a clone are written after the clone is made. If the mode of a NIC is not `static`, its address is not
-sent to Proxmox at all. So the action plugins call these functions before the first change. All functions are pure.
+`vm` is the request (docs/actions.md). The action plugins call these functions before the first change. Proxmox
+checks an address only when it is written to a configuration: for a clone, this is after the clone is made. All
+functions are pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADDRESS_MEMBERS = {4: ("mode", "ipv4_cidr", "ipv4_gateway"), 6: ("ipv6_mode", "i
 def address_problems(vm: dict[str, Any]) -> Iterator[str]:
     """Yield the problems of the requested addresses, gateways and name servers.
 
-    One text is yielded for each NIC and each IP version; it is empty if there is no problem.
+    An empty text is yielded for each NIC and IP version that has no problem.
     """
     for number, nic in requested_nics(vm).items():
         name = "network" if number == 0 else f"networks[{number}]"

@@ -2,8 +2,8 @@
 """Decides whether a request names only bridges, VLANs, storages and tags that the provider offers.
 
 `vm` is the request (docs/actions.md). Its member `allowed` lists the values that the request may name. Without this
-member, the request may name every value. `facts` are the facts of the guest or, before a clone, of the template;
-before a creation without a template, they are the facts of an absent guest.
+member, the request may name every value. `facts` are the facts of the guest. Before a clone, they are the facts of the
+template. Before a creation without a template, they are the facts of a guest that does not exist, without any disks.
 A value that the guest already has is not checked: the provider may have removed this value from the list, and updates
 of the guest must still be possible. All functions are pure.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from .disks import default_storage, requested_disks
 from .nics import requested_nics
 
-#: The entry of a list in `allowed` that allows every value.
+#: The entry of a list in `allowed` that allows every value. At the end of an entry for tags, it stands for any text.
 ANY_VALUE = "*"
 
 
@@ -61,8 +61,9 @@ def _problems(facts: dict[str, Any], vm: dict[str, Any], is_new: bool) -> Iterat
 def _tag_problem(facts: dict[str, Any], vm: dict[str, Any], is_new: bool) -> str:
     """Return a problem if the provider does not offer a requested tag; '' if there is none.
 
-    A requested tag that the guest already has is not checked. A new clone has the tags of its template; a requested tag
-    among them is checked. A new clone has no marker yet: `markers`, the service ids in its description, is empty.
+    A requested tag that the guest already has is not checked. But if `markers` (the service ids in the guest's
+    description) is empty, all requested tags are checked: the guest may be an unfinished clone, whose tags are those of
+    its template.
     """
     current_tags = set() if is_new or not facts.get("markers") else set(facts.get("tags") or ())
     for tag in {str(tag).lower() for tag in vm.get("tags") or []} - current_tags:
@@ -84,6 +85,7 @@ def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current_value: str) -
     if is_on_new_bridge and not _is_allowed(bridge, vm["allowed"].get("bridges")):
         yield f"INVALID_REQUEST: the bridge {bridge} is not offered by the provider"
     # A VLAN is checked together with its bridge: on another bridge, the same VLAN number means another network.
+    # A request without `vlan` keeps the current VLAN. 0 means no VLAN, which is always allowed.
     vlan = int(current_vlan or 0) if nic.get("vlan") is None else int(nic["vlan"])
     is_same_network = not is_on_new_bridge and str(vlan) == current_vlan
     if vlan and not is_same_network and not _is_allowed_vlan(vlan, vm["allowed"].get("vlans")):
@@ -93,6 +95,7 @@ def _nic_problems(vm: dict[str, Any], nic: dict[str, Any], current_value: str) -
 def _disk_problems(facts: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
     for name, requested_disk in requested_disks(facts, vm).items():
         current_storage = facts["disks"].get(name, {}).get("storage", "")
+        # The default storage is `vm["storage"]`, which `_problems` checks, or else the storage of the first disk.
         if requested_disk["storage"] not in (current_storage, default_storage(facts, vm)):
             yield _storage_problem(vm, requested_disk["storage"])
 

@@ -14,10 +14,14 @@ def require_backup_possible(
 ) -> None:
     """Raise Refused if the guest cannot be backed up to this storage.
 
-    `preconditions.backup_problem` checks the request and the guest's lock, `node_limits.backup_problem` the storage.
-    To back up a stopped VM, Proxmox starts it, so the node must have enough CPUs for the VM. The VM is stopped at the
-    beginning of its backup in three cases: the VM does not run now, the action plugin stops the VM before the backup
-    (`is_stopped_by_plugin`), or the backup mode is `stop`.
+    `facts` is a dictionary of what Proxmox returned about the guest. `plugin.vm` is the playbook's variable `vm`: the
+    guest, and the requested change of it.
+
+    `preconditions.backup_problem` checks `plugin.vm` and whether the guest is locked or suspended.
+    `node_limits.backup_problem` checks the storage.
+
+    In three cases Proxmox starts the VM for the backup, so the node must have enough CPUs for the VM: the VM does not
+    run now, the action plugin stops the VM before the backup (`is_stopped_by_plugin`), or the backup mode is `stop`.
     """
     plugin.refuse_if(preconditions.backup_problem(facts, plugin.vm, storage))
     plugin.refuse_if(node_limits.backup_problem(plugin.cluster, facts["node"], storage, int(plugin.vm["vmid"])))
@@ -32,8 +36,8 @@ def require_backup_possible(
 def make_backup(plugin: VmAction, facts: Facts, facts_before: Facts, storage: str) -> StepResult:
     """Make a new archive of the guest.
 
-    `facts` are the facts of the last look-up. `facts_before` are the facts of an earlier look-up; their member
-    `backups` lists the archives before the backup.
+    `facts` is what Proxmox returned about the guest last. The member `backups` of `facts_before` lists the archives
+    that existed before the backup.
     """
     require_backup_possible(plugin, facts, storage)
     if plugin.is_check_mode:
@@ -55,8 +59,9 @@ def make_backup(plugin: VmAction, facts: Facts, facts_before: Facts, storage: st
     )
     # If the guest has moved to another node, Proxmox answers OK but starts no backup.
     plugin.refuse_if(preconditions.backup_start_problem(facts, answer))
-    # `idle`: wait until the Proxmox task of the backup has succeeded. The wait also ends if the task fails. `change`
-    # names the change.
-    after = plugin.look_up_after_change(facts, "idle", change="backed_up", backup_storage=storage)
+    # `idle`: wait until the Proxmox task of the backup has succeeded or failed. If the answer was lost, its UPID
+    # is unknown, and this Proxmox task is found by its type, which `change_result` determines. With `backup_storage`,
+    # the facts list the guest's archives on this storage.
+    after = plugin.look_up_after_change(facts, "idle", change_result="backed_up", backup_storage=storage)
     plugin.fail_on_outcome_problem(preconditions.backup_outcome_problem(after, facts_before, answer))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])

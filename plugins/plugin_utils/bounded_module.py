@@ -21,10 +21,11 @@ _PROCESS_STATUS = Path("/proc/self/status")
 def bounded_module() -> Iterator[None]:
     """Limit the modules that are executed in the `with` block.
 
-    In a playbook run of the agent, the action plugin's process can execute a module without a new process
-    (`executor/runs/warm/module_run.py`). `bounded_sessions` then limits the size of each HTTP answer and the time until
-    it is complete. If Ansible starts a process for the module, the new process inherits the memory limit. Its time
-    needs no limit here, because the new process is ended together with the playbook run.
+    The memory limit applies to this process, and to a process that Ansible starts for the module.
+
+    In a playbook run of the agent, this process can execute the module itself (`executor/runs/warm/module_run.py`). For
+    such a module, `bounded_sessions` limits the size of each HTTP answer, and the time until the answer is complete. A
+    process that Ansible starts for the module needs no time limit, because it is ended together with the playbook run.
     """
     used_bytes = _used_data_bytes()
     if not used_bytes:  # the system is not Linux

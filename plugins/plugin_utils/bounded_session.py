@@ -33,7 +33,7 @@ class BoundedSession:
 
         `repeats_refused_requests` is false for a login with a password, because repeated logins may lock the account.
         """
-        self.deadline_monotonic_s = float("inf")
+        self.deadline_monotonic_s = float("inf")  #: infinity until an action plugin sets its deadline
         self._send = session.request
         self._repeats_refused_requests = repeats_refused_requests
         session.request = self.request
@@ -41,9 +41,9 @@ class BoundedSession:
     def request(self, *arguments: Any, **options: Any) -> Any:
         """Send a request and return the answer.
 
-        If refused requests are repeated, the first answer that is not 401 is returned. If all repetitions are refused,
-        the last answer 401 is returned. If the deadline is near, fewer repetitions are made. If the last request is
-        then refused, TooLittleTimeToRepeat is raised.
+        If refused requests are repeated, the first answer that is not 401 is returned. If all repetitions are made and
+        refused, the last answer 401 is returned. If the deadline leaves too little time for all repetitions, fewer or
+        none are made. If each request is refused in this case, TooLittleTimeToRepeat is raised.
         """
         remaining_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, remaining_s + MAX_AFTER_DEADLINE_S))
@@ -60,8 +60,9 @@ class BoundedSession:
         try:
             return repeat_while_refused(send, lambda exc: isinstance(exc, _RequestRefused), pauses_s)
         except _RequestRefused as refusal:
-            if pauses_s != REPEAT_PAUSES_S:  # some repetitions were not made, so the refusal may be temporary
-                # LOGIN_NOT_REPEATED_TEXT: Proxmox refused the login, and too little time was left to ask again.
+            # A refusal counts as permanent only after all repetitions.
+            if pauses_s != REPEAT_PAUSES_S:
+                # The error text says that Proxmox refused the login, and that too little time was left to ask again.
                 raise TooLittleTimeToRepeat(
                     f"{LOGIN_NOT_REPEATED_TEXT} (attempt {len(pauses_s) + 1} of {len(REPEAT_PAUSES_S) + 1})"
                 ) from refusal
@@ -79,7 +80,7 @@ def _pauses_before_deadline_s(remaining_s: float) -> tuple[float, ...]:
 
 
 class TooLittleTimeToRepeat(OSError):
-    """Proxmox refused the login, and not all repetitions could be made in time, so the refusal may be temporary."""
+    """The request was refused, and too little time was left for all repetitions. The refusal may be temporary."""
 
 
 class _RequestRefused(Exception):

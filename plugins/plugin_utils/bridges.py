@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds requested bridges and VNets that a node does not have, or that the login may not use.
 
+The login is the Proxmox user or API token that the action plugins use.
+
 Proxmox checks a bridge only when it changes the NICs (after a clone) or when it starts the guest. So the action plugins
 check the bridges before the first change.
 
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import container, nics
 from .allowed import ANY_VALUE
-from .client import ResourceException, read_list_unless_forbidden
+from .client import ResourceException, read_list_or_empty_if_forbidden
 from .guest_facts import NIC_KEY
 from .identity import kind_of
 from .shared.sdn_zones import LOCAL_ZONE, VNET_NAME, zone_in_refusal
@@ -55,11 +57,14 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
         return ""
-    rows = read_list_unless_forbidden(cluster.api.nodes(node).network, type="any_bridge")
+    rows = read_list_or_empty_if_forbidden(cluster.api.nodes(node).network, type="any_bridge")
     type_of_bridge = {str(row.get("iface")): str(row.get("type")) for row in rows}
+    # LOCAL_ZONE is the zone of every bridge that is not a VNet. An unlisted bridge may be a VNet that the login may not
+    # use. So its type defaults to VNET: for a VNET, `_zone_of` asks Proxmox for the zone.
     zone_of_bridge = {
         bridge: _zone_of(cluster, bridge, type_of_bridge.get(bridge, VNET)) for bridge, _tag, _trunks in networks
     }
+    # `type_of_bridge` is empty if the login may not read the list. Then no bridge counts as unlisted.
     unlisted_bridges = {
         bridge
         for bridge in new_bridges - type_of_bridge.keys()
@@ -84,8 +89,8 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     if missing_bridges:
         reason = f"Proxmox lists no {', '.join(sorted(missing_bridges))} on {node}"
         hint = (
-            "if the node has the bridge: grant SDN.Use on it, or add it to PROXMOX_BRIDGES if another file than "
-            "/etc/network/interfaces defines it"
+            "if the node has the bridge: grant SDN.Use on it; a bridge that /etc/network/interfaces does not define "
+            "must be named in PROXMOX_BRIDGES"
         )
         return f"NOT_FOUND: property bridge: the bridge does not exist ({reason}; {hint})"
     return ""
@@ -127,8 +132,7 @@ def _current_bridges(source: Facts, node: str) -> set[str]:
 def _zone_of(cluster: Cluster, bridge: str, listed_type: str) -> str:
     """Return the SDN zone of a bridge: the zone of the VNet with this name, or LOCAL_ZONE if there is no such VNet.
 
-    LOCAL_ZONE is the zone of all bridges that are not VNets. If the login has no privilege on the VNet, Proxmox refuses
-    the request, but the text of this refusal names the zone.
+    If the login has no privilege on the VNet, Proxmox refuses the request, but the text of this refusal names the zone.
     """
     if listed_type != VNET or not VNET_NAME.fullmatch(bridge):
         return LOCAL_ZONE

@@ -18,7 +18,7 @@ __all__ = [
     "error_text",
     "is_request_refused",
     "login_name",
-    "read_list_unless_forbidden",
+    "read_list_or_empty_if_forbidden",
 ]
 
 #: The reason why a Python library of the client cannot be imported; empty if all can be imported. `connect` raises
@@ -31,7 +31,7 @@ try:
     from proxmoxer import ProxmoxAPI
     from proxmoxer.core import AuthenticationError, ResourceException
 
-    from .shared import bounded_http
+    from .shared import bounded_http  # `shared` contains the modules that the executor uses, too
 
     REQUEST_ERRORS = (ResourceException, AuthenticationError, OSError, urllib3.exceptions.HTTPError)
 except ImportError as import_error:
@@ -72,8 +72,8 @@ def connect(connection: dict[str, Any], ca_bundle: str) -> Any:
     # proxmoxer makes HTTP sessions here. `bounded_sessions` limits the size and the duration of their answers.
     with bounded_http.bounded_sessions():
         api = ProxmoxAPI(host, verify_ssl=verify, timeout=REQUEST_TIMEOUT_S, **login)
-    # With the factor 1, a whole answer must arrive within the timeout of its request. With the default factor, which is
-    # larger, ansible-runner could kill the playbook while the action plugin still waits for an answer.
+    # A whole answer must arrive within the request's timeout multiplied by this factor. With the default factor of 4,
+    # ansible-runner could kill the playbook while an action plugin waits for an answer.
     api._store["session"].mount("https://", bounded_http.BoundedAdapter(answer_timeout_factor=1.0))
     return api
 
@@ -97,7 +97,7 @@ def is_request_refused(exc: BaseException) -> bool:
     return isinstance(exc, AuthenticationError) or getattr(exc, "status_code", 599) < 500
 
 
-def read_list_unless_forbidden(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
+def read_list_or_empty_if_forbidden(resource: Any, **parameters: Any) -> list[dict[str, Any]]:
     """Return the rows of one of Proxmox's lists; no rows if the login may not read the list."""
     try:
         return list(resource.get(**parameters))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates a guest's requested login and addresses to parameters of the module proxmox_kvm.
 
-A guest's login is its user with a password and SSH keys. `vm` is the request (docs/actions.md). `facts` contains the
-status, the configuration and other data of the guest, as read from Proxmox. `source` contains the facts of the VM or,
-before a clone, of the template. A value that the request does not contain is neither changed nor removed. All functions
-are pure.
+In this module, a guest's login is all its cloud-init values except the network: user, password, SSH keys, and the
+snippet (`vendor_snippet`). `vm` is the request (docs/actions.md). `facts` contains the status, the configuration and
+other data of the guest, as read from Proxmox. `source` contains the facts of the VM or, before a clone, of the
+template. A value that the request does not contain is neither changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _set_address(options: dict[str, str], key: str, gateway_key: str, address: s
 
 
 def login_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters for the user, the SSH keys and the cloud-init snippet. The caller adds the password."""
+    """Return the parameters for the login, except `cipassword` (the password), which the caller adds."""
     cloud_init = vm.get("cloud_init") or {}
     public_keys, snippet = ssh_keys(cloud_init.get("ssh_public_keys")), cloud_init.get("vendor_snippet")
     cicustom = None

@@ -16,20 +16,22 @@ from .client import REQUEST_ERRORS, error_text
 from .failures import proxmox_failure
 from .vm_action import Facts, Refused, VmAction
 
-#: The exceptions after which the drive may lack the new values. `Refused`: Proxmox has refused the request, or the
-#: request was not sent: ansible-playbook was killed, the agent has lost its leases, or no time is left.
+#: The exceptions after which the drive may lack the new values. `Refused` means that Proxmox refused the request, or
+#: that it was not sent, because ansible-playbook was killed, the agent lost its leases, or the plugin's time limit was
+#: reached.
 DRIVE_ERRORS: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
 
 
 def update_drive(plugin: VmAction, facts: Facts, vm: dict[str, Any], changed_keys: set[str]) -> Facts:
     """Generate the drive of a running VM again if the drive lacks requested values.
 
-    Return the facts. Their list `cloud_init_pending` contains the keys whose values the drive lacked: the guest reads
-    these values only when it boots.
+    Return the VM's facts. Their list `cloud_init_pending` contains the keys whose values the drive lacked. These values
+    wait for the next boot of the guest; they are not pending values of Proxmox.
 
-    `changed_keys` contains the keys of the cloud-init values that the action plugin has changed or removed. If it is
-    not empty, the drive lacks the values of these keys; Proxmox's own list of such keys is not used, because it omits a
-    changed `ipconfigN`. If it is empty, Proxmox's list is used, because an interrupted run may have changed values.
+    `vm` is the playbook's variable with the requested values of the VM (docs/actions.md). `changed_keys` contains the
+    keys of the cloud-init values that the action plugin has changed or removed. The drive lacks the values of these
+    keys. If `changed_keys` is empty, Proxmox's list of the keys that the drive lacks is used: an interrupted earlier
+    run may have changed values. Otherwise the list is not used, because it omits a changed `ipconfigN`.
     """
     requested_keys = cloud_init.config_keys_of(cloud_init.requested_parameters(facts, vm)) | changed_keys
     if not requested_keys or not facts["has_cloud_init"] or facts["status"] != "running":
@@ -50,8 +52,8 @@ def _keys_missing_in_drive(plugin: VmAction, facts: Facts) -> set[str]:
 def _generate_drive(plugin: VmAction, facts: Facts, stale_keys: set[str]) -> None:
     """Generate the drive again, and verify that it has the values.
 
-    `request.send` sends one HTTP request. A failure is only a warning: the VM has the requested configuration, and
-    Proxmox generates the drive at the next start.
+    If Proxmox does not generate the drive, only warn: the VM has the requested configuration, and Proxmox generates the
+    drive at the VM's next start.
     """
     plugin.progress.write_line("generating the cloud-init drive again")
     try:

@@ -45,7 +45,7 @@ DISK_CONTENT = ("images", "rootdir")
 #: Maximum number of characters that are read of one line of a log, and of the whole log.
 MAX_LOG_LINE_CHARACTERS = 10_000
 MAX_LOG_CHARACTERS = 16 * 1024 * 1024
-#: Number of lines at the end of a Proxmox task's log that the action plugin quotes in its output.
+#: Number of lines at the end of a Proxmox task's log that an Ansible action plugin quotes in its output.
 LOG_END_LINES = 5
 #: Maximum number of characters of each quoted line.
 MAX_QUOTED_CHARACTERS = 200
@@ -56,7 +56,7 @@ NODE_DOWN_HTTP_STATUSES = range(595, 600)
 
 
 def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -> tuple[Cluster, Login]:
-    """Connect to the cluster of a login. Return the cluster and the login.
+    """Connect to the Proxmox cluster whose host and credentials are in `connection`. Return the cluster and the login.
 
     An empty `connection` or `ca_bundle` is read from the credentials file or from the environment. Raises
     LibraryMissing or LoginError.
@@ -64,7 +64,8 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
     login = read_login(connection, ca_bundle)
     api = connect(login.connection, login.ca_bundle)
     cluster = Cluster(api, kind, login_name(login.connection))
-    # Proxmox may refuse a valid token for some seconds. Repeated logins with a password may lock the account.
+    # Proxmox may refuse a valid token for some seconds, so refused requests with a token are repeated. Requests with a
+    # password are not repeated, because repeated logins may lock the account.
     has_token = not login.connection.get("api_password")
     cluster.session = BoundedSession(api._store["session"], repeats_refused_requests=has_token)
     return cluster, login
@@ -73,13 +74,16 @@ def open_cluster(connection: dict[str, Any] | None, ca_bundle: str, kind: str) -
 class Cluster:
     """Sends read requests to one Proxmox cluster. `kind` is `qemu` for virtual machines, `lxc` for containers."""
 
-    session: BoundedSession  #: ends each request at the action plugin's deadline; set by `open_cluster`
+    session: BoundedSession  #: ends requests soon after the Ansible action plugin's deadline; set by `open_cluster`
 
-    def __init__(self, api: Any, kind: str, login: str) -> None:
-        """`login` is the user or the token of the login, such as `smith@pve!job`. No request is sent."""
+    def __init__(self, api: Any, kind: str, user_or_token: str) -> None:
+        """`user_or_token` is the name of the Proxmox user, or of the API token in the form `smith@pve!job`.
+
+        No request is sent.
+        """
         self.api = api
         self.kind = kind
-        self.login = login
+        self.user_or_token = user_or_token
         self.log_end_by_upid: dict[str, list[str]] = {}  #: the last lines of each log that was read
         self._rows_by_type: dict[str, list[dict[str, Any]]] = {}  #: lists of nodes and storages, each read once
 
@@ -105,7 +109,10 @@ class Cluster:
         return {"exists": True, "kind": self.kind, "vmid": vmid, "node": node, **facts}
 
     def outdated_cloud_init_keys(self, node: str, vmid: int) -> list[str]:
-        """Return the keys whose values the VM's cloud-init drive lacks. Proxmox does not list a changed `ipconfigN`."""
+        """Return the keys that were added, changed or removed after Proxmox generated the VM's cloud-init drive.
+
+        A changed `ipconfigN` is not returned, because Proxmox does not list it.
+        """
         rows = self.guest(node, vmid).cloudinit.get()
         return [str(row["key"]) for row in rows if "pending" in row or row.get("delete")]
 
@@ -152,6 +159,7 @@ class Cluster:
             row = self.row_of(vmid, guest_rows)
             if row is None:
                 return facts_of_absent_guest(vmid)
+            # The guest is a container instead of a VM, or a VM instead of a container. Return only what its row says.
             if row.get("type") != self.kind:
                 return facts_of_absent_guest(vmid) | {
                     "exists": True,
@@ -165,9 +173,11 @@ class Cluster:
     def check_absence(self, vmid: int, expected_node: str) -> dict[str, Any]:
         """Check whether it is proven that the VM does not exist.
 
-        Return the fact `absence`: `is_proven`, and if this is false, an error `code` and a `text`. The proof has
-        four parts: the login has VM.Audit for the VMID, the cluster has a quorum, no node that is online has the VM,
-        and the VMID is free. The node `expected_node`, on which the VM is expected, must be online.
+        Return the value of the fact `absence`: a dictionary with `is_proven`, `code` (an error code) and `text`. If
+        `is_proven` is true, `code` and `text` are ''.
+
+        The proof has four parts: the login has VM.Audit for the VMID, the cluster has a quorum, no node that is online
+        has the VM, and the VMID is free. The node `expected_node`, on which the VM is expected, must be online.
         """
         privileges_by_path = self.api.access.permissions.get(path=f"/vms/{vmid}")
         if not any("VM.Audit" in privileges for privileges in privileges_by_path.values()):
@@ -225,16 +235,17 @@ class Cluster:
     def tasks(self, node: str, vmid: int) -> list[dict[str, Any]]:
         """Return the Proxmox tasks that this login has started for the VM on this node, newest first.
 
-        Proxmox tasks of other logins are left out. Proxmox lists the tasks of all users and tokens for a login with
-        Sys.Audit, and the tasks of a user's tokens for a login with this user's password.
+        Proxmox tasks of other logins are left out. Proxmox may list them: a login with Sys.Audit gets the Proxmox tasks
+        of all users and tokens. A login with a user's password gets the Proxmox tasks of this user's tokens.
         """
+        # Without `source="all"`, Proxmox does not list the Proxmox tasks that are still running.
         try:
             tasks = self.api.nodes(node).tasks.get(vmid=vmid, source="all", limit=MAX_LISTED_TASKS) if node else []
         except ResourceException as exc:
             if not self._is_unknown_node(exc, node):
                 raise
             tasks = []
-        return newest_first([task for task in tasks if is_started_by(task, self.login)])
+        return newest_first([task for task in tasks if is_started_by(task, self.user_or_token)])
 
     def tasks_on_all_nodes(self, vmid: int) -> tuple[list[dict[str, Any]], bool]:
         """Return the VM's Proxmox tasks on all online nodes, newest first, and whether every node is online."""
@@ -329,7 +340,7 @@ class Cluster:
         """
         return is_yes(self.guest(node, vmid).feature.get(feature=feature).get("hasFeature"))
 
-    def disk_storages(self, node: str) -> set[str]:
+    def guest_disk_storages(self, node: str) -> set[str]:
         """Return the node's storages that may contain disks of guests, as far as the login has a privilege on them."""
         contents = {name: str(row.get("content", "images")) for name, row in self.storage_rows(node).items()}
         return {name for name, content in contents.items() if {*content.split(",")} & {*DISK_CONTENT}}
@@ -347,8 +358,8 @@ class Cluster:
     def error_of(self, task: dict[str, Any]) -> str:
         """Return the error text of a failed Proxmox task: its status.
 
-        If the status does not name the cause of the failure, the text also has the cause in the log of the Proxmox
-        task. If the log cannot be read, only the status is returned.
+        If the status does not name the cause of the failure, the cause is read from the Proxmox task's log and added to
+        the text. If the log cannot be read, only the status is returned.
         """
         status = str(task["status"])
         if has_failure_cause(status):
@@ -361,8 +372,8 @@ class Cluster:
     def addresses(self, node: str, vmid: int, macs: list[str]) -> list[str] | None:
         """Return the IP addresses of the NICs with these MAC addresses.
 
-        Return [] if a later request may return addresses, and None if a repetition is useless. An unexpected answer of
-        the guest raises no exception, because an action plugin may succeed without addresses.
+        Return [] if a later request may return addresses, and None if a repetition is useless. If the answer has an
+        unexpected form, return None.
         """
         try:
             if self.kind == "lxc":

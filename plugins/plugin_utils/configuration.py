@@ -12,7 +12,7 @@ from typing import Any
 
 from . import allowed, cloud_init, container, disks, hardware
 from .deletion import DELETION_TAG, TAGS_REFUSED_MEMBER
-from .failures import HOTPLUG_PROBLEM, failure_confirmed_by_look_up, is_outcome_unknown, proxmox_task_failure
+from .failures import HOTPLUG_PROBLEM, error_of_change_not_made, is_outcome_unknown, proxmox_task_failure
 from .identity import PROTECTED_TAG, SMITH_TAG, identity_members, is_marked, kind_of
 from .notes import description_to_set, is_deletion_cancelled
 from .request_values import is_yes
@@ -49,14 +49,14 @@ def differing_parameters(facts: dict[str, Any], vm: dict[str, Any], is_create: b
 def planned_values(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
     """Return the values that an action plugin would set, by parameter or disk, in a form for operators.
 
-    These are the result of `differing_parameters`, a text for each disk that would change, and an empty text for each
-    key that would be removed. The password is replaced by `(set)`.
+    These are the result of `differing_parameters`, a text for each disk that would change, and an empty text for
+    `nameserver` or `searchdomain` if this key would be removed. The password is replaced by `(set)`.
     """
     plan = differing_parameters(facts, vm, is_create)
     if "cipassword" in plan:
         plan["cipassword"] = "(set)"
     plan |= dict.fromkeys(cloud_init.keys_to_remove(facts, vm), "")
-    for step in disk_steps(facts, vm):
+    for step in disk_module_parameters(facts, vm):
         text = disks.describe_disk_step(step)
         plan[step["disk"]] = f"{plan[step['disk']]}, {text}" if step["disk"] in plan else text
     return plan
@@ -79,12 +79,12 @@ def _value_before(facts: dict[str, Any], key: str, after: Any) -> Any:
     return _current_value(facts, key)
 
 
-def disk_steps(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
+def disk_module_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parameters of each necessary call of the module proxmox_disk; none for a container.
 
     The module does not support containers.
     """
-    return [] if kind_of(vm) == "lxc" else disks.disk_steps(facts, vm)
+    return [] if kind_of(vm) == "lxc" else disks.disk_module_parameters(facts, vm)
 
 
 def is_restart_needed(facts: dict[str, Any]) -> bool:
@@ -102,13 +102,18 @@ def _identity_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
 def _tags_to_set(facts: dict[str, Any], vm: dict[str, Any], has_marker: bool) -> list[str] | None:
     """Return all tags that the guest must have; None if its tags are not changed.
 
-    A VM without the service's marker keeps none of its tags. For a guest with the marker, only tags of the service and
-    tags of Agent Smith are added or removed: tags that an operator has set are kept. `previous_tags` are the
-    service's tags before an update. Each of them that is not in `tags` is removed. But if the request has the member
-    `allowed`, a previous tag that `allowed` does not list is kept. DELETION_TAG matches the tag with the time
-    `delete_at`, from which the VM may be destroyed. A request with `cancel_deletion` or `tags` removes this tag.
-    After Proxmox has refused a tag, the request has TAGS_REFUSED_MEMBER, and the tags are not changed. The module for
-    containers can set only one tag. So if a container already has tags, its tags are not changed.
+    The module for containers can set only one tag. So if a container already has tags, its tags are not changed. A VM
+    without the service's marker keeps none of its tags. For a VM with the marker, only tags of the service and tags of
+    Agent Smith are added or removed: tags that an operator has set are kept. Members of `vm`:
+
+    - `tags`: the requested tags of the service
+    - `previous_tags`: the service's tags before an update. A previous tag that is not in `tags` is removed. If `vm` has
+      the member `allowed`, only previous tags that `allowed` lists are removed.
+    - `delete_at`: the time from which the VM may be destroyed. A tag with this time, the deletion tag, is added, and an
+      earlier deletion tag is removed. DELETION_TAG matches a deletion tag.
+    - `cancel_deletion`: the deletion tag is removed. A request with `tags` removes it even without `cancel_deletion`.
+    - `protection`: if true, PROTECTED_TAG is added; if false, it is removed.
+    - TAGS_REFUSED_MEMBER: the tags are not changed, because Proxmox has refused to set one of them.
     """
     is_container_with_tags = kind_of(vm) == "lxc" and _tags_in_configuration(facts)
     if vm.get(TAGS_REFUSED_MEMBER) or is_container_with_tags:
@@ -142,7 +147,7 @@ def _tags_of_service(vm: dict[str, Any], member: str) -> set[str]:
 
 
 def _tags_in_configuration(facts: dict[str, Any]) -> list[str]:
-    """Return the guest's tags as its configuration contains them, in upper and lower case."""
+    """Return the guest's tags as its configuration contains them, without conversion to lower case."""
     return sorted(filter(None, re.split(r"[,; ]+", str(facts["config"].get("tags") or ""))), key=str.lower)
 
 
@@ -199,20 +204,25 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], answers: li
     contains the facts after the configuration, and `answers` the answers of the modules that changed the guest. The
     fact `task_error` is the error of a Proxmox task that the modules started.
     """
-    differing_names = sorted(
-        {*differing_parameters(after, vm, is_create=True), *cloud_init.keys_to_remove(after, vm)} - {"cipassword"}
-    )
-    differing_names += [f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_steps(after, vm)]
+    # Proxmox does not return the password (`cipassword`), so it cannot be compared.
+    differing_names = sorted({*differing_parameters(after, vm), *cloud_init.keys_to_remove(after, vm)} - {"cipassword"})
+    differing_names += [
+        f"{step['disk']} ({disks.describe_disk_step(step)})" for step in disk_module_parameters(after, vm)
+    ]
     if not differing_names:
         return ""
     if after.get("task_error"):
         return proxmox_task_failure(after["task_error"])
     results = [result for answer in answers for result in answer.get("results", [answer])]
+    # The outcome of a failed result is unknown if its change may have been made. The action plugin has already handled
+    # a failed result whose change was certainly not made.
+    # A result with a hotplug problem is left out, because it does not explain why the configuration differs: Proxmox
+    # has stored the new values, and only the running guest has not applied them.
     results_with_unknown_outcome = [
         result for result in results if is_outcome_unknown(result) and not hotplug_problem(result)
     ]
     # `after` shows that the guest differs from the request: a change whose outcome was unknown was not made.
-    failure = next(map(failure_confirmed_by_look_up, results_with_unknown_outcome), "")
+    failure = next(map(error_of_change_not_made, results_with_unknown_outcome), "")
     return failure or f"TASK_FAILED: VM {vm['vmid']} does not have the requested values of {', '.join(differing_names)}"
 
 

@@ -5,8 +5,9 @@
 read from Proxmox.
 The module can create a container from an OS template, and set its cores, memory, swap, NICs, name servers, search
 domains and `onboot`. No module of community.proxmox resizes or moves a container's volumes, so such a request is
-refused. No function here sends an HTTP request. The version of community.proxmox is read from a file of the installed
-collection.
+refused. Containers have no cloud-init, but the member `cloud_init` of `vm` contains the container's login: its password
+and SSH keys. Functions of `cloud_init.py` check the login, and put the IP addresses into the parameters of the NICs.
+No function here sends an HTTP request.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .request_values import is_yes
 OS_TEMPLATE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*:vztmpl/[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 #: The first major version of community.proxmox that needs the console mode (`cmode`) for an update of a container.
 CMODE_REQUIRED_SINCE = 2
-#: The members of the request that are only for virtual machines.
+#: The members of the request that are only for virtual machines. `blank` requests a VM with empty disks.
 VM_ONLY_MEMBERS = (
     *("template_vmid", "template", "iso", "blank", "sockets", "cpu_type", "balloon_mib", "boot_order", "guest_agent"),
     *("disks", "protection"),
@@ -35,7 +36,10 @@ VM_ONLY_MEMBERS = (
 
 
 def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
-    """Return all requested parameters of community.proxmox.proxmox, even if the container already has their values."""
+    """Return all requested parameters of community.proxmox.proxmox, even if the container already has their values.
+
+    A parameter that is None is not requested.
+    """
     network, resources = vm.get("network") or {}, {}
     for parameter, member in (("cores", "cores"), ("memory", "memory_mib")):
         if vm.get(member):
@@ -82,7 +86,11 @@ def nic_value(current_value: str, number: int, nic: dict[str, Any]) -> str:
 
 
 def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
-    """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible."""
+    """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
+
+    `is_create` is True for a `create`, and False for an `update`. In a `create`, `facts["exists"]` is True
+    if an earlier attempt has created the container.
+    """
     return next(filter(None, _problems(facts, vm, is_create)), "")
 
 
@@ -97,14 +105,14 @@ def _problems(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> Ite
     yield from nics.nic_problems(facts, vm)
     yield from address_problems(vm)
     yield from cloud_init.login_problems(vm)
-    yield from _volume_problems(facts, vm) if facts["exists"] else _template_problems(vm)
+    yield from _volume_problems(facts, vm) if facts["exists"] else _creation_problems(vm)
 
 
 def console_mode(facts: dict[str, Any]) -> str:
-    """Return the current console mode, which an update must pass to the module; '' if no mode is passed.
+    """Return the current console mode, which an update must pass to the module.
 
     Without this parameter, community.proxmox 2.0 sends the value `default`, which Proxmox refuses. Older versions of
-    the collection do not have the parameter.
+    the collection do not have the parameter: if one of them is installed, '' is returned.
     """
     return str(facts["config"].get("cmode") or "tty") if _collection_major_version() >= CMODE_REQUIRED_SINCE else ""
 
@@ -116,7 +124,7 @@ def _collection_major_version() -> int:
     return int(manifest["collection_info"]["version"].partition(".")[0])
 
 
-def _template_problems(vm: dict[str, Any]) -> Iterator[str]:
+def _creation_problems(vm: dict[str, Any]) -> Iterator[str]:
     if not OS_TEMPLATE.fullmatch(str(vm.get("os_template") or "")):
         yield "INVALID_REQUEST: a container needs os_template of the form storage:vztmpl/file"
     for member in ("node", "storage", "disk_gib"):

@@ -22,9 +22,14 @@ from .request_values import is_yes
 def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = True) -> str:
     """Return why a `create` or an `update` is impossible. The action plugins call this before the first change.
 
+    `is_create` is True for a `create`, and False for an `update`. The guest of a `create` already exists if an earlier
+    attempt has created it.
+
     `allowed.request_problem` checks that the request names only bridges, VLANs, storages and tags that the provider
-    offers.
+    offers. `hardware.request_problem` (for a VM) and `container.request_problem` check, among others, the requested
+    disks, network interfaces and login.
     """
+    # Without a template, `source` contains the empty facts of the guest that does not exist.
     source = facts if facts["exists"] else facts.get("template") or facts
     return allowed.request_problem(source, vm, is_new=not facts["exists"]) or _guest_problem(facts, vm, is_create)
 
@@ -32,8 +37,8 @@ def request_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool =
 def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -> str:
     if kind_of(vm) == "lxc":
         return container.request_problem(facts, vm, is_create)
-    if not facts["exists"] and is_without_template(vm):
-        return _problem_without_template(vm) or hardware.request_problem(facts, vm, is_without_template=True)
+    if not facts["exists"] and is_created_without_template(vm):
+        return _problem_without_template(vm) or hardware.request_problem(facts, vm, is_created_without_template=True)
     source = facts if facts["exists"] else facts["template"]
     if not facts["exists"] and source.get("problem"):
         return str(source["problem"])
@@ -44,8 +49,11 @@ def _guest_problem(facts: dict[str, Any], vm: dict[str, Any], is_create: bool) -
     return hardware.request_problem(source, vm)
 
 
-def is_without_template(vm: dict[str, Any]) -> bool:
-    """Return True if the VM is created without a template. Its disks are then empty."""
+def is_created_without_template(vm: dict[str, Any]) -> bool:
+    """Return True if the VM is created without a template. Its disks are then empty.
+
+    The VM is installed from an ISO image (`iso`) or over the network (`blank`).
+    """
     return bool(vm.get("iso") or is_yes(vm.get("blank", False)))
 
 
@@ -60,8 +68,12 @@ def _problem_without_template(vm: dict[str, Any]) -> str:
 
 
 def storages_of_new_disks(facts: dict[str, Any], vm: dict[str, Any]) -> set[str]:
-    """Return the storages on which the disks of a VM without a template will be created."""
-    return {str(disk_to_add["storage"]) for disk_to_add in disks.disk_steps(facts, vm)}
+    """Return the storages on which the disks of a VM without a template will be created.
+
+    `disks.disk_module_parameters` returns the parameters of each necessary call of proxmox_disk. Here each call adds a
+    disk, because the VM does not exist yet.
+    """
+    return {str(disk_to_add["storage"]) for disk_to_add in disks.disk_module_parameters(facts, vm)}
 
 
 def creation_parameters(
@@ -71,12 +83,12 @@ def creation_parameters(
 
     For a VM, these are parameters of the module proxmox_kvm; for a container, of the module `proxmox`. The VM boots
     from its first disk; while this disk is empty, it boots from the ISO image. `formats` contains the format of new
-    disks, by storage; on a storage that it does not contain, Proxmox chooses the format. `facts` are the empty facts of
-    a guest that does not exist; `differing_parameters` compares the request with them.
+    disks, by storage. If a storage is missing there, or has the format None, Proxmox chooses the format. `facts` are
+    the empty facts of a guest that does not exist; `differing_parameters` compares the request with them.
     """
     if kind_of(vm) == "lxc":
         return differing_parameters(facts, vm, is_create=True)
-    disks_to_add = disks.disk_steps(facts, vm)
+    disks_to_add = disks.disk_module_parameters(facts, vm)
     drives: dict[str, dict[str, str]] = {bus: {} for bus in ("scsi", "virtio", "sata", "ide")}
     for disk_to_add in disks_to_add:
         name, storage = disk_to_add["disk"], disk_to_add["storage"]

@@ -20,10 +20,10 @@ DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
 #: The member that an action plugin adds to the request `vm` after Proxmox has refused a tag. The guest's tags are then
 #: not changed.
 TAGS_REFUSED_MEMBER = "without_tags"
-#: The deletion mark as a line of the description, by the kind of guest. A container's mark is always a line, because a
-#: container can have only one tag. A VM's mark is a line only if Proxmox refuses the tags of the VM. A VM's line has
-#: another name: in VMs of earlier versions of Agent Smith, the description that the service has requested may contain a
-#: line `smith-delete`.
+#: The deletion mark as a line of the description, by the kind of guest. A container's mark is always a line, because
+#: the Ansible module for containers can set only one tag. A VM's mark is a line only if Proxmox refuses the tags of the
+#: VM. A VM's line is not named `smith-delete`, because earlier versions of Agent Smith let a customer write a line of
+#: this name into the description of a VM. The customer's line must not count as a mark.
 DELETION_LINES = {
     "lxc": re.compile(r"^smith-delete=(\d{1,12})\s*?$", re.MULTILINE),
     "qemu": re.compile(r"^smith-delete-at=(\d{1,12})\s*?$", re.MULTILINE),
@@ -33,11 +33,13 @@ DELETION_LINES = {
 def next_deletion_step(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, Any]:
     """Return `step`, the next step of a deletion, and `delete_at`, the time from which the VM may be destroyed.
 
-    Without a grace period the step is `destroy`. With a grace period it is first `mark`, then `wait` until the time
-    `delete_at`, then `destroy`. The time is stored in the VM's deletion mark: operators see the mark, and it is not
-    lost with the agent's database. A request with `only_when_due` destroys the VM only if the time `delete_at` has
-    passed. If the VM then has no mark, an operator has removed the mark, and the step is `keep`. The fact `looked_at`
-    is the time at which the facts were read.
+    Without a grace period, or if the VM does not exist, the step is `destroy`. With a grace period it is first `mark`,
+    then `wait` until the time `delete_at`, then `destroy`. The time is stored in the VM's deletion mark: operators see
+    the mark, and it is not lost with the agent's database.
+
+    After the grace period, the agent runs the playbook again, with `only_when_due` in the request. This run destroys
+    the VM only if the VM has a mark and the time `delete_at` has passed. Without a mark the step is `keep`: an operator
+    has removed the mark to keep the VM. The fact `looked_at` is the time at which the facts were read.
     """
     delete_at = deletion_due_at(facts) if facts["exists"] else 0
     is_due = 0 < delete_at <= facts.get("looked_at", 0)

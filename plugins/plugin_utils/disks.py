@@ -2,8 +2,9 @@
 """Translates the requested disks of a VM to parameters of the module proxmox_disk.
 
 `vm` is the request (docs/actions.md). `facts` contains the status, the configuration and other data of the guest, as
-read from Proxmox. `source` contains the facts of the VM or, before a clone, of the template. A value that the request
-does not contain is neither changed nor removed. All functions are pure.
+read from Proxmox. `source` contains the facts of the VM or, before a clone, of the template. Before a VM is created
+without a template, `source` contains no disks. Functions with the parameter `facts` also accept `source`. A disk
+that the request does not contain is neither changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def requested_disks(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, dict
     return disks_by_name
 
 
-def disk_steps(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
+def disk_module_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parameters of each call of proxmox_disk that is necessary to add, move or grow the requested disks."""
     steps: list[dict[str, Any]] = []
     for name, requested_disk in requested_disks(facts, vm).items():
@@ -63,7 +64,7 @@ def describe_disk(disk: dict[str, Any]) -> str:
 
 
 def describe_disk_step(step: dict[str, Any]) -> str:
-    """Return a text that describes an item of `disk_steps` to operators."""
+    """Return a text that describes an item of `disk_module_parameters` to operators."""
     if step["state"] == "moved":
         return f"move to {step['storage']}"
     return f"add {step['size']}G on {step['storage']}" if step["state"] == "present" else step["size"]
@@ -77,10 +78,10 @@ def default_storage(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     return str(vm.get("storage") or facts["disks"].get(facts.get("disk"), {}).get("storage", ""))
 
 
-def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool) -> Iterator[str]:
+def disk_problems(source: dict[str, Any], vm: dict[str, Any], is_created_without_template: bool) -> Iterator[str]:
     """Yield the problems of the requested disks. Some of the yielded texts may be empty."""
     listed_names = [str(disk.get("disk")) for disk in vm.get("disks") or []]
-    if vm.get("disk_gib") and not source.get("disk") and not is_without_template:
+    if vm.get("disk_gib") and not source.get("disk") and not is_created_without_template:
         yield f"INVALID_REQUEST: VM {source['vmid']} has no disk to resize to {vm['disk_gib']} GiB"
     if len(set(listed_names)) < len(listed_names):
         yield "INVALID_REQUEST: disks contains the same disk twice"
@@ -102,7 +103,7 @@ def growth_problem(source: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return why a resize is impossible, or ''. A resize may only grow disks, not add or move them."""
     if not requested_disks(source, vm):
         return "INVALID_REQUEST: a resize needs disk_gib or disks"
-    disks_to_add_or_move = [step["disk"] for step in disk_steps(source, vm) if step["state"] != "resized"]
+    disks_to_add_or_move = [step["disk"] for step in disk_module_parameters(source, vm) if step["state"] != "resized"]
     if not disks_to_add_or_move:
         return ""
     disk = disks_to_add_or_move[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the failures of modules and of Proxmox tasks into error texts of the form `CODE: reason`. Pure functions."""
+"""Turns the failures of modules and of Proxmox tasks into error texts of the form `CODE: text`. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from .identity import ha_problem
 from .shared.error_rules import (
     ClassifiedFailure,
-    classify_action_failure,
     classify_ansible_task_failure,
     classify_failure,
+    classify_failure_keeping_code,
 )
 from .shared.reactions import Outcome, outcome_of
 
@@ -47,7 +47,10 @@ def proxmox_failure(answer: dict[str, Any]) -> str:
 
 
 def proxmox_task_failure(text: str) -> str:
-    """Return the error of a Proxmox task that has failed as `CODE: text`. An unknown text gets the code TASK_FAILED."""
+    """Return the error of a Proxmox task that has failed as `CODE: text`.
+
+    `proxmox_failure` returns PLAYBOOK_FAILED for an unknown text. Here an unknown text gets the code TASK_FAILED.
+    """
     code, _, reason = proxmox_failure({"msg": text}).partition(": ")
     return f"{'TASK_FAILED' if code == 'PLAYBOOK_FAILED' else code}: {reason}"
 
@@ -55,18 +58,18 @@ def proxmox_task_failure(text: str) -> str:
 def action_plugin_failure(text: str) -> str:
     """Return the error text of an action plugin as `CODE: text`, in one line.
 
-    `classify_action_failure` keeps an error code at the beginning of `text`. Without such a code, it classifies `text`
-    like a text of Proxmox.
+    `classify_failure_keeping_code` keeps an error code at the beginning of `text`. Without such a code, it classifies
+    `text` like a text of Proxmox.
     """
-    return _code_and_text(classify_action_failure(text))
+    return _code_and_text(classify_failure_keeping_code(text))
 
 
 def with_exception_as_message(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the answer of a module with the text of its exception as `msg`, if the module ended with an exception.
 
-    Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback. Some modules do
-    not catch the exception of a read request that follows their change. So the change may have been made; this is why
-    ENDED_BY_EXCEPTION is added.
+    Such an answer has no `msg` but an `exception`, which Ansible has made from the module's traceback.
+    ENDED_BY_EXCEPTION is added because a module may have made its change before the exception. For example, some
+    modules change the VM, then read it, and do not catch an exception of the read request.
     """
     if not answer.get("failed") or answer.get("msg"):
         return answer
@@ -108,7 +111,7 @@ def is_outcome_unknown(result: dict[str, Any], *, is_single_request: bool = Fals
     return outcome is Outcome.UNKNOWN or (outcome is Outcome.PARTLY_KNOWN and not is_single_request)
 
 
-def failure_confirmed_by_look_up(answer: dict[str, Any]) -> str:
+def error_of_change_not_made(answer: dict[str, Any]) -> str:
     """Return the error of a change whose outcome was unknown, after a look-up has found that the change was not made.
 
     Proxmox has accepted the login for the look-up. So an earlier refusal of the login was temporary: its code PVE_AUTH
@@ -119,8 +122,9 @@ def failure_confirmed_by_look_up(answer: dict[str, Any]) -> str:
 
 
 def replace_vmid_taken_code(problem: str, answer: dict[str, Any]) -> str:
-    """Return `problem`, but without the code VM_ID_TAKEN if Proxmox has accepted the creation of the guest.
+    """Replace VM_ID_TAKEN in `problem` by VM_IDENTITY_MISMATCH if Proxmox has accepted the creation of the guest.
 
+    `problem` is the error text of the check of the guest that has the reserved VMID; '' if the check has passed.
     `answer` is the answer to the creation. After VM_ID_TAKEN, the agent would create another guest with another VMID.
     But if Proxmox has accepted the creation, the guest with this VMID is the new guest, and an operator must check it.
     """
@@ -136,24 +140,26 @@ def replace_vmid_taken_code(problem: str, answer: dict[str, Any]) -> str:
 def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted_state: str) -> str:
     """Return why the VM is not in the wanted state after a change; '' if it is. `answer` is the module's answer.
 
-    `wanted_state` is only used in the text, such as `VM 100 is stopped, not running`. The fact `reached` says whether
-    the VM is in the wanted state. The first reason that applies is returned: the error state of the HA manager, the
-    error of the Proxmox task, the error of the module, a Proxmox task that still runs, the timeout of the module, the
-    VM's lock, the VM's status.
+    `facts` is what a look-up of the VM after the change has found. Its member `reached` is true if the VM is in the
+    wanted state. `wanted_state` is only used in the text, such as `VM 100 is stopped, not running`. The first reason
+    that applies is returned: the error state of the HA manager, the error of the Proxmox task, the error of the module,
+    a Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
     """
     if facts.get("reached"):
         return ""
     if problem := ha_problem(facts):
         return problem
+    # `answer` is a success or a failure with an unknown outcome: after any other failure, the action plugin has ended.
     module_error = str(answer.get("msg", "")) if is_outcome_unknown(answer) else ""
-    # A timeout is not an error: action plugins call many modules with `timeout=0`, and then wait themselves.
+    # Action plugins call many modules with `timeout=0`, and then wait themselves. So the timeout of a module is
+    # reported only if no Proxmox task has failed or still runs.
     has_timed_out = "Reached timeout" in module_error
     text = facts.get("task_error") or ("" if has_timed_out else module_error)
     if not text and facts.get("running_tasks"):
         return f"TASK_TIMEOUT: Proxmox task {facts['running_tasks'][0]} has not ended in time"
     if text or module_error:
         is_from_module = bool(text) and text == module_error
-        return failure_confirmed_by_look_up(answer) if is_from_module else proxmox_task_failure(text or module_error)
+        return error_of_change_not_made(answer) if is_from_module else proxmox_task_failure(text or module_error)
     if facts.get("lock"):
         return f"VM_LOCKED: VM {facts['vmid']} is not {wanted_state} yet, because it is locked ({facts['lock']})"
     state_text = f"VM {facts['vmid']} is {facts['status']}, not {wanted_state}"

@@ -3,9 +3,9 @@
 
 A configuration may have pending values, which take effect only after a reboot of the VM. The fact `config` contains the
 pending value of each key that has one, and the current value of every other key. The fact `pending` lists the keys that
-have a pending value. The fact `cloud_init_pending` lists the keys of the cloud-init values that the action plugin has
-changed and that the running guest has not read yet. Proxmox does not report these keys with the configuration, so the
-fact is empty until `cloud_init_drive.py` sets it.
+have a pending value. The fact `cloud_init_pending` lists the keys of changed cloud-init values that the running guest
+reads only when it boots again. This module leaves the fact empty, because Proxmox does not report these keys with the
+configuration.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def facts_of_absent_guest(vmid: int) -> dict[str, Any]:
         **{"cores": 0, "sockets": 0, "memory_mib": 0, "disk": "", "disk_bytes": 0, "disk_gib": 0, "disks": {}},
         **{"has_cloud_init": False, "has_password": False, "ssh_public_keys": []},
         "config": {},
+        # Whether it is proven that the guest does not exist. If not, `code` is an error code, and `text` the reason.
+        # `code` and `text` are empty if the absence is proven, or was not checked.
         "absence": {"is_proven": False, "code": "", "text": ""},
     }
 
@@ -59,7 +61,7 @@ def unproven_absence(code: str, text: str) -> dict[str, Any]:
 
 
 def facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of a VM, without its password.
+    """Return the facts of a VM, without its password. The caller adds `exists`, `kind`, `vmid` and `node`.
 
     `rows` is Proxmox's answer to a request for `pending`, and `status` its answer to a request for `status/current`.
     """
@@ -100,7 +102,7 @@ def facts_from_configuration(rows: list[dict[str, Any]], status: dict[str, Any])
         "pending": pending,
         "cloud_init_pending": [],
         "config": values_after_reboot,
-        "absence": {"is_proven": False, "code": "", "text": ""},
+        "absence": {"is_proven": False, "code": "", "text": ""},  # not checked, because the guest exists
     }
 
 
@@ -180,7 +182,7 @@ def _objects_in(value: Any) -> list[dict[str, Any]]:
 def _reachable_address(text: Any) -> str:
     """Return an IP address in its usual form; '' for another text, and for an address that other hosts cannot reach.
 
-    An IPv6 address with a zone is ignored, because a zone may be any text.
+    An IPv6 address with a zone (the part after `%`) is ignored, because the guest may choose any text as the zone.
     """
     try:
         address = ipaddress.ip_address(text if isinstance(text, str) else "")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested hardware of a VM to parameters of the module proxmox_kvm.
 
-`vm` is the request (docs/actions.md). `facts` contains the status, the configuration and other data of the guest, as
-read from Proxmox. `source` contains the facts of the VM or, before a clone, of the template. A value that the request
-does not contain is neither changed nor removed. All functions are pure.
+`vm` is the request (docs/actions.md). `facts` contains the status, the configuration and other data of the VM, as
+read from Proxmox. `source` contains the facts of the VM or, before a clone, of the template. Before a VM is created
+without a template, `source` contains an empty configuration. A value that the request does not contain is neither
+changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ def requested_parameters(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
     }
 
 
-def request_problem(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool = False) -> str:
+def request_problem(source: dict[str, Any], vm: dict[str, Any], is_created_without_template: bool = False) -> str:
     """Return why the request is impossible, as `CODE: reason`; an empty text if it is possible.
 
-    `is_without_template` is true if a VM without a template is created. A request with `only_grows` must not add or
-    move a disk.
+    `is_created_without_template` is true if a VM without a template is created. The member `only_grows` of `vm` marks
+    the request of a resize, which may only grow existing disks, not add or move a disk.
     """
-    return next(filter(None, _problems(source, vm, is_without_template)), "")
+    return next(filter(None, _problems(source, vm, is_created_without_template)), "")
 
 
-def _problems(source: dict[str, Any], vm: dict[str, Any], is_without_template: bool) -> Iterator[str]:
+def _problems(source: dict[str, Any], vm: dict[str, Any], is_created_without_template: bool) -> Iterator[str]:
     if vm.get("only_grows"):
         yield growth_problem(source, vm)
-    yield from disk_problems(source, vm, is_without_template)
+    yield from disk_problems(source, vm, is_created_without_template)
     yield from nic_problems(source, vm)
     yield from login_and_network_problems(source, vm)
     yield _balloon_problem(source, vm)
     devices = {*source["config"], *requested_nic_values(source, vm)} | (
-        {*requested_disks(source, vm), CDROM} if is_without_template else set()
+        {*requested_disks(source, vm), CDROM} if is_created_without_template else set()
     )
     for device in vm.get("boot_order") or []:
         if device not in devices:

@@ -19,7 +19,7 @@ SMITH_TAG = "smith"
 #: The tag of a VM whose service has requested Proxmox's protection flag. If only an operator has set the flag, the VM
 #: does not have this tag.
 PROTECTED_TAG = "smith-protected"
-#: The line of a description that replaces PROTECTED_TAG if Proxmox refuses the tags of the VM.
+#: If Proxmox refuses the VM's tags, the VM's description contains this line instead of the tag PROTECTED_TAG.
 PROTECTED_LINE = "smith-protected=1\n"
 #: The HA state of a guest that the HA manager has failed to start, stop or move.
 HA_ERROR = "error"
@@ -27,11 +27,11 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: bool = False) -> str:
-    """Return why this VM must not be changed; '' if it belongs to the service and is not protected.
+    """Return why the request must not change the VM; '' if it may.
 
-    If `may_be_absent` is true, the change counts as a deletion: an absent VM and a partial clone are accepted, but a
-    protection flag forbids the change even if the service has requested the flag. The member `half_made` of the request
-    means that the VM may be a partial clone.
+    Set `may_be_absent` for a deletion. Then an absent VM and a partial clone are accepted, but a protection flag is a
+    problem even if the service has requested the flag. The member `half_made` of the request means that the VM may be a
+    partial clone.
     """
     vmid, is_same_kind = vm["vmid"], facts["exists"] and facts["kind"] == kind_of(vm)
     belongs_to_service = facts["exists"] and (is_marked(facts, vm) or (may_be_absent and is_partial_clone(facts, vm)))
@@ -40,7 +40,7 @@ def identity_problem(facts: dict[str, Any], vm: dict[str, Any], may_be_absent: b
     if not facts["exists"]:
         return absence_problem(facts, vmid, may_be_absent)
     if is_same_kind and is_unnamed_clone(facts) and is_yes(vm.get("half_made", False)):
-        return lock_problem(facts)
+        return lock_problem(facts)  # the change must wait until Proxmox has created the guest
     if is_same_kind and is_half_destroyed(facts):
         return half_destroyed_problem(facts)
     problems = (
@@ -122,7 +122,11 @@ def has_protected_line(facts: dict[str, Any]) -> bool:
 
 
 def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> str:
-    """Return why the absence of the VM is a problem: the absence is not proven, or the action plugin needs the VM."""
+    """Return the problem of a VM that was not found; '' if the VM does not exist and `may_be_absent` is true.
+
+    The fact `absence` has the member `is_proven`: whether it is certain that the VM does not exist. If it is not
+    certain, the members `code` and `text` say why, or are empty if nothing has checked whether the VM exists.
+    """
     absence = facts["absence"]
     if not absence["is_proven"]:
         return f"{absence['code'] or 'PVE_PERMISSION'}: {absence['text'] or f'the token cannot see VM {vmid}'}"
@@ -132,10 +136,9 @@ def absence_problem(facts: dict[str, Any], vmid: int, may_be_absent: bool) -> st
 def reserved_vmid_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
     """Return why the service's guest cannot be created or adopted with this VMID; '' if it can.
 
-    It cannot if another guest has the VMID, or if an operator has set the protection flag of the service's guest. Else
-    the service's guest or its partial clone is adopted. A clone has the description of the template until its first
-    configuration, so a partial clone has no marker. Its name identifies it, because the name was reserved for this
-    service alone.
+    There is a problem if another guest has the VMID, or if an operator has set the protection flag of the service's
+    guest. A guest without a marker is the service's partial clone if it has the requested name, because the name was
+    reserved for this service alone.
     """
     if not UUID.fullmatch(str(vm["service_id"])):
         return "INVALID_REQUEST: service_id is not a UUID"
@@ -156,7 +159,7 @@ def reserved_vmid_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def ha_problem(facts: dict[str, Any]) -> str:
-    """Return a problem if the guest's HA state is `error`: the HA manager then accepts no request. '' if not."""
+    """Return a problem if the guest's HA state is `error`, in which the HA manager accepts no request; else ''."""
     if facts.get("ha_state") != HA_ERROR:
         return ""
     ha_resource = f"{'ct' if facts['kind'] == 'lxc' else 'vm'}:{facts['vmid']}"

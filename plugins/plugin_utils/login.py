@@ -14,8 +14,8 @@ import yaml
 #: Environment variable with the path of the credentials file.
 CREDENTIALS_VARIABLE = "SMITH_CREDENTIALS_FILE"
 #: The Ansible variable in which an operator can give the login to all action plugins of a play, for example from a
-#: file of Ansible Vault. Its value is a dictionary with keys of VARIABLE_OF_PARAMETER and `ca_bundle`. The executor
-#: does not set it.
+#: file of Ansible Vault. Its value is a dictionary. The possible keys are `ca_bundle` and the keys of
+#: VARIABLE_OF_PARAMETER. The executor does not set this variable.
 LOGIN_VARIABLE = "smith_login"
 #: The environment variable of each login parameter of community.proxmox's modules. These variables are used only if
 #: there is no credentials file.
@@ -69,7 +69,7 @@ def login_from_variables(variables: Mapping[str, Any] | None, resolve: Callable[
     return {str(name): value if isinstance(value, bool) else str(value) for name, value in login.items()}
 
 
-def read_connection(credentials_file: str) -> dict[str, Any]:
+def read_login_parameters(credentials_file: str) -> dict[str, Any]:
     """Return the login parameters from the credentials file or, without a file, from the variables `PROXMOX_*`.
 
     The Ansible filter `connection` calls this. A playbook passes its result to modules of community.proxmox.
@@ -102,8 +102,8 @@ def module_environment(ca_bundle: str) -> dict[str, str]:
     """Return the environment variables that the modules of community.proxmox need.
 
     Version 1.4 of the collection reads the path of the CA file only from environment variables. Since version 1.6, the
-    collection reads the API timeout, which is set to 30 s here. The default of 5 s is too short, because a request that
-    changes a configuration may wait 10 s for Proxmox's lock.
+    collection reads the timeout of API requests from PROXMOX_API_TIMEOUT. The default of 5 s is too short, because a
+    request that changes a configuration may wait 10 s for Proxmox's lock.
     """
     environment = {"PROXMOX_API_TIMEOUT": "30"}
     return environment | ({"REQUESTS_CA_BUNDLE": ca_bundle, "PROXMOX_CA_PATH": ca_bundle} if ca_bundle else {})

@@ -89,7 +89,11 @@ class LookUp:
     """One look-up of a guest."""
 
     def __init__(self, cluster: Cluster, query: Query, on_poll: Callable[[dict[str, Any], list[str]], None]) -> None:
-        """`on_poll` is called after each poll of a wait, with the facts and the UPIDs of the running Proxmox tasks."""
+        """`on_poll` gets the facts and the UPIDs of the running Proxmox tasks of the change.
+
+        It is called after each poll of a wait that Proxmox has answered, except the last poll. If some of the
+        Proxmox tasks may belong to other jobs, `on_poll` gets [] instead of the UPIDs.
+        """
         self.cluster = cluster
         self.query = query
         self.on_poll = on_poll
@@ -104,7 +108,8 @@ class LookUp:
         #: The UPIDs of all Proxmox tasks that Proxmox has listed, of this and of other changes.
         self.seen_upids: set[str] = set()
         self.running_upids: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
-        self.guest_rows: list[dict[str, Any]] | None = None  #: the list of guests that was read to find the template
+        #: The list of guests that was read to find the template; None if it was not read, or has been used.
+        self.guest_rows: list[dict[str, Any]] | None = None
 
     def run(self) -> dict[str, Any]:
         """Look up the guest, wait for the requested state, and return the guest's facts.
@@ -176,7 +181,7 @@ class LookUp:
 
         The next look-up gets these UPIDs as `known_tasks`. A Proxmox task that is not among them is then new.
         """
-        # Proxmox lists the clone task under the template's VMID, and all later tasks under the clone's VMID.
+        # The next look-up lists the Proxmox tasks of the clone, not those of the template.
         if self.query.wait_for == "cloned":
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
@@ -320,6 +325,7 @@ class LookUp:
         if is_busy or any(task["type"].startswith("ha") and not has_failed(task) for task in tasks):
             return False  # the HA manager changes the guest after the task `hastart`, `hastop` or `hamigrate`
         settle_s = MAX_REBOOT_SETTLE_S if self.query.wait_for == "restarted" and tasks else MAX_SETTLE_S
+        # The outcome of an ended Proxmox task is unknown if the task's process was killed or its log was removed.
         has_last_task_failed = bool(tasks) and has_failed(tasks[0]) and not is_task_outcome_unknown(tasks[0])
         return time.monotonic() - self.last_busy_monotonic_s > settle_s or has_last_task_failed
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translates the requested NICs of a guest to values of `net0`, `net1` and so on.
 
-`vm` is the request (docs/actions.md). `facts` are the facts of the guest or, before a clone, of the template, as
-`LookUp.run` returns them. A value that the request does not contain is neither changed nor removed. All functions are
-pure.
+`vm` is the request (docs/actions.md). `facts` contains the guest's configuration and other data, as read from Proxmox.
+Before a clone, `facts` contains the data of the template instead. A value that the request does not contain is neither
+changed nor removed. All functions are pure.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ BRIDGE_PORT_MEMBERS = ("bridge", "vlan", "firewall", "rate_mbps")
 
 
 def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Return the requested values of each NIC, such as `bridge` and `vlan`, by the NIC's number.
+    """Return the members of each NIC in the request, such as `bridge` and `vlan`, by the NIC's number.
 
-    In the request, `network` and `bridge` apply to the first NIC. `networks` is a list of all NICs in their order.
+    In the request, `network` and `bridge` apply to the first NIC. `networks` is a list of NICs in their order; its
+    values have precedence over `network` and `bridge`.
     """
     network = vm.get("network") or {}
     first_nic = {"bridge": network.get("bridge") or vm.get("bridge"), "vlan": network.get("vlan")}
@@ -38,13 +39,16 @@ def requested_nics(vm: dict[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def requested_nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, str]:
-    """Return the requested values of the parameters `net0`, `net1` and so on, one for each requested NIC."""
-    config, bridge = facts["config"], default_bridge(facts, vm)
+    """Return the value of the Proxmox parameter `net0`, `net1` and so on for each NIC with requested changes."""
+    config, bridge_of_new_nic = facts["config"], default_bridge(facts, vm)
     values = {}
     for number, nic in requested_nics(vm).items():
         current_value = str(config.get(f"net{number}", ""))
-        # A new NIC in the list `networks` gets the default bridge, unless the request names another bridge for it.
-        requested_nic = nic if current_value or number >= len(vm.get("networks") or []) else {"bridge": bridge, **nic}
+        if not current_value and number < len(vm.get("networks") or []):
+            # A new NIC in `networks` gets the default bridge, unless the request names a bridge for this NIC.
+            requested_nic = {"bridge": bridge_of_new_nic, **nic}
+        else:
+            requested_nic = nic
         value = nic_value(current_value, requested_nic)
         if value:
             values[f"net{number}"] = value
@@ -52,10 +56,10 @@ def requested_nic_values(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str,
 
 
 def nic_value(current_value: str, nic: dict[str, Any]) -> str:
-    """Return the value of a NIC (such as the text of `net0`) with only the requested changes; '' if there are none.
+    """Return the new value of a NIC (such as the text of `net0`): `current_value` with the requested changes in `nic`.
 
-    `current_value` is the NIC's current value, and `nic` contains the requested members of this NIC. A
-    `vlan` of 0 removes the VLAN tag, and a `rate_mbps` of 0 removes the rate limit.
+    Return '' if `nic` contains neither a MAC address nor one of BRIDGE_PORT_MEMBERS. A `vlan` of 0 removes the VLAN
+    tag, and a `rate_mbps` of 0 removes the rate limit.
     """
     mac = str(nic.get("mac") or "").upper()
     if not mac and all(nic.get(key) in (None, "") for key in BRIDGE_PORT_MEMBERS):
@@ -70,7 +74,7 @@ def nic_value(current_value: str, nic: dict[str, Any]) -> str:
 
 
 def set_bridge_port(options: dict[str, str], nic: dict[str, Any]) -> None:
-    """Set the requested BRIDGE_PORT_MEMBERS in `options`, the options in the value of a VM's or a container's NIC."""
+    """Set the requested BRIDGE_PORT_MEMBERS in `options`, the parsed value of a NIC of a VM or of a container."""
     requested_options = {
         "bridge": nic.get("bridge") or None,
         "tag": _text_of(nic.get("vlan")),
@@ -119,7 +123,10 @@ def default_bridge(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def nic_problems(facts: dict[str, Any], vm: dict[str, Any]) -> Iterator[str]:
-    """Yield an error `CODE: reason` for each wrong MAC address and each missing bridge of the requested NICs."""
+    """Yield an error `CODE: reason` for each MAC address that is not unicast, and for each new NIC without a bridge.
+
+    NIC 0 is not checked for a bridge.
+    """
     for number, nic in requested_nics(vm).items():
         mac = str(nic.get("mac") or "").upper()
         if mac and not MAC_ADDRESS.fullmatch(mac):

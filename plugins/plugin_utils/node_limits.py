@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds requested CPUs, bridges, storages and CPU models that a node or its cluster cannot give to a guest.
 
-Proxmox checks these only when it starts the guest, or after it has cloned the template. So the action plugins check
-them before the first change. Data about the node is read only if a request names a value that the guest does not have
-yet. If the login (the Proxmox user or token) may not read such data, the check is skipped.
+Proxmox checks the requested values only after it has cloned the template, or when it starts the guest. So the action
+plugins check them before the first change. Data about the node is read only if a request names a value that the guest
+does not have yet. If the login (the Proxmox user or token) may not read such data, the check is skipped.
 
 A problem is `CODE: property NAME: text (names and figures)`. NAME is a property of the job. The part in parentheses is
 only for operators; tenants read the problem without it.
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import disks
 from .bridges import bridge_problem
-from .client import REQUEST_ERRORS, error_text, read_list_unless_forbidden
-from .creation import is_without_template
+from .client import REQUEST_ERRORS, error_text, read_list_or_empty_if_forbidden
+from .creation import is_created_without_template
 from .identity import kind_of
 from .request_values import is_yes
 
@@ -41,15 +41,15 @@ class ContentType(NamedTuple):
     """A type of content that a storage must accept."""
 
     name: str  #: Proxmox's name of the type
-    member: str  #: the member of the request that names the storage
+    member: str  #: the property of the job that names the storage
     plural: str  #: the word for the content in an error text, such as `backups`
 
 
 def request_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, Any], *, is_new: bool) -> str:
     """Return why the node cannot give the guest the requested values; '' if it can, or if this is unknown.
 
-    `facts` are the facts of the guest or, before it is created, of the template. `is_new` is true if the guest does not
-    exist yet.
+    `vm` is the request (docs/actions.md). `facts` are the facts of the guest or, before it is created, of the template.
+    `is_new` is true if the guest does not exist yet.
     """
     facts = {"config": {}, "disks": {}, "cores": 0, "sockets": 0, **facts}
     return next(filter(None, _problems(cluster, node, facts, vm, is_new)), "")
@@ -83,7 +83,10 @@ def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
 
 
 def _container_cores_problem(cluster: Cluster, node: str, cores: int) -> str:
-    """Return a problem if the node has fewer CPUs than `cores`; '' if not. Proxmox accepts more cores than CPUs."""
+    """Return a problem if the node has fewer CPUs than `cores`; '' if not.
+
+    Proxmox would accept `cores`, but the container could not use more cores than the node has CPUs.
+    """
     cpu_count = _cpu_count_of(cluster, node)
     if not cpu_count or cores <= cpu_count:
         return ""
@@ -97,12 +100,18 @@ def _cpu_count_of(cluster: Cluster, node: str) -> int:
 
 
 def backup_problem(cluster: Cluster, node: str, storage: str, vmid: int) -> str:
-    """Return why Proxmox would refuse to write an archive to the storage, or ''. Raises one of REQUEST_ERRORS."""
+    """Return why Proxmox would refuse to write a backup to the storage; '' if it would not, or if this is unknown.
+
+    Raises one of REQUEST_ERRORS if a request to Proxmox fails, for example because the node does not answer.
+    """
     return _content_problem(cluster, node, storage, vmid, ContentType("backup", "backup_storage", "backups"))
 
 
 def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
-    """Return `qcow2` for a storage whose disks are files, because raw files have no snapshots; None for the others."""
+    """Return the format of a new disk: `qcow2` on a storage whose disks are files, because raw files have no snapshots.
+
+    On every other storage, return None: the caller then requests no format, and Proxmox chooses the format.
+    """
     row = cluster.storage_rows(node).get(storage, {})
     is_file_storage = row.get("plugintype") in FILE_STORAGES and "images" in str(row.get("content", "")).split(",")
     return "qcow2" if is_file_storage else None
@@ -122,7 +131,9 @@ def _cpu_model_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, 
     current_model = str(facts["config"].get("cpu") or "").partition(",")[0].removeprefix("cputype=")
     if not model or model.startswith("custom-") or (model == current_model and not is_new):
         return ""
-    names = {str(row.get("name")) for row in read_list_unless_forbidden(cluster.api.nodes(node).capabilities.qemu.cpu)}
+    names = {
+        str(row.get("name")) for row in read_list_or_empty_if_forbidden(cluster.api.nodes(node).capabilities.qemu.cpu)
+    }
     if not names or model in names:
         return ""
     return f"INVALID_REQUEST: property cpu_type: Proxmox knows no such CPU model ({model})"
@@ -131,9 +142,11 @@ def _cpu_model_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, 
 def _requested_storages(facts: Facts, vm: dict[str, Any], is_new: bool) -> set[str]:
     """Return the storages on which the requested change creates a disk, or to which it moves a disk."""
     # Each step is a call of the module proxmox_disk. Only the step that resizes a disk names no storage.
-    steps = disks.disk_steps(facts, vm) if kind_of(vm) == "qemu" else []
+    steps = disks.disk_module_parameters(facts, vm) if kind_of(vm) == "qemu" else []
     storages = {str(step["storage"]) for step in steps if step["state"] != "resized"}
-    is_disk_on_requested_storage = kind_of(vm) == "lxc" or is_without_template(vm) or is_yes(vm.get("full_clone", True))
+    is_disk_on_requested_storage = (
+        kind_of(vm) == "lxc" or is_created_without_template(vm) or is_yes(vm.get("full_clone", True))
+    )
     if is_new and is_disk_on_requested_storage:
         storages.add(str(vm.get("storage") or ""))
     return storages - {""}
@@ -153,10 +166,11 @@ def _snippet_problem(cluster: Cluster, node: str, facts: Facts, vm: dict[str, An
 
 
 def _content_problem(cluster: Cluster, node: str, storage: str, vmid: int, content: ContentType) -> str:
-    """Return why the storage cannot have this content; '' if it can.
+    """Return why the storage cannot have this content; '' if it can, or if this is unknown.
 
-    Raises one of REQUEST_ERRORS if the storage is unusable now. Proxmox lists only the storages on which the login has
-    a privilege. For a storage that is not listed, the error of a request shows whether the storage exists.
+    Proxmox lists only the storages on which the login has a privilege. For a storage that is not listed, the error of a
+    request shows whether the storage exists. Raises one of REQUEST_ERRORS if a request fails for another reason than a
+    missing storage or privilege.
     """
     row = cluster.storage_rows(node).get(storage)
     if row is not None:

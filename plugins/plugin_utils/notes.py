@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds a guest's description: the service's text, then Agent Smith's lines. Keeps the lines of other authors.
+"""Builds a guest's description: the service's text, then Agent Smith's lines.
 
-The service's text is the member `description` of the request. Agent Smith's lines are: the deletion mark (the time from
-which the guest may be destroyed); the protection mark (the service has requested Proxmox's protection flag); the line
-`smith-text`; the line `smith-agent` with the agent's id; and the marker. A mark is a tag of the guest or, for example
-if Proxmox refuses the tag, a line. The line `smith-text` has the fingerprint of the service's text: its number of lines
-and a digest. By this fingerprint, a later change finds the service's old text, so it replaces nothing that another
-author has written.
+In a guest with a marker, the lines of other authors are kept. The description of a guest without a marker is replaced.
 
-`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them. All functions are pure.
+The service's text is the member `description` of the request. Agent Smith's lines are: the deletion mark and
+the protection mark, if they are not tags; the line `smith-text`; the line `smith-agent` with the agent's id; and the
+marker.
+
+The deletion mark is the time from which the guest may be destroyed. The protection mark says that the service has
+requested Proxmox's protection flag. A mark is usually a tag of the guest. If Proxmox refuses the tag, the mark is a
+line. A container's deletion mark is always a line.
+
+The line `smith-text` has the fingerprint of the service's text: its number of lines and a digest. When the service
+changes its text, the old text is found by this fingerprint, so that no text of another author is replaced.
+
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` contains the status, the configuration
+and other data of a guest, as read from Proxmox. All functions are pure.
 """
 
 from __future__ import annotations
@@ -24,7 +30,9 @@ from .request_values import is_yes
 from .shared.marker import MARKER_LINE, SMITH_LINES, agent_id_in, marker_for, without_imitated_smith_lines
 
 #: The line with the fingerprint of the service's text. Group 1 is the fingerprint.
-TEXT_LINE = re.compile(r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+FINGERPRINT_LINE = re.compile(
+    r"^[ \t]*smith-text[ \t]*=[ \t]*(\d{1,4}-[0-9a-f]{12})[ \t\r]*$", re.MULTILINE | re.IGNORECASE
+)
 #: The number of hexadecimal digits of the digest in the fingerprint.
 DIGEST_LENGTH = 12
 
@@ -35,9 +43,9 @@ def new_description(vm: dict[str, Any], marks: str = "", current_description: st
     """Return the new description of a guest that has no marker yet: the service's text, then Agent Smith's lines.
 
     `marks` contains the deletion mark and the protection mark; they are the first of Agent Smith's lines. Parts of the
-    service's text that imitate one of Agent Smith's lines are altered. If an operator has already written the same text
-    into the description of an adopted VM, the line `smith-text` is left out. So a later change does not replace the
-    operator's text.
+    service's text that imitate one of Agent Smith's lines are altered. `current_description` may be a text that an
+    operator wrote before the VM was adopted. If it equals the service's text, the line `smith-text` is left out.
+    Without this line, a later change of the service's text does not replace the operator's text.
     """
     text = _text_lines(vm)
     lines_above = [*text, ""] if text else []
@@ -59,7 +67,7 @@ def description_to_set(facts: dict[str, Any], vm: dict[str, Any], has_marker: bo
     agent_id = str(vm.get("agent_id") or current_agent_id).lower()
     current_marks = current_deletion_line(facts) + (PROTECTED_LINE if has_protected_line(facts) else "")
     marks = _mark_lines(facts, vm)
-    current_lines = _lines_of_others(current_description)
+    current_lines = _lines_except_smith_lines(current_description)
     lines, fingerprint = current_lines, _fingerprint_in(current_description)
     if "description" in vm:
         lines, fingerprint = _replace_text(lines, fingerprint, _text_lines(vm))
@@ -81,7 +89,7 @@ def _mark_lines(facts: dict[str, Any], vm: dict[str, Any]) -> str:
 
 
 def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
-    """Return the protection mark as a line; '' if protection is not requested, or if the mark is a tag.
+    """Return the line of the protection mark; '' if the VM is not to be protected, or if the mark is a tag.
 
     `has_line` says whether the description has the line. A line is kept until the service removes the protection. The
     action plugin adds TAGS_REFUSED_MEMBER to `vm` after Proxmox has refused a tag; the marks are then lines.
@@ -94,13 +102,13 @@ def _protected_line(vm: dict[str, Any], *, has_line: bool) -> str:
 
 def _smith_lines(vm: dict[str, Any], marks: str, fingerprint: str, agent_id: str) -> Lines:
     """Return Agent Smith's lines of a description."""
-    text_line = [f"smith-text={fingerprint}"] if fingerprint else []
+    fingerprint_line = [f"smith-text={fingerprint}"] if fingerprint else []
     agent_line = [f"smith-agent={agent_id.lower()}"] if agent_id else []
-    return [*marks.splitlines(), *text_line, *agent_line, marker_for(str(vm["service_id"]).lower())]
+    return [*marks.splitlines(), *fingerprint_line, *agent_line, marker_for(str(vm["service_id"]).lower())]
 
 
-def _lines_of_others(description: str) -> tuple[Lines, Lines]:
-    """Return two lists of lines of other authors: the lines above the marker, and the lines below the marker."""
+def _lines_except_smith_lines(description: str) -> tuple[Lines, Lines]:
+    """Return the lines above the marker, and the lines below it. Agent Smith's lines are left out."""
     lines = description.split("\n")
     position = next((number for number, line in enumerate(lines) if MARKER_LINE.match(line)), len(lines))
     lines_above, lines_below = (
@@ -124,7 +132,7 @@ def _fingerprint_of(text: Lines) -> str:
 
 
 def _fingerprint_in(description: str) -> str:
-    fingerprints = TEXT_LINE.findall(description)
+    fingerprints = FINGERPRINT_LINE.findall(description)
     return str(fingerprints[0]).lower() if len(fingerprints) == 1 else ""
 
 
@@ -152,7 +160,8 @@ def _replace_text(lines: tuple[Lines, Lines], old_fingerprint: str, text: Lines)
 def _position_of_text(lines: Lines, old_fingerprint: str, text: Lines) -> int | None:
     """Return the index in `lines` at which the text with the fingerprint begins; None if the text is not found.
 
-    If `old_fingerprint` is '', the function searches for `text`.
+    A description without a fingerprint may already contain `text`, the service's new text. So if `old_fingerprint` is
+    '', the function searches for `text`.
     """
     fingerprint = old_fingerprint or _fingerprint_of(text)
     line_count = int(fingerprint.partition("-")[0]) if fingerprint else 0

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides whether a power change, a snapshot, a backup or a migration is possible, and whether a backup succeeded.
 
-`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` are a guest's facts, as `LookUp.run`
-returns them. A function whose name ends in `_problem` returns `CODE: reason`, or an empty text if there is no problem.
-All functions are pure.
+`vm` is the request: the extra var of every playbook (docs/actions.md). `facts` contains the status, the configuration
+and other data of a guest, as read from Proxmox. A function whose name ends in `_problem` returns `CODE: reason`, or an
+empty text if there is no problem. `ha_problem` reports the HA state `error`, `lock_problem` a lock or an incomplete
+deletion, and `suspended_problem` a hibernated VM. All functions are pure.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def _snapstate_by_name(facts: dict[str, Any]) -> dict[str, str]:
 def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     """Return why the snapshot `name` cannot be created, or why the guest cannot be rolled back to it; '' if it can.
 
-    This function checks whether a snapshot exists before a rollback, because old versions of the module proxmox_snap
-    report success if it does not. If the snapshot is not complete, Proxmox may be creating or deleting it, so the
-    problem has the code VM_LOCKED, after which the agent retries the job.
+    A rollback to a snapshot that does not exist is a problem, because old versions of the module proxmox_snap report
+    success for this rollback. If the snapshot is not complete, Proxmox may be creating or deleting it, so the problem
+    has the code VM_LOCKED, after which the agent retries the job.
     """
     if snapstate := _snapstate_by_name(facts).get(name):
         command = f"qm delsnapshot {facts['vmid']} {name} --force"
@@ -78,7 +79,7 @@ def snapshot_problem(facts: dict[str, Any], name: str, state: str) -> str:
     return ""
 
 
-def snapshot_support_problem(facts: dict[str, Any]) -> str:
+def snapshots_unsupported_error(facts: dict[str, Any]) -> str:
     """Return the error text to use after Proxmox has answered that the guest cannot have snapshots.
 
     The text names `snapshot`, the property of the job. Tenants read the text without the part in parentheses.
@@ -88,7 +89,7 @@ def snapshot_support_problem(facts: dict[str, Any]) -> str:
 
 
 def backup_problem(facts: dict[str, Any], vm: dict[str, Any], storage: str) -> str:
-    """Return why a backup to this storage is impossible, or that the provider does not allow it; '' if neither."""
+    """Return why a backup to this storage is impossible or not allowed by the provider; '' if it is possible."""
     if not storage:
         return "INVALID_REQUEST: a backup needs backup_storage"
     if problem := allowed.backup_problem(vm, storage):
@@ -126,11 +127,11 @@ def new_archive(facts_after: dict[str, Any], facts_before: dict[str, Any]) -> st
 def backup_outcome_problem(facts_after: dict[str, Any], facts_before: dict[str, Any], answer: dict[str, Any]) -> str:
     """Return why there is no new archive after a backup; '' if there is one. `answer` is Proxmox's answer.
 
-    The fact `reached` says whether the guest has the state that the look-up waited for: here, whether the Proxmox task
-    of the backup has succeeded. If not, `outcome_problem` returns the reason.
+    The fact `reached` is True if the Proxmox task of the backup has succeeded. If it is not True, `outcome_problem`
+    returns the reason.
     """
     if not facts_after.get("reached"):
-        return outcome_problem(facts_after, answer, "backed up")
+        return outcome_problem(facts_after, answer, wanted_state="backed up")
     if new_archive(facts_after, facts_before):
         return ""
     return "TASK_FAILED: Proxmox reported no error, but there is no new archive"
@@ -143,11 +144,14 @@ def migration_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
         return "INVALID_REQUEST: no module of community.proxmox migrates a container"
     if not target_node or facts["node"] == target_node:
         return "" if target_node else "INVALID_REQUEST: a migration needs target_node"
-    is_online_forbidden = facts["status"] == "running" and not is_yes(vm.get("online", True))
+    is_offline_migration_of_running_vm = facts["status"] == "running" and not is_yes(vm.get("online", True))
     problems = (
         (not facts["target"]["exists"], f"NOT_FOUND: no such cluster node '{target_node}'"),
         (not facts["target"]["is_online"], f"NODE_DOWN: node {target_node} is offline"),
-        (is_online_forbidden, f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online"),
+        (
+            is_offline_migration_of_running_vm,
+            f"VM_STATE: VM {facts['vmid']} is running: stop it first, or migrate it online",
+        ),
     )
     problem = next((text for is_problem, text in problems if is_problem), "")
     return problem or ha_problem(facts) or lock_problem(facts) or suspended_problem(facts)

@@ -8,7 +8,8 @@ from typing import Any
 
 from .shared.error_rules import classify_failure
 
-#: The types of the Proxmox tasks that a change creates. A key is the result of the change and the kind of guest.
+#: The types of the Proxmox tasks that a change creates. A key is the result of the change, such as `running` for a
+#: start, and the kind of guest.
 #: The types `ha…` belong to guests that the HA manager starts, stops or migrates. A change that has no row creates no
 #: Proxmox task.
 TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -21,7 +22,7 @@ TASK_TYPES: dict[tuple[str, str], tuple[str, ...]] = {
     ("stopped", "qemu"): ("qmshutdown", "hastop"),
     ("stopped", "lxc"): ("vzshutdown", "hastop"),
     ("restarted", "qemu"): ("qmreboot", "qmreset"),
-    ("restarted", "lxc"): ("vzshutdown", "hastop", "vzstart", "hastart"),  # the plugin stops and starts a container
+    ("restarted", "lxc"): ("vzshutdown", "hastop", "vzstart", "hastart"),  # a stop, then a start
     ("migrated", "qemu"): ("qmigrate", "hamigrate"),
     ("snapshot", "qemu"): ("qmsnapshot",),
     ("snapshot", "lxc"): ("vzsnapshot",),
@@ -52,8 +53,8 @@ _SEARCHED_LINES = 30
 #: Matches the time at the beginning of a line. Only some types of Proxmox tasks write it.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 #: Matches the beginning of a line that reports an error of a backup, a migration, QEMU, or a container's start. Other
-#: lines are about steps, even if a pattern of error_patterns.py matches them. For example, a pattern matches the line
-#: `starting online/live migration on …`.
+#: lines are about steps, such as `starting online/live migration on …`, even if `classify_failure` takes them for an
+#: error.
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: Matches the first words of some lines about errors. These words only repeat that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
@@ -64,9 +65,9 @@ _FAILED_PROGRAM = re.compile(r"command '.{1,300}' failed: exit code|startup for 
 _NO_ERROR = re.compile(r"(?:INFO|WARN|WARNING): ")
 
 
-def task_types(change: str, kind: str) -> tuple[str, ...]:
-    """Return the types of the Proxmox tasks that the change creates for a guest of this kind; () if it creates none."""
-    return TASK_TYPES.get((change, kind), ())
+def task_types(change_result: str, kind: str) -> tuple[str, ...]:
+    """Return the types of the Proxmox tasks that a change with this result creates; () if it creates none."""
+    return TASK_TYPES.get((change_result, kind), ())
 
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,7 +81,7 @@ def is_running(task: dict[str, Any]) -> bool:
 
 
 def has_failed(task: dict[str, Any]) -> bool:
-    """Return True for a finished Proxmox task whose status is neither OK nor WARNINGS."""
+    """Return True for an ended Proxmox task whose status is neither OK nor WARNINGS."""
     return not is_running(task) and not re.match(r"OK\b|WARN", str(task["status"]))
 
 
@@ -90,9 +91,9 @@ def is_task_outcome_unknown(task: dict[str, Any]) -> bool:
 
 
 def has_failure_cause(text: str) -> bool:
-    """Return True if `text`, a status or a log line, names the cause of a failure: its error code is specific.
+    """Return True if `classify_failure` returns a specific error code for `text`, a status or a log line.
 
-    If the status of a failed Proxmox task has no specific code, the log of the task must be read.
+    If the code for the status of a failed Proxmox task is not specific, the log of the task must be read.
     """
     return classify_failure(text).code not in _UNSPECIFIC_CODES
 
@@ -100,13 +101,19 @@ def has_failure_cause(text: str) -> bool:
 def error_with_cause(status: str, log: list[str]) -> str:
     """Return the error text of a failed Proxmox task: its status, and the cause that the end of its log names.
 
-    If the log has several lines about errors, the last line with a specific error code is used, or else the last line.
-    A line about a step is never used. If the log has only lines about steps, the status alone is returned.
+    The cause is, in this order of preference:
+    - among the lines about an error, the last line with a specific error code (see `has_failure_cause`)
+    - the last line about an error
+    - if the status says that a program failed, the last line of the program's output with a specific error code
+
+    If the log has no cause, the status alone is returned. If the status says that the outcome is unknown, a cause with
+    a specific error code is returned without the status.
     """
     lines = [_TIMESTAMP.sub("", line).strip() for line in log[-_SEARCHED_LINES:]]
     lines = [line for line in lines if not line.startswith("TASK ")]  # the last line of a log repeats the status
     causes = [_CAUSE_PREFIX.sub("", line) for line in lines if _CAUSE_LINE.match(line)]
     causes = [cause for cause in causes if cause and cause not in status]
+    # Whether the last lines of the log are the output of a failed program.
     is_program_output = not causes and _FAILED_PROGRAM.search(status)
     program_output = [line for line in lines if not _NO_ERROR.match(line)] if is_program_output else []
     specific_causes = [cause for cause in causes or program_output if has_failure_cause(cause)]
@@ -117,7 +124,11 @@ def error_with_cause(status: str, log: list[str]) -> str:
 
 
 def as_listed_task(status: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer about one Proxmox task as an entry of the list: `status` is RUNNING or the exit status."""
+    """Return the status of a Proxmox task in the form of an entry of Proxmox's list of Proxmox tasks.
+
+    `status` is the answer to `GET /nodes/{node}/tasks/{upid}/status`. The member `status` of an entry is RUNNING or the
+    exit status.
+    """
     return {**status, "status": status.get("exitstatus") if status.get("status") == "stopped" else "RUNNING"}
 
 
@@ -132,10 +143,10 @@ def is_started_by(task: dict[str, Any], login: str) -> bool:
 
 
 def upid_in(answer: dict[str, Any]) -> str:
-    """Return the UPID in the answer to a change; '' if it has none.
+    """Return the UPID in `answer`, Proxmox's answer to a request or the result of a module; '' if it has none.
 
-    Proxmox's answer to a request has the UPID as `data`. Of community.proxmox's modules, only `proxmox` returns the
-    UPID, as `taskid`.
+    Proxmox's answer has the UPID as `data`. Of community.proxmox's modules, only `proxmox` returns the UPID, as
+    `taskid`.
     """
     upids = [str(answer.get(name) or "") for name in ("data", "taskid")]
     return next((upid for upid in upids if upid.startswith("UPID:")), "")

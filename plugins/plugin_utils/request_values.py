@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the values of the request `vm`, and builds its argument spec."""
+"""Reads the values of `vm` (the requested VM), and builds the argument spec of an action plugin."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def is_yes(value: Any) -> bool:
 
 
 def given_members(validated_value: Any, original_value: Any) -> Any:
-    """Return the validated request with only the members that the original request contains and that are not None.
+    """Return the validated `vm` with only the members that `vm` had before its validation and that are not None.
 
     Ansible's validation adds each missing member with the value None, but None must mean the same as a missing member:
-    no change. `original_value` is the request before its validation; it is a text if it comes from a command line. The
-    function calls itself for each member and each item of a list.
+    no change. `original_value` is `vm` before its validation. If it is a text from a command line,
+    its members are not known. Then the function removes only the members that are None. The function calls itself for
+    each member of `vm` and each item of a list.
     """
     if isinstance(validated_value, dict):
         original_members = original_value if isinstance(original_value, dict) else validated_value

@@ -15,6 +15,8 @@ def result_document(
 ) -> dict[str, Any]:
     """Return the result document of an action plugin.
 
+    `facts` is the state of the guest, as read from Proxmox. `vm` is the extra var of every playbook: it contains the
+    VMID and the requested values of the guest.
     `earlier_addresses` contains the IP addresses that the guest reported before the change. They are used if the guest
     reports none now. `members` contains the members that the plugin sets, such as `changed` and `upids`. The
     member `planned` has the changes that the plugin would make without check mode; it is left out if it is empty.
@@ -35,6 +37,7 @@ def result_document(
         "tags": facts["tags"],
         "changed": False,
         "adopted": False,
+        # The time from which the VM may be destroyed, in seconds since 1970. 0: no deletion is scheduled.
         "delete_at": deletion_due_at(facts),
         "reboot_required": is_restart_needed(facts),
         "upids": [],

@@ -29,8 +29,8 @@ KEYS_NOT_ROLLED_BACK = ("vmstate", "unused")
 def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
     """Return why newer snapshots make Proxmox refuse the rollback to the snapshot `name`; '' if they do not.
 
-    A newer snapshot that exists only on the storage is not found. Nor is a snapshot that was taken in the same second
-    as the snapshot `name`, unless the snapshot `name` is its ancestor.
+    A newer snapshot that is on the storage, but not in the guest's configuration, is not found. A snapshot that was
+    taken in the same second as the snapshot `name` counts as newer only if the snapshot `name` is its ancestor.
     """
     node, vmid = facts["node"], facts["vmid"]
     rows = {str(row["name"]): row for row in cluster.guest(node, vmid).snapshot.get() if row.get("name") != "current"}
@@ -46,7 +46,8 @@ def rollback_problem(cluster: Cluster, facts: Facts, name: str) -> str:
         return ""
     reason = "the snapshot is not the newest, and the storage of a disk can roll back to the newest only"
     snapshots_to_remove = ", ".join(blocking_snapshots)
-    return f"VM_STATE: property snapshot: {reason}; first remove {snapshots_to_remove} ({', '.join(sorted(volumes))})"
+    remedy = f"first remove the newer snapshots {snapshots_to_remove}"
+    return f"VM_STATE: property snapshot: {reason}; {remedy} (disks: {', '.join(sorted(volumes))})"
 
 
 def _newer_snapshots(rows: dict[str, dict[str, Any]], name: str) -> list[str]:

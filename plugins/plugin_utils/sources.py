@@ -17,12 +17,12 @@ from .volumes import VOLUME_KEY
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-#: The facts of a guest or a template: a dictionary. The function `guest_facts.facts_of_absent_guest` contains its keys.
+#: The facts of a guest or a template by their names, such as `node`, `lock` and `config`.
 Facts = dict[str, Any]
 
 
 def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> str:
-    """Return why the template cannot be cloned to the requested node now; '' if it can."""
+    """Return why the template cannot be cloned to the requested node now; '' if it can. `vm` describes the new VM."""
     if template.get("lock"):
         return f"VM_LOCKED: the template {template['vmid']} is locked ({template['lock']})"
     is_linked = not is_yes(vm.get("full_clone", True))
@@ -35,7 +35,8 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
     node = str(vm.get("node") or template["node"])
     if node == template["node"]:
         return ""
-    # Proxmox lists only the storages on which the login of this plugin has a privilege. Other storages are not checked.
+    # Proxmox lists only the storages on which the user or token of the request has a privilege. Other storages are not
+    # checked.
     row_by_storage, storages = cluster.storage_rows(template["node"]), _storages_of_clone(template, vm)
     local_storages = sorted(
         name for name in storages if name in row_by_storage and not is_yes(row_by_storage[name].get("shared", 0))
@@ -48,11 +49,16 @@ def template_problem(cluster: Cluster, template: Facts, vm: dict[str, Any]) -> s
 
 
 def _disk_storages(template: Facts) -> set[str]:
+    """Return the storages of the template's disks, but not of its CD-ROMs and its cloud-init drive."""
     return {str(disk.get("storage") or "") for disk in template["disks"].values()} - {""}
 
 
 def _storages_of_clone(template: Facts, vm: dict[str, Any]) -> set[str]:
-    """Return the storages that a clone on another node needs: the template's storages, and the requested storage."""
+    """Return the storages that a clone on another node needs.
+
+    A clone needs the storages of all volumes of the template, including CD-ROMs and the cloud-init drive. A full clone
+    also needs the requested storage.
+    """
     drives = [str(value).partition(",")[0] for key, value in template["config"].items() if VOLUME_KEY.match(key)]
     template_storages = {drive.partition(":")[0] for drive in drives if ":" in drive}
     requested_storage = str(vm.get("storage") or "") if is_yes(vm.get("full_clone", True)) else ""
@@ -62,7 +68,8 @@ def _storages_of_clone(template: Facts, vm: dict[str, Any]) -> set[str]:
 def image_problem(cluster: Cluster, vm: dict[str, Any]) -> str:
     """Return a problem if the requested ISO image or OS template does not exist on its storage; '' if it exists.
 
-    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the login may not read the storage.
+    Raises one of REQUEST_ERRORS if the storage is not usable now, or if the user or token of the request
+    may not read the storage.
     """
     member, content = ("os_template", "vztmpl") if kind_of(vm) == "lxc" else ("iso", "iso")
     volume = str(vm.get(member) or "")

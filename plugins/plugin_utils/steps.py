@@ -4,6 +4,9 @@
 A look-up reads the guest from Proxmox and returns its facts, a dictionary. Each step gets the facts of the last
 look-up, makes its change, and returns the facts of a new look-up. In check mode, a step changes nothing, and returns
 the facts that it got.
+
+`plugin` is the action plugin. `plugin.vm` is the request to it: the identity and the wanted properties of the guest (a
+VM or a container), and options such as `force`.
 """
 
 from __future__ import annotations
@@ -64,10 +67,11 @@ def ensure_power(plugin: VmAction, facts: Facts, state: str) -> StepResult:
     if state == "stopped":
         plugin.require_time(shutdown_s, "the guest's shutdown")
     plugin.progress.write_line(f"requesting the state {state}")
-    # The module does not notice a failed Proxmox task. So its timeout is 0 for a start or a restart, and the look-up
-    # waits instead. The module's parameter `force` has two meanings. In a stop, Proxmox shuts the guest down, and
-    # switches it off if it still runs after `timeout`. In a restart, Proxmox resets the guest.
-    answer = plugin.change(
+    # After a failed Proxmox task, the module would wait until its timeout. So the module does not wait for a start or a
+    # restart (timeout 0); the look-up waits instead. The module's parameter `force` has two meanings. In a stop,
+    # Proxmox shuts the guest down, and switches it off if it still runs after `timeout`. In a restart, Proxmox resets
+    # the guest.
+    answer = plugin.change_with_module(
         "proxmox_kvm",
         state=MODULE_STATES[state],
         vmid=plugin.vm["vmid"],
@@ -78,7 +82,10 @@ def ensure_power(plugin: VmAction, facts: Facts, state: str) -> StepResult:
 
 
 def _shutdown_timeout_s(plugin: VmAction) -> int:
-    """Return the maximum time of the guest's shutdown: the requested time, at most half of `plugin.timeout_s`."""
+    """Return the maximum time of the guest's shutdown: the requested time, but at most half of `plugin.timeout_s`.
+
+    `plugin.timeout_s` is the maximum duration of the plugin's execution.
+    """
     requested_timeout = plugin.vm.get("shutdown_timeout_s")
     requested_s = DEFAULT_SHUTDOWN_TIMEOUT_S if requested_timeout is None else int(requested_timeout)
     return min(requested_s, max(1, int(plugin.timeout_s / 2)))
@@ -95,12 +102,14 @@ def _ensure_container_power(plugin: VmAction, facts: Facts, state: str) -> StepR
         is_forced = is_yes(plugin.vm.get("force", False))
         plugin.progress.write_line("requesting the stop of the container")
         answer = _change_container_power(plugin, "stopped", is_killed_after_timeout=is_forced)
+        # The second argument of `look_up_after_change` is the state for which the look-up waits.
         after_stop = plugin.look_up_after_change(facts, "stopped")
         plugin.fail_on_outcome_problem(outcome_problem(after_stop, answer, "stopped"))
-    plugin.progress.write_line(f"requesting the state {state}")
+    requested_state = "running" if state == "restarted" else state
+    plugin.progress.write_line(f"requesting the state {requested_state}")
     answer = _change_container_power(
         plugin,
-        "started" if state == "restarted" else MODULE_STATES[state],
+        MODULE_STATES[requested_state],
         is_killed_after_timeout=state == "stopped",
     )
     return _verify_power(plugin, facts, state, answer)
@@ -110,11 +119,11 @@ def _change_container_power(plugin: VmAction, state: str, *, is_killed_after_tim
     """Execute the module that changes a container's power state.
 
     If `is_killed_after_timeout`, Proxmox kills a container that still runs 60 s after the request to shut down.
-    Without `hostname`, the module would read the container's name from Proxmox's list of guests, which lacks the name
-    of a new container.
     """
     vm = plugin.vm
-    return plugin.change(
+    # Without `hostname`, the module would read the name from Proxmox's list of guests, which lacks the name of a new
+    # container.
+    return plugin.change_with_module(
         "proxmox", state=state, vmid=vm["vmid"], hostname=vm["name"], force=is_killed_after_timeout, timeout=0
     )
 
@@ -161,29 +170,32 @@ def ensure_configured(
     """Give the guest the configuration that `vm` requests. One change sets all options; each disk has its own change.
 
     An update changes the disks first. The most frequent failure of an update is a full storage, and the guest then
-    keeps its old cores and memory. A new guest gets its options first, because the marker is among them.
+    keeps its old cores and memory. A create (`is_create`) sets the options first, because the marker is among them.
+    Only values that differ from the guest's values are set. So a create can continue with a guest that an earlier,
+    interrupted run has created.
 
-    If cloud-init values of a running VM were changed, a last request generates its cloud-init drive again.
+    At the end, the cloud-init drive of a running VM is generated again if it lacks requested values.
     `vm` is `plugin.vm`, or another request for the same guest, such as a request that only marks the guest for
     deletion. `were_node_limits_checked` is true if the limits of the node were checked before the guest was created.
     """
     plugin.refuse_if(request_problem(facts, vm, is_create))
     if not were_node_limits_checked:
+        # `is_new` is True only in a check before the guest is created. Here the guest exists.
         plugin.refuse_if(node_limits.request_problem(plugin.cluster, facts["node"], facts, vm, is_new=False))
     changes = configuration.differing_parameters(facts, vm, is_create)
     # The parameters of each call of the module proxmox_disk. A call adds, moves or grows one disk.
-    disk_steps = configuration.disk_steps(facts, vm)
+    disk_module_parameters = configuration.disk_module_parameters(facts, vm)
     keys_to_remove = cloud_init.keys_to_remove(facts, vm)
-    if not changes and not disk_steps and not keys_to_remove:
+    if not changes and not disk_module_parameters and not keys_to_remove:
         after = cloud_init_drive.update_drive(plugin, facts, vm, changed_keys=set())
-        # `cloud_init_pending` lists the keys whose values the drive lacked before this call of `update_drive`. If it is
-        # not empty, the call has generated the drive again or, in check mode, would generate it.
+        # `update_drive` stores in `cloud_init_pending` the keys whose values it found missing in the drive. If a
+        # value was missing, it has requested a new drive or, in check mode, would request it.
         return StepResult(facts=after, is_changed=bool(after["cloud_init_pending"]))
-    plugin.refuse_if(lock_problem(facts), suspended_problem(facts), move_problem(plugin, facts, disk_steps))
+    plugin.refuse_if(lock_problem(facts), suspended_problem(facts), move_problem(plugin, facts, disk_module_parameters))
     plugin.diff = configuration.values_before_and_after(facts, vm, is_create)
     if plugin.is_check_mode:
         return StepResult(facts=facts, is_changed=True)
-    answers = [] if is_create else change_disks(plugin, facts, disk_steps)
+    answers = [] if is_create else change_disks(plugin, facts, disk_module_parameters)
     if changes:
         plugin.progress.write_line(f"configuring {', '.join(sorted(changes))}")
         vm, answer = change_or_repeat_without_tags(
@@ -193,8 +205,9 @@ def ensure_configured(
     if keys_to_remove:
         answers.append(_remove_options(plugin, facts, keys_to_remove))
     if is_create:
-        answers += change_disks(plugin, facts, disk_steps)
-    # `quiet`: the Proxmox tasks of the change have ended, successfully or not. `configured` selects their types.
+        answers += change_disks(plugin, facts, disk_module_parameters)
+    # `quiet`: wait until the Proxmox tasks of the change have ended, successfully or not. If an answer lacks a UPID,
+    # the look-up finds the Proxmox tasks by type. `configured` selects the types qmconfig, qmmove and resize (of a VM).
     after = plugin.look_up_after_change(facts, "quiet", "configured")
     plugin.fail_on_outcome_problem(configuration.configuration_problem(after, vm, answers))
     # `hotplug_problem` finds Proxmox's text about values that a running guest has not applied.
@@ -234,10 +247,13 @@ def _configure(plugin: VmAction, facts: Facts, vm: dict[str, Any], is_create: bo
     guest_parameters = {"state": "present", "update": True, "vmid": vm["vmid"], "node": facts["node"]}
     if kind_of(vm) == "lxc":
         # Without `cmode`, community.proxmox 2.0 sends the console mode `default`, which Proxmox refuses.
+        # `console_mode` returns '' if the installed collection has no `cmode`. With None, the parameter is not sent.
         console_mode = container.console_mode(facts) or None
-        return plugin.change("proxmox", **guest_parameters, cmode=console_mode, **{"hostname": vm["name"], **changes})
+        return plugin.change_with_module(
+            "proxmox", **guest_parameters, cmode=console_mode, **{"hostname": vm["name"], **changes}
+        )
     # Without `update_unsafe`, the module does not change the NICs of an existing VM.
-    return plugin.change("proxmox_kvm", **guest_parameters, update_unsafe="net" in changes, **changes)
+    return plugin.change_with_module("proxmox_kvm", **guest_parameters, update_unsafe="net" in changes, **changes)
 
 
 def _remove_options(plugin: VmAction, facts: Facts, keys: list[str]) -> dict[str, Any]:
@@ -246,7 +262,7 @@ def _remove_options(plugin: VmAction, facts: Facts, keys: list[str]) -> dict[str
     guest_parameters = {"vmid": plugin.vm["vmid"], "node": facts["node"]}
     if kind_of(plugin.vm) == "lxc":
         mode, name = container.console_mode(facts) or None, plugin.vm["name"]
-        return plugin.change(
+        return plugin.change_with_module(
             "proxmox", **guest_parameters, state="present", update=True, hostname=name, cmode=mode, delete=keys
         )
-    return plugin.change("proxmox_kvm", **guest_parameters, state="present", delete=",".join(keys))
+    return plugin.change_with_module("proxmox_kvm", **guest_parameters, state="present", delete=",".join(keys))

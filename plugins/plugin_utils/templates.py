@@ -2,7 +2,7 @@
 """Finds the template from which a VM is cloned.
 
 In Proxmox's list of guests, the row of a new VM, or of a VM on a node that sends no statistics, has neither `name` nor
-`template`. Such a VM may be the template, so its facts are read from Proxmox.
+`template`. Such a VM may be the template, so its facts (status, configuration and more) are read from Proxmox.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 Row = dict[str, Any]
-#: The facts of a guest or a template: a dictionary. The function `guest_facts.facts_of_absent_guest` contains its keys.
+#: The facts of a guest or a template. `guest_facts.facts_of_absent_guest` lists the keys.
 Facts = dict[str, Any]
 
 
 def find_template(cluster: Cluster, rows: list[Row], vmid: int, name: str, preferred_node: str) -> Facts:
-    """Return the facts of a template, found by its VMID or its name.
+    """Return the facts of the template with this VMID or, if `vmid` is 0, with this name.
 
     The facts have the additional key `problem`: a reason why the template cannot be cloned, or ''. `rows` is Proxmox's
     list of guests. If several templates have the name, one on `preferred_node` is preferred.
@@ -49,10 +49,10 @@ def _candidate_rows(rows: list[Row], vmid: int, name: str, preferred_node: str) 
 def _marker_problem(facts: Facts) -> str:
     """Return a problem if the notes of a template have a marker, which the clone would get, too; '' if not.
 
-    A VM that is not a template is not checked here, because it is never cloned.
+    A VM that is not a template is not checked here: `creation.request_problem` refuses to clone it.
     """
     if not facts["markers"] or not facts["is_template"]:
         return ""
     lines = " and ".join(f"smith-uid={marker}" for marker in facts["markers"])
-    text = f"the notes of template {facts['vmid']} have the marker of a service ({lines}): remove this line from them"
+    text = f"the notes of template {facts['vmid']} have the marker of a service: remove {lines} from the notes"
     return f"VM_IDENTITY_MISMATCH: {text}"

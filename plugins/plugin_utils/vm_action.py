@@ -5,10 +5,10 @@ An action plugin looks the guest up, makes the change that the request `vm` requ
 the result document: the dictionary `vm_result`. If the request is impossible, or if the guest is not as requested after
 the change, the plugin raises Refused, and its Ansible task fails.
 
-An action plugin runs in a process that ansible-playbook forks. It looks the guest up in this process, so all HTTP
-requests of the plugin share one connection. To make the change, the plugin calls Ansible's function that executes a
-module, with a module of community.proxmox. If no module can make the change, `request.send` sends an HTTP request. The
-answer to a change is not trusted: the plugin looks the guest up again.
+An action plugin runs in a process that ansible-playbook forks. It looks the guest up in this process, so all its
+look-ups share one HTTP connection. To make the change, the plugin calls Ansible's function that executes a module,
+with a module of community.proxmox. If no module can make the change, the plugin sends an HTTP request itself.
+The answer to a change is not trusted: the plugin looks the guest up again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEFAULT_TIMEOUT_S = 240
 #: The minimum timeout of a module, even if the deadline has passed.
 MIN_MODULE_TIMEOUT_S = 1
 
-#: The facts of a guest or a template: a dictionary. The function `guest_facts.facts_of_absent_guest` contains its keys.
+#: The facts of a guest (such as `node` and `status`) or of a template.
 Facts = dict[str, Any]
 
 
@@ -84,6 +84,8 @@ class VmAction(ActionBase):
         super().run(tmp, task_vars)
         self._task_vars = task_vars
         self._playbook_pid = os.getppid()
+        # The plugin makes no change after this deadline. The agent extends the deadline when it renews its leases.
+        # None if an operator executes ansible-playbook.
         self._run_deadline = run_deadline_from_environment(os.environ)
         self.vm_result_for_failure = {}
         self.diff: dict[str, Any] = {}
@@ -113,7 +115,7 @@ class VmAction(ActionBase):
         return {"changed": document["changed"], **members, **self.extra_return_values}
 
     def _changes_and_notices(self) -> dict[str, Any]:
-        """Return the executed modules, the sent requests, and the warnings and deprecations, which Ansible shows."""
+        """Return the executed modules, the sent requests, the warnings and the deprecations."""
         notices = {kind: texts for kind, texts in self.notices.items() if texts}
         return {"modules": self.modules, "requests": self.requests, **notices}
 
@@ -139,20 +141,20 @@ class VmAction(ActionBase):
         }
         return LookUp(self.cluster, Query(**{**defaults, **query}), self._report_wait).run()
 
-    def look_up_after_change(self, facts: Facts, wait_for: str, change: str = "", **query: Any) -> Facts:
+    def look_up_after_change(self, facts: Facts, wait_for: str, change_result: str = "", **query: Any) -> Facts:
         """Look up the guest after a change, and wait for the state `wait_for`. `facts` are the facts before the change.
 
         The look-up finds the Proxmox tasks of the change by the UPIDs in `self.answers`. If an answer has no UPID, the
-        look-up finds them by their types, which `proxmox_tasks.TASK_TYPES` contains for each change. `change` is the
-        key in TASK_TYPES; by default, the key is `wait_for`. `facts["known_tasks"]` has the UPIDs of older Proxmox
-        tasks.
+        look-up finds them by the types that `proxmox_tasks.TASK_TYPES` contains for `change_result`, or for `wait_for`
+        if `change_result` is "". By type, the look-up finds only Proxmox tasks that are not in `facts["known_tasks"]`,
+        the UPIDs of older Proxmox tasks.
         """
         upids = [upid_in(answer) for answer in self.answers]
         defaults = {
             "upids": upids if all(upids) else (),
             "node": facts["node"],
             "known_tasks": facts["known_tasks"],
-            "task_types": task_types(change or wait_for, kind_of(self.vm)),
+            "task_types": task_types(change_result or wait_for, kind_of(self.vm)),
             "wait_for": wait_for,
         }
         after = self.look_up(**(defaults | query))
@@ -165,7 +167,10 @@ class VmAction(ActionBase):
         return after
 
     def identify(self, *, may_be_absent: bool = False, **query: Any) -> Facts:
-        """Look up the guest and verify that it belongs to the service. Raises Refused."""
+        """Look up the guest and verify that it belongs to the service. Raises Refused.
+
+        `may_be_absent` is for a deletion: a guest that does not exist is accepted, and so is a partial clone.
+        """
         self.progress.write_line("looking up the guest")
         # `prove_absence`: if the guest is not found, check whether it may exist, for example on an offline node.
         # `unlocked`: wait while the guest is being cloned, created or destroyed. Timeout 0: read the addresses once.
@@ -184,7 +189,7 @@ class VmAction(ActionBase):
     #: The same method as `refuse_if`. This name is used for problems that are found after a change.
     fail_on_outcome_problem = refuse_if
 
-    def change(self, module: str, **parameters: Any) -> dict[str, Any]:
+    def change_with_module(self, module: str, **parameters: Any) -> dict[str, Any]:
         """Execute a module of community.proxmox with the parameters that are not None; return its answer.
 
         Raises Refused if the module failed and has certainly not made its change. If the module failed but may have
@@ -221,12 +226,12 @@ class VmAction(ActionBase):
         self.notices["warnings"].append(text)
 
     def require_change_allowed(self) -> None:
-        """Raise Refused if ansible-playbook was killed, if the agent has lost its leases, or if no time is left.
+        """Raise Refused if ansible-playbook was killed, if `_run_deadline` has passed, or if no time is left.
 
         If ansible-playbook is killed, the process of this plugin continues, because Ansible starts it in a separate
-        session. An agent that does not renew its leases may be unable to end the plugin, and another agent may then
-        process the job. The deadline of the plugin (`deadline_monotonic_s`) is checked only before its first change,
-        because the later changes complete the first change.
+        session. After `_run_deadline`, another agent may process the job, and this agent may be unable to end the
+        plugin. The deadline of the plugin (`deadline_monotonic_s`) is checked only before its first change, because the
+        later changes complete the first change.
         """
         if os.getppid() != self._playbook_pid:
             raise Refused("CANCELLED: ansible-playbook has ended")
@@ -262,6 +267,7 @@ class VmAction(ActionBase):
         self.vm = given_members(arguments["vm"], self._task.args["vm"])
         self.addresses = []
         self.deadline_monotonic_s = time.monotonic() + float(self.vm.get("timeout_s") or DEFAULT_TIMEOUT_S)
+        # The agent sets this member, so that the plugin ends before the agent ends the playbook.
         if self.vm.get("deadline_monotonic_s"):
             self.deadline_monotonic_s = min(self.deadline_monotonic_s, float(self.vm["deadline_monotonic_s"]))
         self.timeout_s = self.deadline_monotonic_s - time.monotonic()
@@ -273,6 +279,7 @@ class VmAction(ActionBase):
         self.cluster, used_login = open_cluster(connection, ca_bundle, kind_of(self.vm))
         self.cluster.session.deadline_monotonic_s = self.deadline_monotonic_s
         self.connection = used_login.connection
+        # The modules read the path of the CA bundle, and a fixed timeout for HTTP requests, from environment variables.
         self._task.environment = [*(self._task.environment or []), login.module_environment(used_login.ca_bundle)]
         self.progress = Progress(self._display.display, int(self.vm["vmid"]), str(self.vm["name"]))
 
@@ -298,7 +305,7 @@ class VmAction(ActionBase):
             self.progress.write_line(f"waiting: the guest is {facts['status']}")
 
     def _log_end_text(self, upid: str, max_lines: int = LOG_END_LINES) -> str:
-        """Return the end of a progress line: the last lines of a Proxmox task's log; '' if the log was not read."""
+        """Return ", log: " and the last lines of a Proxmox task's log; '' if the log was not read or is empty."""
         lines = self.cluster.log_end_by_upid.get(upid, [])[-max_lines:]
         return f", log: {' | '.join(lines)}" if lines else ""
 

@@ -74,11 +74,12 @@ def _usage_problems_by_volume(plugin: VmAction, volumes_to_remove: Iterable[str]
     patterns = {volume: _pattern_of(volume) for volume in volumes_to_remove}
     usage_problems = {}
     for row in cluster.list_guests():
+        # With 0 seconds, `require_time` raises Refused only if the deadline of the action plugin has passed.
         plugin.require_time(0, "reading the configurations of all guests")
         guest_text = f"{'container' if row['type'] == 'lxc' else 'VM'} {row['vmid']} on {row['node']}"
         text = f"{guest_text} has this volume in its configuration or a snapshot"
         # A Cluster object reads only guests of one kind: VMs or containers.
-        cluster_of_kind = Cluster(cluster.api, str(row["type"]), cluster.login)
+        cluster_of_kind = Cluster(cluster.api, str(row["type"]), cluster.user_or_token)
         for value in _configuration_values(cluster_of_kind, row):
             usage_problems.update({volume: text for volume, pattern in patterns.items() if pattern.search(value)})
     return usage_problems
@@ -102,8 +103,8 @@ def _configuration_values(cluster: Cluster, row: Row) -> Iterator[str]:
 def _new_owner_problem(cluster: Cluster, node: str, volume: str, row_before: Row) -> str:
     """Return why the volume may now belong to another guest; '' if it cannot.
 
-    It may if a new guest has the VMID of the deleted guest, if the volume was created after `row_before` was read, or
-    if Proxmox no longer lists the volume for this VMID.
+    The volume may belong to another guest in three cases: a new guest has the VMID of the deleted guest; the volume was
+    created after `row_before` was read; Proxmox no longer lists the volume for this VMID.
     """
     vmid = int(row_before["vmid"])
     row_now = volume_rows_of_guest(cluster, node, vmid, [volume]).get(volume)
@@ -115,7 +116,7 @@ def _new_owner_problem(cluster: Cluster, node: str, volume: str, row_before: Row
 
 
 def _remove(plugin: VmAction, node: str, volume: str) -> str:
-    """Remove a volume; return the error of the Proxmox task, or an empty text."""
+    """Remove a volume; return the error of the Proxmox task; '' if there is none."""
     plugin.progress.write_line(f"removing the volume {volume}")
     storage = volume.partition(":")[0]
     answer = request.send(plugin, "DELETE", f"nodes/{node}/storage/{storage}/content/{volume}")
@@ -123,7 +124,11 @@ def _remove(plugin: VmAction, node: str, volume: str) -> str:
 
 
 def _wait_for_removal(plugin: VmAction, upid: str) -> str:
-    """Wait for the Proxmox task; return its error, or an empty text if it has removed the volume."""
+    """Wait for the Proxmox task `upid`; return its error, or '' if it has succeeded.
+
+    If it is unknown whether Proxmox has executed the DELETE request, `upid` is ''. Then return '' without waiting: the
+    action plugin checks afterwards which volumes still exist, and warns of them.
+    """
     while upid:
         task = plugin.cluster.task(upid)
         if not is_running(task):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds volumes of a deleted guest that still exist: after its deletion, and again before a new guest gets the VMID.
+"""Finds volumes that still exist after the deletion of their guest.
+
+The search runs after the deletion, and again before a new guest gets the VMID.
 
 Proxmox deletes a guest even if it cannot remove one of the guest's disks, and it does not remove a volume that only a
 snapshot names. Such a volume may be a cloud-init drive, which contains the hash of a password. `REQUEST_ERRORS` are
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 VOLUMES_LEFT = "VOLUMES_LEFT"
 #: Matches the keys of a configuration whose values name volumes.
 VOLUME_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused|mp)\d+\Z|rootfs\Z|vmstate\Z")
-#: Matches a key whose volume the guest does not use. `qm rescan` adds such a key for each volume with the VMID that it
-#: finds on the storages; this volume may belong to another cluster.
+#: Matches a key whose volume the guest does not use. `qm rescan` searches the storages for unused volumes that have the
+#: guest's VMID in their names, and adds such a key for each. On a shared storage, the volume may belong to another
+#: cluster.
 UNUSED_KEY = re.compile(r"unused\d+\Z")
-#: Matches a guest's volume in one of the comma-separated parts of a value. Group 1 is its id, group 2 its owner's VMID.
+#: Matches a comma-separated part of a value if the part names a guest's volume. Group 1 is the volume's id, group 2 the
+#: VMID in the volume's name.
 _VOLUME = re.compile(
     r"(?:file=|volume=)?([A-Za-z][\w.-]*:(?:(?!iso/|vztmpl/)\S*/)?(?:vm|base|subvol|basevol)-(\d+)-\S+)\Z"
 )
@@ -57,7 +61,7 @@ def list_volumes(cluster: Cluster, node: str, storages: Iterable[str], vmid: int
     return found_volumes, unreadable_storages
 
 
-def volumes_that_may_exist(cluster: Cluster, node: str, vmid: int, volumes: Iterable[str]) -> set[str]:
+def existing_or_unreadable_volumes(cluster: Cluster, node: str, vmid: int, volumes: Iterable[str]) -> set[str]:
     """Return the volumes in `volumes` that exist, and the volumes on unreadable storages, which may exist."""
     volumes = set(volumes)
     listed_volumes, unreadable_storages = list_volumes(cluster, node, storages_of(volumes), vmid)
@@ -70,8 +74,8 @@ def find_volumes_left(
     """Return the volumes of a deleted guest that still exist, and a text about each storage that cannot be read.
 
     `volumes_before` contains the guest's volumes before the deletion. The result has the volumes in `volumes_before`
-    that their storage still lists, and the volumes that the Proxmox tasks `upids` could not remove, according to the
-    logs of these tasks.
+    that their storage still lists, and the volumes that the deletion could not remove, according to the logs of its
+    Proxmox tasks `upids`.
     """
     logged_volumes = volumes_left_in_log([line for upid in upids for line in cluster.log(upid)])
     listed_volumes, unreadable_storages = list_volumes(cluster, node, storages_of(volumes_before), vmid)
@@ -91,7 +95,7 @@ def find_volumes_left_by_earlier_deletion(
     node = upid.split(":")[1]
     logged_volumes = set(volumes_left_in_log(cluster.log(upid)))
     listed_volumes, unreadable_storages = list_volumes(
-        cluster, node, storages_of(logged_volumes) | cluster.disk_storages(node), vmid
+        cluster, node, storages_of(logged_volumes) | cluster.guest_disk_storages(node), vmid
     )
     return (
         sorted(
@@ -142,7 +146,7 @@ def old_volumes_problem(cluster: Cluster, node: str, vmid: int, storages: Iterab
 def volumes_left_warning(vmid: int, volumes: Iterable[str], volumes_of_unknown_owner: Sequence[str] = ()) -> str:
     """Return the warning about the volumes that still exist after a guest's deletion.
 
-    `volumes` contains all of them. `volumes_of_unknown_owner` contains those that may belong to another guest.
+    `volumes_of_unknown_owner` is the part of `volumes` that may belong to another guest.
     """
     names = ", ".join(volume for volume in volumes if volume not in volumes_of_unknown_owner)
     texts = []

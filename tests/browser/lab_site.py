@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.proxy import Proxy, running_proxy
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 from support.web_world import TOKEN
 
 START_TIMEOUT_S = 60.0
@@ -69,7 +69,7 @@ def lab_site(folder: Path) -> Iterator[LabSite]:
     """Run the lab with its agent while the block runs."""
     folder.mkdir()
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_CONCURRENCY": "4"}
-    with running_lab(folder, time_scale=TIME_SCALE, settings=settings) as lab:
+    with run_lab_system(folder, time_scale=TIME_SCALE, settings=settings) as lab:
         lab.start_executor()
         (served,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
         wait_for(lambda: lab.log_events("agent_ready"), START_TIMEOUT_S, "the agent")

@@ -21,8 +21,8 @@ from support.web_jobs import HOSTILE, Filled, end_run, fill, set_story
 from support.web_world import NO_PROXMOX, TOKEN, PagesSite, running_pages
 
 from executor.database import audit_queries, operator_changes, pause_scopes, pauses, queries
-from executor.database.engine import reading, transaction
-from executor.database.tables.agents import CriticalJob, Node
+from executor.database.engine import read_only_session, transaction
+from executor.database.tables.agents import AgentProcessRow, CriticalJob
 from executor.database.tables.jobs import Job
 from executor.database.tables.web_sessions import WebSession
 from executor.database.times import utc_now
@@ -77,14 +77,14 @@ class PreparedSite:
             output.writelines(f"line {number}\n" for number in range(first, first + count))
 
     def read_job(self, number: int) -> dict[str, Any]:
-        with reading(self.site.engine) as session:
+        with read_only_session(self.site.engine) as session:
             job = queries.get_one_job(session, number)
             waits = job.available_at is not None and job.available_at > utc_now()
             return {"status": job.status, "error": job.error_code, "waits": waits}
 
     def audit_entries(self) -> list[list[str]]:
         """Return who has changed what, the newest first."""
-        with reading(self.site.engine) as session:
+        with read_only_session(self.site.engine) as session:
             return [[entry.who, entry.verb, entry.reason or ""] for entry in audit_queries.list_entries(session)]
 
     def postpone(self, number: int) -> None:
@@ -160,7 +160,7 @@ def _add_hostile_rows(site: PagesSite, filled: Filled) -> None:
     now = utc_now()
     with transaction(site.engine) as session:
         session.add(
-            Node(
+            AgentProcessRow(
                 id="hostile-1",
                 host=HOSTILE_MARKUP[:100],
                 pid=2,

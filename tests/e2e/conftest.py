@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 
 MakeLab = Callable[..., LabSystem]
 
@@ -23,7 +23,7 @@ def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
             count += 1
             folder = tmp_path / f"lab{count}"
             folder.mkdir()
-            return stack.enter_context(running_lab(folder, time_scale=time_scale, settings=settings))
+            return stack.enter_context(run_lab_system(folder, time_scale=time_scale, settings=settings))
 
         yield make
 
@@ -31,6 +31,6 @@ def make_lab(tmp_path: Path) -> Iterator[MakeLab]:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     """One lab with a running executor for all tests of a module. Each test orders services of its own."""
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         system.start_executor()
         yield system

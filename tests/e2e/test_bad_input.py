@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 
 #: All tests share the fixture `outcomes`. Tests of one group run in one process, so the fixture is set up once.
 pytestmark = pytest.mark.xdist_group("bad-input")
@@ -145,7 +145,7 @@ class Outcome:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Outcome]]:
-    with running_lab(tmp_path_factory.mktemp("bad-input")) as lab:
+    with run_lab_system(tmp_path_factory.mktemp("bad-input")) as lab:
         lab.core.add_fault("status", method="GET", path=".*/jobs/pending$", times=100_000, status=503)
         lab.start_executor()
         services = {case.name: lab.order_service(f"case-{number}", **GOOD) for number, case in enumerate(CASES)}

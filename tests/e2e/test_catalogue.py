@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 
 CHANGES = {"cores": 2, "memoryMb": 1024, "swapMb": 256}
 
@@ -24,7 +24,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         "PROXMOX_BACKUP_STORAGE": "backups",
         "SMITH_FINAL_BACKUP": "true",
     }
-    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), settings=settings) as system:
         system.proxmox.control("add_template", vmid=9102, name="shared", node="pve1", storage="ceph")
         system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")
         system.proxmox.control("grant", path="/", privilege="Sys.Audit")  # shows which nodes are in maintenance

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 from support import fork_server
 
 from executor.drift.facts import DriftKind
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     """A system whose agent checks for drift every second."""
     settings = {"SMITH_RECONCILE_INTERVAL_S": "1"}
-    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), settings=settings) as system:
         system.start_executor()
         yield system
 

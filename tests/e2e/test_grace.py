@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 from support import fork_server
 
 #: Longer than any test. A test that needs the period to end calls `end_grace_period`.
@@ -29,7 +29,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         "SMITH_FINAL_BACKUP": "true",
         "PROXMOX_BACKUP_STORAGE": "backups",
     }
-    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), settings=settings) as system:
         system.start_executor()
         yield system
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.system import LAB_SETTINGS, LabSystem, outcome_of, running_lab
+from smith_lab.system import LAB_SETTINGS, LabSystem, outcome_of, run_lab_system
 from support.install_command import settings_in, store_configuration
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ pathlib.Path("arguments.json").write_text(json.dumps(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     """A system whose agent has its whole configuration in FulcrumCore."""
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         store_configuration(system)
         yield system
 

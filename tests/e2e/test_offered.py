@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
-from smith_lab.system import LabSystem, outcome_of, running_lab
+from smith_lab.system import LabSystem, outcome_of, run_lab_system
 
 #: A VM template and an OS template that exist at Proxmox, but are not in PROXMOX_TEMPLATES and PROXMOX_OS_TEMPLATES.
 OTHER_TEMPLATE, OTHER_OS_TEMPLATE = "internal-tools", "local:vztmpl/internal.tar.zst"
@@ -29,7 +29,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
         "PROXMOX_STORAGES": "ceph",
         "PROXMOX_TAGS": "web",
     }
-    with running_lab(tmp_path_factory.mktemp("lab"), settings=settings) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), settings=settings) as system:
         system.proxmox.control("add_template", vmid=9200, name=OTHER_TEMPLATE, node="pve1")
         system.proxmox.control("grant", path="/nodes", privilege="Sys.Audit")  # shows the nodes' memory
         for node in ("pve1", "pve2"):
@@ -139,7 +139,7 @@ def test_the_refusal_of_a_vm_that_fits_on_no_node_names_neither_nodes_nor_free_m
     service_id = lab.order_service("too-large", memoryMb=900_000)
     lab.wait_for_jobs(service_id)
     job = lab.last_job(service_id)
-    assert outcome_of(job) == "Failed: CAPACITY: no node fits 900000 MiB and 2 cores"
+    assert outcome_of(job) == "Failed: CAPACITY: no node fits a VM with 900000 MiB and 2 cores"
     _assert_message_has_no_hidden_name(job)
     shown = lab.run_smith_json("jobs", "show", job["id"])
     assert "pve1 has" in shown["operator_detail"]

@@ -173,7 +173,9 @@ def test_a_vm_without_a_template_is_placed_where_its_volume_is(pve: ProxmoxStand
 def test_the_placement_of_a_vm_that_fits_on_no_node_fails_with_capacity(pve: ProxmoxStandIn) -> None:
     for node in ("pve1", "pve2"):
         pve.control("node", node=node, maxmem=8 * GIB, mem=6 * GIB)
-    expect_refusal = pytest.raises(JobError, match="CAPACITY: no node fits 4096 MiB and 2 cores: pve1 has 2048 MiB")
+    expect_refusal = pytest.raises(
+        JobError, match="CAPACITY: no node fits a VM with 4096 MiB and 2 cores: pve1 has 2048 MiB"
+    )
     with expect_refusal, make_placer(pve).allocate_for_new_vm(placement_request()):
         pytest.fail("a node was chosen")
     with make_placer(pve, SMITH_MEMORY_OVERCOMMIT="2").allocate_for_new_vm(placement_request()) as placed:

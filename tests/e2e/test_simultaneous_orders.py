@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from smith_lab.fulcrum_setup import AdminClient
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         system.start_executor()
         yield system
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import psutil
 from faults.history import Allowed, violations
 from faults.processes import RUN_VARIABLE, WARM_SERVERS_IDENT, environment, tree
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 
@@ -266,7 +266,7 @@ def running_system(
     crash_file = folder / "crash.json"
     crash_file.write_text("[]")
     wanted = {crash_points.CRASH_FILE_VARIABLE: str(crash_file), **settings}
-    with running_lab(
+    with run_lab_system(
         folder,
         time_scale=time_scale,
         settings=wanted,

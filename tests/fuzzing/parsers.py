@@ -182,7 +182,7 @@ def task_log(data: bytes) -> None:
 def error_texts(data: bytes) -> None:
     """The error of a module or of Proxmox: one line with one known code."""
     text = _text(data)
-    for classify in (error_rules.classify_failure, error_rules.classify_action_failure):
+    for classify in (error_rules.classify_failure, error_rules.classify_failure_keeping_code):
         failure = classify(text)
         assert "\n" not in failure.text
         reactions.reaction_to(failure.code)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from containers import IMAGE, Container, container_of, prepare_site_of_lab, wait_until_healthy
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 
 collect_ignore_glob = [] if IMAGE else ["test_*.py"]
 
@@ -14,7 +14,7 @@ collect_ignore_glob = [] if IMAGE else ["test_*.py"]
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     """The simulator and the stand-in, reachable from the container. A clone takes long enough to be interrupted."""
-    with running_lab(tmp_path_factory.mktemp("lab"), time_scale=0.3, settings={"SMITH_CONCURRENCY": "4"}) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), time_scale=0.3, settings={"SMITH_CONCURRENCY": "4"}) as system:
         yield system
 
 

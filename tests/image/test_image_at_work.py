@@ -22,7 +22,7 @@ from containers import (
     running_install_command,
     wait_until_healthy,
 )
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 from support.install_command import settings_in, store_configuration
 
 JOB_LIMIT_S = 120.0
@@ -158,7 +158,7 @@ def test_no_secret_is_in_output_or_environment(lab: LabSystem, running_container
 
 def test_the_image_works_with_only_the_settings_of_the_install_command(tmp_path: Path) -> None:
     """FulcrumCore renders these settings from our agent type. The agent reads all others from FulcrumCore."""
-    with running_lab(tmp_path / "lab") as lab:
+    with run_lab_system(tmp_path / "lab") as lab:
         store_configuration(lab)
         install = lab.admin.call("POST", f"/agents/{lab.ids.agent_id}/install-command")
         token = install["installCommand"].split("Bearer ", 1)[1].split("'", 1)[0]
@@ -176,7 +176,7 @@ def test_the_image_works_with_only_the_settings_of_the_install_command(tmp_path:
 @needs_podman
 def test_the_rendered_install_command_starts_a_working_executor(tmp_path: Path) -> None:
     """The container has the arguments, the env file and the volume of FulcrumCore's install command, unchanged."""
-    with running_lab(tmp_path / "lab") as lab:
+    with run_lab_system(tmp_path / "lab") as lab:
         store_configuration(lab)
         command = lab.admin.call("POST", f"/agents/{lab.ids.agent_id}/install-command")["installCommand"]
         folder = tmp_path / "operator"

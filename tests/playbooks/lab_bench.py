@@ -43,12 +43,12 @@ class LabProxmox:
     """The cluster, with those methods of the stand-in that inject no fault."""
 
     folder: Path
-    lab: LabSettings = field(default_factory=lambda: LabSettings.from_environment(os.environ))
+    lab_settings: LabSettings = field(default_factory=lambda: LabSettings.from_environment(os.environ))
     log: list[dict[str, Any]] = field(default_factory=list)
 
     @cached_property
     def cluster(self) -> LabCluster:
-        return LabCluster(self.lab)
+        return LabCluster(self.lab_settings)
 
     @property
     def api(self) -> Any:
@@ -61,15 +61,15 @@ class LabProxmox:
         certificate, key = make_certificates(self.folder, "127.0.0.1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
-        verify = (self.lab.ca_bundle or True) if self.lab.validate_certs else False
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self.lab.url, verify, self.log))
+        verify = (self.lab_settings.ca_bundle or True) if self.lab_settings.validate_certs else False
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self.lab_settings.url, verify, self.log))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return int(server.server_address[1])
 
     def env(self) -> dict[str, str]:
         """Return the variables with which a play reaches Proxmox through the proxy."""
-        return self.lab.proxmox_variables() | {
+        return self.lab_settings.proxmox_variables() | {
             "PROXMOX_HOST": "127.0.0.1",
             "PROXMOX_PORT": str(self.proxy_port),
             "PROXMOX_VALIDATE_CERTS": "true",
@@ -78,7 +78,7 @@ class LabProxmox:
 
     @property
     def token_secret(self) -> str:
-        return self.lab.token_secret
+        return self.lab_settings.token_secret
 
     def reset_request_log(self) -> None:
         self.log.clear()
@@ -168,7 +168,7 @@ class LabBench(Bench):
         self.requested_guests: list[Mapping[str, Any]] = []
 
     def place_of_lab(self) -> Place:
-        lab = self.cluster.lab
+        lab = self.cluster.lab_settings
         return Place(
             node=lab.node,
             second_node=lab.second_node,
@@ -189,7 +189,7 @@ class LabBench(Bench):
 
         Raises LabError if all are in use.
         """
-        vmids, used_in_a_row = range(self.cluster.lab.vmid_min, self.cluster.lab.vmid_max + 1), 0
+        vmids, used_in_a_row = range(self.cluster.lab_settings.vmid_min, self.cluster.lab_settings.vmid_max + 1), 0
         for vmid in itertools.cycle(vmids):
             if used_in_a_row == len(vmids):
                 raise LabError(f"all VMIDs from {vmids[0]} to {vmids[-1]} are in use")

@@ -161,7 +161,7 @@ def test_an_equal_configuration_needs_no_change() -> None:
     wanted = make_vm(cores=2, memory_mib=2048, disk_gib=8, tags=["Web"], network={"mode": "dhcp"})
     facts["config"]["ipconfig0"] = "ip=dhcp"
     assert configuration.differing_parameters(facts, wanted) == {}
-    assert disks.disk_steps(facts, wanted) == []
+    assert disks.disk_module_parameters(facts, wanted) == []
 
 
 #: The requested members of `vm`, and the options that are sent for them.
@@ -226,7 +226,7 @@ def test_a_password_is_set_once_by_a_create_and_always_by_an_update() -> None:
 )
 def test_a_disk_grows_and_never_shrinks(size: str, wanted_gib: int, growth: str, is_refused: bool) -> None:
     facts, wanted = make_vm_facts(scsi0=f"local-lvm:vm-500-disk-0,size={size}"), make_vm(disk_gib=wanted_gib)
-    assert [step["size"] for step in disks.disk_steps(facts, wanted)] == ([growth] if growth else [])
+    assert [step["size"] for step in disks.disk_module_parameters(facts, wanted)] == ([growth] if growth else [])
     assert creation.request_problem(facts, wanted).startswith("INVALID_REQUEST") is is_refused
 
 

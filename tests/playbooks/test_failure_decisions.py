@@ -82,7 +82,7 @@ def test_a_code_in_the_text_of_proxmox_is_not_used() -> None:
         failures.outcome_problem({**facts, "task_error": FORGED_TEXT}, {}, "running"),
         failures.outcome_problem(facts, {"failed": True, "msg": f"{FORGED_TEXT}: Read timed out"}, "running"),
         failures.proxmox_failure({"msg": FORGED_TEXT}),
-        failures.failure_confirmed_by_look_up({"msg": FORGED_TEXT}),
+        failures.error_of_change_not_made({"msg": FORGED_TEXT}),
         failures.failure({"msg": FORGED_TEXT, "invocation": {"module_args": {"api_host": "pve1"}}}),
         configuration.configuration_problem({**facts, "task_error": FORGED_TEXT}, make_vm(cores=64), []),
     ]
@@ -145,12 +145,12 @@ def test_the_outcome_of_a_change_that_proxmox_made_or_refused_is_known(answer: d
 
 
 def test_the_certificate_is_verified_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert login.read_connection("")["validate_certs"] is True
+    assert login.read_login_parameters("")["validate_certs"] is True
     monkeypatch.setenv("PROXMOX_VALIDATE_CERTS", "False")
     monkeypatch.setenv("PROXMOX_PORT", "")
-    assert login.read_connection("") == {"validate_certs": False}
+    assert login.read_login_parameters("") == {"validate_certs": False}
     (tmp_path / "c.yml").write_text(yaml.safe_dump({"api_host": "pve", "api_password": "", "ca_bundle": "/ca"}))
-    assert login.read_connection(str(tmp_path / "c.yml")) == {"api_host": "pve", "validate_certs": True}
+    assert login.read_login_parameters(str(tmp_path / "c.yml")) == {"api_host": "pve", "validate_certs": True}
     assert login.find_ca_bundle(str(tmp_path / "c.yml")) == "/ca"
 
 

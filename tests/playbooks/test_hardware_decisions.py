@@ -133,7 +133,7 @@ DISKS = [
 @pytest.mark.parametrize(("requested", "steps"), DISKS)
 def test_a_disk_is_added_moved_and_grown(requested: list[dict[str, Any]], steps: list[dict[str, Any]]) -> None:
     assert hardware.request_problem(make_vm_facts(), make_vm(disks=requested)) == ""
-    assert disks.disk_steps(make_vm_facts(), make_vm(disks=requested)) == steps
+    assert disks.disk_module_parameters(make_vm_facts(), make_vm(disks=requested)) == steps
 
 
 REFUSED_REQUESTS = [

@@ -53,7 +53,7 @@ def test_a_rollback_that_newer_snapshots_block_is_refused_before_any_change(
     done = refused(bench, "rollback", {**guest, "snapshot": "first"})
     assert done.code == "VM_STATE", (pve_version, done.message)
     shown = detail_for_tenants(ErrorCode.VM_STATE, done.message.partition(": ")[2])
-    assert shown.endswith("; first remove second, third"), shown
+    assert shown.endswith("; first remove the newer snapshots second, third"), shown
     assert bench.play("rollback", {**guest, "snapshot": "third"}).rc == 0
     assert bench.play("rollback", {**guest, "snapshot": ""}).rc == 0, "without a name, the newest snapshot is used"
 

@@ -56,8 +56,8 @@ def test_a_volume_whose_storage_cannot_be_read_counts_as_existing(bench: Bench) 
     opened, _login = cluster.open_cluster(connection, login["PROXMOX_CA_BUNDLE"], "qemu")
     named = {"local-lvm:vm-777-disk-0", "ceph:vm-777-disk-0"}
     bench.pve.fail("GET", "/nodes/pve1/storage/ceph/content", status=500, text="unable to activate storage 'ceph'")
-    assert volumes.volumes_that_may_exist(opened, "pve1", 777, named) == {"ceph:vm-777-disk-0"}
-    assert volumes.volumes_that_may_exist(opened, "pve1", 777, named) == set()
+    assert volumes.existing_or_unreadable_volumes(opened, "pve1", 777, named) == {"ceph:vm-777-disk-0"}
+    assert volumes.existing_or_unreadable_volumes(opened, "pve1", 777, named) == set()
 
 
 def test_without_the_privilege_the_volume_stays_and_is_named(bench: Bench, pve_version: str) -> None:

@@ -14,7 +14,7 @@ from ansible_collections.agent_smith.proxmox.plugins.plugin_utils.vm_action impo
 class ActionModule(VmAction):
     def execute(self):
         facts = self.identify()
-        self.change("proxmox_backup", mode="include", vmids=[199], storage="backups", node=facts["node"])
+        self.change_with_module("proxmox_backup", mode="include", vmids=[199], storage="backups", node=facts["node"])
         self.refuse_if(str(self.vm.get("description") or ""))
         return self.build_result_document(facts)
 """

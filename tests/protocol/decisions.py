@@ -13,7 +13,7 @@ from protocol.world import LEASE_TICKS, TICK_S, orm_job
 from executor.agent import claim, fence, outcome, reaper, refusals, report
 from executor.agent.claim import JobNotClaimable
 from executor.agent.outcome import Outcome, ResultOrError
-from executor.agent.state import HTTP_STATUS_OF_ONE_FAILED_REQUEST
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED
 from executor.agent.stop_signal import StopSignal
 from executor.database import reaping
 from executor.database.times import utc_now
@@ -32,11 +32,11 @@ ENDS: dict[str, ResultOrError] = {
     "failure": _failed(ErrorCode.INVALID_REQUEST),
     "no room": _failed(ErrorCode.CAPACITY),
     "no VM": _failed(ErrorCode.VM_NOT_FOUND),
-    "killed": _failed(ErrorCode.PLAYBOOK_FAILED, was_killed=True),
+    "killed": _failed(ErrorCode.PLAYBOOK_FAILED, is_effect_unknown=True),
     "ended by the guard": _failed(ErrorCode.LEASE_LOST),
     "stopped": _failed(ErrorCode.CANCELLED),
     "no answer": FulcrumUnavailable("no answer"),
-    "one failed request": FulcrumUnavailable("refused", status=HTTP_STATUS_OF_ONE_FAILED_REQUEST),
+    "one failed request": FulcrumUnavailable("refused", status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED),
     **{
         code: JobNotClaimable(code, code)
         for code in (ErrorCode.DEADLINE, ErrorCode.JOB_CLAIMED_ELSEWHERE, ErrorCode.JOB_GONE)

@@ -152,7 +152,7 @@ def _write(world: World, agent_index: int, slot: Slot, decisions: Decisions, sub
             slot.is_new_reservation and slot.end == "no room", False,
         )  # fmt: skip
         description += f" ({slot.end}): {outcome.ending}"
-    is_lost = outcome is not None and outcome.ending is Ending.LEAVE_ROW
+    is_lost = outcome is not None and outcome.ending is Ending.KEEP_ROW_UNCHANGED
     if is_lost or not database.has_lease(world, agent.name, slot):
         yield Transition(description + "; the lease is lost", with_slot(world, agent_index, slot, None))
         return

@@ -24,7 +24,7 @@ import psutil
 import pytest
 from canaries import Canary, Hit, ProcessWatch, Scanner, files_below, make_core
 from smith_lab.fulcrum_setup import VM_SERVICE_TYPE_FILE, read_type_file
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 from support import fork_server
 
 from executor.model import PlaybookRun
@@ -126,7 +126,7 @@ class Evidence:
 def evidence(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
     folder = tmp_path_factory.mktemp("canary")
     with ExitStack() as stack:
-        lab = stack.enter_context(running_lab(folder))
+        lab = stack.enter_context(run_lab_system(folder))
         evidence = _prepare(lab)
         vm_passwords = passwords()
         evidence.canaries += vm_passwords.values()

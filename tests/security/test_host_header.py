@@ -38,7 +38,7 @@ def status_for_host_header(host: str | None, *, token: str = "", sent_token: str
     access = Access(token=token, can_only_local_callers_connect=is_local)
     handle = AgentHandle()
     parts = ServerParts(
-        handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
+        agent_handle=handle, access=access, sessions=Sessions(handle, access), wrong_tokens=WrongTokenCounter()
     )
     guard = Guard(_answer_ok, parts)
     asyncio.run(guard(scope, receive, send))

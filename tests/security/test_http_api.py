@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smith_lab.system import running_lab, wait_for
+from smith_lab.system import run_lab_system, wait_for
 
 TOKEN = "a-token-of-more-than-sixteen"
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
@@ -62,7 +62,7 @@ class Api:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A ready agent with a token."""
     folder = tmp_path_factory.mktemp("http-api")
-    with running_lab(folder, settings={"SMITH_HTTP_TOKEN": TOKEN}) as lab:
+    with run_lab_system(folder, settings={"SMITH_HTTP_TOKEN": TOKEN}) as lab:
         lab.start_executor()
         served = wait_for(lambda: lab.log_events("http_served"), TIMEOUT_S, "the port")
         api_without_description = Api(folder, served[-1]["port"], lab.log_file)

@@ -13,7 +13,7 @@ import pytest
 from corpus import JINJA, corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 
 from executor.database.vm_names import vm_name
 from executor.errors import JobError
@@ -241,7 +241,7 @@ def test_no_action_name_resolves_to_a_file_outside_the_playbook_folders(action: 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with running_lab(tmp_path_factory.mktemp("lab"), settings={"SMITH_CONCURRENCY": "3"}) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), settings={"SMITH_CONCURRENCY": "3"}) as system:
         system.start_executor()
         yield system
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from smith_lab.proxmox.stand_in import ProxmoxStandIn, running_stand_in
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 
 from executor.model import JobResult, PlaybookRun
 from executor.placement.snapshot import MAX_SNAPSHOT_AGE_S
@@ -286,7 +286,7 @@ def test_a_create_in_a_pool_needs_no_additional_privilege(bench: StandInBench) -
 
 def test_an_agent_whose_token_sees_no_vm_treats_none_as_deleted(tmp_path: Path) -> None:
     """Proxmox answers such a token with 200 and empty lists."""
-    with running_lab(tmp_path) as lab:
+    with run_lab_system(tmp_path) as lab:
         lab.start_executor()
         services = {
             action: lab.order_service(action, cores=1, memoryMb=512, diskGb=8) for action in ("start", "delete")

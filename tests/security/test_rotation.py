@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from smith_lab.system import LabSystem, outcome_of, running_lab, wait_for
+from smith_lab.system import LabSystem, outcome_of, run_lab_system, wait_for
 
 pytestmark = [pytest.mark.xdist_group("rotation"), pytest.mark.timeout(900)]
 
@@ -22,7 +22,7 @@ NEW_PROXMOX_SECRET = "rotated-secret-of-proxmox-1"
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     """A system with one VM, whose secrets come from files."""
     folder = tmp_path_factory.mktemp("rotation")
-    with running_lab(folder) as system:
+    with run_lab_system(folder) as system:
         secrets_folder = folder / "secrets"
         secrets_folder.mkdir(mode=0o700)
         (secrets_folder / "fulcrum_api_token").write_text(system.ids.agent_token)

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from smith_lab.system import running_lab
+from smith_lab.system import run_lab_system
 
 from executor.errors import FulcrumUnavailable, JobError
 from executor.fulcrum.client import FulcrumClient
@@ -130,7 +130,7 @@ def test_each_setting_that_disables_tls_is_named(variables: dict[str, str], inse
 
 
 def test_disabled_tls_is_logged_once_at_each_start(tmp_path: Path) -> None:
-    with running_lab(tmp_path, settings={"PROXMOX_VALIDATE_CERTS": "false", "PROXMOX_CA_BUNDLE": ""}) as lab:
+    with run_lab_system(tmp_path, settings={"PROXMOX_VALIDATE_CERTS": "false", "PROXMOX_CA_BUNDLE": ""}) as lab:
         for start_count in (1, 2):
             done = subprocess.run(
                 [sys.executable, "-m", "executor", "run", "--no-supervisor", "--once"],

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from support.database_contents import CLUSTER
 
 from executor.database import free_vmids, job_queue, job_runs, mappings, outbox, reaping
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.other_leases import leases_of_other_processes
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping as MappingRow
@@ -29,7 +29,7 @@ def claim_next_job(engine: Engine) -> Job | None:
 
 def reap_and_claim_jobs(engine: Engine) -> dict[int, Job]:
     """Reap and claim, as an agent does after its start; return the claimed jobs."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         processing_job_ids = session.scalars(select(Job.id).where(Job.status == JobStatus.PROCESSING)).all()
         epochs = dict(session.execute(select(Job.id, Job.epoch)).all())
     assert len(processing_job_ids) >= 3
@@ -82,10 +82,10 @@ def mapping_of(session: Session, job: Job) -> MappingRow:
 
 def due_reports(engine: Engine) -> dict[int, Job]:
     """Return, by id, the jobs whose reports must be sent now."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return {job.id: job for job in outbox.jobs_with_due_report(session, 100)}
 
 
 def job_row(engine: Engine, job_id: int) -> Job:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return session.get_one(Job, job_id)

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from support.database_contents import OTHER_TENANT, TENANT, fill
 
 from executor.database import job_events, manual_runs, moves, pauses, secret_references, web_sessions
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.manual_runs import NewManualRun
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import Job, Run
 from executor.database.times import utc_now
 from executor.model import JobEventKind, RunStatus
@@ -25,7 +25,11 @@ def fill_every_table(engine: Engine) -> None:
     """Write rows into every table. No agent runs afterwards."""
     fill(engine)
     with transaction(engine) as session:
-        session.execute(update(Node).where(Node.stopped_at.is_(None)).values(stopped_at=utc_now(), draining=True))
+        session.execute(
+            update(AgentProcessRow)
+            .where(AgentProcessRow.stopped_at.is_(None))
+            .values(stopped_at=utc_now(), draining=True)
+        )
         _add_events_params_and_stories(session)
         _add_manual_runs(session)
         pauses.start(session, who="root", reason=TEXT_HARD_TO_STORE)
@@ -81,7 +85,7 @@ def _add_manual_runs(session: Session) -> None:
 
 def all_rows(engine: Engine) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row of every table but `moves`, in an order that does not depend on the engine."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return {
             table.name: sorted((tuple(row) for row in session.execute(select(table))), key=lambda row: str(row[:2]))
             for table in moves.tables_to_move()

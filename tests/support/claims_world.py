@@ -15,7 +15,7 @@ from executor.agent.poller import Poller
 from executor.agent.refusals import Http403Counter
 from executor.agent.state import AgentState
 from executor.database import job_queue
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
@@ -66,7 +66,7 @@ class Claims:
         return [call["status"] for call in history if call["path"].endswith(f"/{self.job['id']}/claim")]
 
     def row(self) -> Job:
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             return session.query(Job).filter_by(fulcrum_id=self.job["id"]).one()
 
 

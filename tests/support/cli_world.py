@@ -21,7 +21,7 @@ from support import fork_server
 from support.databases import migrated_sqlite_file
 
 from executor.database import job_queue, job_runs
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.job_queue import Lease, NewJob
 from executor.database.tables.jobs import Job, Run
 from executor.model import JobResult
@@ -79,7 +79,7 @@ class Cli:
             yield session
 
     def row(self, job_id: int) -> Job:
-        with self.engine() as engine, reading(engine) as session:
+        with self.engine() as engine, read_only_session(engine) as session:
             job = session.get(Job, job_id)
             assert job is not None
             return job

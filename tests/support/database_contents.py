@@ -16,7 +16,7 @@ from executor.database import audit, job_queue, job_runs, mappings, outbox, peri
 from executor.database.engine import transaction
 from executor.database.job_queue import Lease
 from executor.database.other_leases import leases_of_other_processes
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
@@ -59,9 +59,9 @@ def _write_agents(session: Session) -> None:
     """Write one agent that runs and one that has stopped."""
     now = utc_now()
     common = {"host": "pve-ops", "version": "then", "started_at": now, "seen_at": now, "concurrency_wanted": 8}
-    session.add(Node(id=OWNER, pid=7, concurrency=8, **common))
+    session.add(AgentProcessRow(id=OWNER, pid=7, concurrency=8, **common))
     stopped = {"stopped_at": now, "stop_reason": "max_runtime", "draining": True}
-    session.add(Node(id="node-that-stopped", pid=6, concurrency=2, **common, **stopped))
+    session.add(AgentProcessRow(id="node-that-stopped", pid=6, concurrency=2, **common, **stopped))
 
 
 def _write_critical_jobs(session: Session) -> None:

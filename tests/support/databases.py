@@ -28,7 +28,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from executor.database import job_queue, schema
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.job_queue import NewJob
 from executor.database.tables.all_tables import METADATA
 from executor.database.tables.jobs import Job
@@ -252,7 +252,7 @@ def submit(engine: Engine, **wanted: Any) -> int:
 
 def row(engine: Engine, job_id: int) -> Job:
     """Read a job from the database."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         job = session.get(Job, job_id)
     assert job is not None
     return job

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, update
 from support.databases import row, submit
 
 from executor.database import job_queue, other_leases, outbox, reaping
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.times import db_now
 from executor.model import JobResult, JobStatus, ReportState
@@ -79,7 +79,7 @@ def ended(engine: Engine, **wanted: Any) -> int:
 
 def due(engine: Engine, limit: int = 50) -> list[int]:
     """Return the ids of the jobs whose reports must be sent now."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return [job.id for job in outbox.jobs_with_due_report(session, limit)]
 
 

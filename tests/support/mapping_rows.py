@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from executor.database import free_vmids, mappings
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.mappings import Mapping
 
 SERVICE = "0a1b2c3d-1111-4000-8000-000000000001"
@@ -29,7 +29,7 @@ def store_reservation(engine: Engine, *args: Any, **wanted: Any) -> int:
 
 
 def row(engine: Engine, mapping_id: int) -> Mapping:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         mapping = session.get(Mapping, mapping_id)
     assert mapping is not None
     return mapping

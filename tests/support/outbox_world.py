@@ -15,7 +15,7 @@ from executor.agent.reporter import (
 )
 from executor.agent.state import AgentState
 from executor.database import job_queue
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.fulcrum.client import FulcrumClient
 from executor.model import JobResult
@@ -72,7 +72,7 @@ class Outbox:
         return row.id
 
     def row(self, job_id: int) -> Job:
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             return session.get_one(Job, job_id)
 
     def turn(self, times: int = 1) -> float:

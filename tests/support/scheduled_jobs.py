@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from executor.agent.scheduler import Scheduler
 from executor.database import agent_queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 
 WITHIN_S = 30.0
 #: An interval so short that a critical job is executed many times during a test.
@@ -60,5 +60,5 @@ class FakeJob:
 
 def facts(engine: Engine, name: str) -> Any:
     """Return the row of the critical job with this name, None if it has none yet."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return next((row for row in agent_queries.list_critical_jobs(session) if row.name == name), None)

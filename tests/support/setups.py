@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import SEED_TOKEN, AdminClient, add_agent, bootstrap
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 from support import small_disks
 from support.cli_world import submit
 from support.databases import migrated_sqlite_file
@@ -321,7 +321,7 @@ def _installed_collection() -> Path:
 @contextmanager
 def running_sound_lab(folder: Path) -> Iterator[LabSystem]:
     """Run a lab whose Proxmox has no problem that a preflight check would report."""
-    with running_lab(folder) as lab:
+    with run_lab_system(folder) as lab:
         lab.proxmox.control("grant", path="/", privilege="Sys.Audit")
         lab.proxmox.control("grant", path="/pool", privilege="Pool.Audit")
         lab.proxmox.control("logins", delay_s=0)

@@ -1,4 +1,4 @@
-"""Defines the tables of agent processes, their limits and pauses, the agent that uses the database, and critical jobs.
+"""Defines the tables of agent processes, limits, pauses, critical jobs, and the only agent that may use the database.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -12,8 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from executor.database.tables.base import Base
 
 
-class Node(Base):
-    """A row for one start of an agent process, not a Proxmox node.
+class AgentProcessRow(Base):
+    """A row for one start of an agent process.
 
     Only the modules `nodes` and `database_use` of `executor.database` write this table.
     """
@@ -28,31 +28,34 @@ class Node(Base):
     seen_at: Mapped[datetime]  #: when the process was last known to be running
     stopped_at: Mapped[datetime | None]
     stop_reason: Mapped[str | None] = mapped_column(String(40))
-    #: How many jobs the operator wants the process to run in parallel: `concurrency`, or less if the operator has set a
-    #: limit.
+    #: How many jobs the process may run in parallel now: the lower of `concurrency` and the operator's limit.
     concurrency_wanted: Mapped[int]
     concurrency: Mapped[int]  #: the maximum number of jobs that the process can run in parallel
-    #: True if the process will claim no more jobs. The value stays True after the process has stopped.
+    #: True if the process has begun to stop, and so claims no more jobs. The value stays True after it has stopped. A
+    #: pause by an operator does not change the value.
     draining: Mapped[bool] = mapped_column(Boolean, default=False)
-    #: True if the process fences: it ends its runs before its leases expire. If a process does not fence, its job that
-    #: has a run is reaped only after the job's deadline.
+    #: True if the process fences itself: if it cannot renew its leases, it ends its own runs before the leases expire.
+    #: False: if the current attempt of a job has started a run, other processes reap the job only after the job's
+    #: deadline.
     fences: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     installation_id: Mapped[str | None] = mapped_column(String(32))  #: the id of the process's data folder
     proxmox_checked_at: Mapped[datetime | None]  #: when the process last checked whether Proxmox answers
     proxmox_error: Mapped[str | None] = mapped_column(Text)  #: the error of this check; None if Proxmox answered
-    agent_id: Mapped[str | None] = mapped_column(String(36))  #: FulcrumCore's id of the agent; None on SQLite
+    #: FulcrumCore's id of the agent. None before the first heartbeat, and always None on SQLite.
+    agent_id: Mapped[str | None] = mapped_column(String(36))
     cluster: Mapped[str | None] = mapped_column(String(100))  #: the name of the Proxmox cluster (SMITH_CLUSTER)
 
 
 class NodeLimit(Base):
     """How many jobs an agent process may run in parallel, if an operator has set a limit.
 
-    The limit also applies to later processes with the same data folder. Only the module `nodes` writes this table.
+    Only the module `nodes` writes this table.
     """
 
     __tablename__ = "node_limits"
 
-    #: `node:` and the process's `installation_id`. If `installation_id` is NULL: `node:` and the process's `boot_id`.
+    #: `node:` and the process's `installation_id`: the limit also applies to later processes with the same data folder.
+    #: If `installation_id` is NULL, `node:` and the process's `boot_id`: the limit applies only to this process.
     scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     max_jobs: Mapped[int]
 
@@ -65,8 +68,7 @@ class Pause(Base):
 
     __tablename__ = "pauses"
 
-    #: `all`: all agent processes that use the database. Or the same text as in `NodeLimit.scope`: one agent process and
-    #: later processes with the same data folder.
+    #: `all`: all agent processes that use the database. Or a text as in `NodeLimit.scope`.
     scope: Mapped[str] = mapped_column(String(64), primary_key=True)
     since: Mapped[datetime]
     who: Mapped[str] = mapped_column(String(100))  #: the operator's user name in the operating system

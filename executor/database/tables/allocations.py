@@ -15,27 +15,28 @@ from executor.database.tables.base import Base
 class Allocation(Base):
     """The memory and cores that are allocated to the run for one VM, and whether Proxmox is cloning this VM.
 
-    Only the module `allocations` writes this table.
+    Only the module `database/allocations.py` writes this table.
     """
 
     __tablename__ = "allocations"
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
     vmid: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    boot_id: Mapped[str] = mapped_column(String(64))  #: `Node.id` of the agent process that wrote the row
+    boot_id: Mapped[str] = mapped_column(String(64))  #: the id of the agent process that wrote the row
     node: Mapped[str] = mapped_column(String(100))  #: the Proxmox node
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     cores: Mapped[int]
     started_at: Mapped[datetime]
-    #: When the run ended. An agent process whose list of Proxmox's VMs is older than this time still counts the row,
-    #: because the list does not show yet what the VM uses.
+    #: When the run ended; NULL until then. A list of Proxmox's VMs that was read before this time may lack the memory
+    #: and cores of this VM. So another agent process with an older list counts `memory_bytes` and `cores` as used, too.
     ended_at: Mapped[datetime | None]
-    clone_target: Mapped[str | None] = mapped_column(String(200))  #: `CloneTarget.name`; NULL until a clone has started
+    #: `CloneTarget.name` of the storage on which the VM is or was cloned; NULL if the run has started no clone.
+    clone_target: Mapped[str | None] = mapped_column(String(200))
     is_cloning: Mapped[bool] = mapped_column(Boolean)
 
 
 class CloneTarget(Base):
-    """A storage on which VMs are cloned, and its limit of clones. Only the module `allocations` writes this table."""
+    """A storage on which VMs are cloned, and its limit of clones. Only `database/allocations.py` writes this table."""
 
     __tablename__ = "clone_targets"
 
@@ -44,5 +45,7 @@ class CloneTarget(Base):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     max_clones: Mapped[int]  #: how many clones may run on the storage at the same time
     successes: Mapped[int]  #: the number of successful clones since the last change of `max_clones`
-    highest: Mapped[int]  #: the highest SMITH_CLONES_PER_STORAGE of all agent processes that have used the target
+    #: The highest SMITH_CLONES_PER_STORAGE of all agent processes that have used the storage. An agent process with a
+    #: higher setting stores its setting here and in `max_clones`.
+    highest: Mapped[int]
     used_at: Mapped[datetime]  #: when an agent process last requested a clone on this storage

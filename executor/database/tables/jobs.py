@@ -24,21 +24,26 @@ from executor.model import JobStatus, ReportState
 
 
 class Job(Base):
-    """A job. Only the modules `job_queue`, `reaping`, `reopening`, `outbox` and `erasure` write this table."""
+    """A job. Only the modules `job_queue`, `reaping`, `reopening`, `outbox` and `erasure` write this table.
+
+    If FulcrumCore lists an ended job as open, `reopening` makes the job pending again, or its report due again.
+    `erasure` deletes the jobs of a service that has no VM and whose jobs have ended.
+    """
 
     __tablename__ = "jobs"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     fulcrum_id: Mapped[str] = mapped_column(String(36), unique=True)
     service_id: Mapped[str | None] = mapped_column(String(36))
-    group_id: Mapped[str | None] = mapped_column(String(36))  #: the service group in FulcrumCore
+    group_id: Mapped[str | None] = mapped_column(String(36))  #: the id of the service's group in FulcrumCore
     tenant_id: Mapped[str | None] = mapped_column(String(36))  #: the participant in FulcrumCore that uses the service
     action: Mapped[str] = mapped_column(String(100))
+    #: The properties that the job itself contains, as JSON from FulcrumCore's API.
     params: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     #: The service of the job, as JSON from FulcrumCore's API.
     service: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     defect: Mapped[str | None] = mapped_column(Text)  #: what is invalid in the job that FulcrumCore sent
-    priority: Mapped[int] = mapped_column(Integer, default=1)
+    priority: Mapped[int] = mapped_column(Integer, default=1)  #: jobs with a higher number are claimed first
     status: Mapped[str] = mapped_column(String(20), default=JobStatus.PENDING)
     #: The number of attempts. Each new owner adds one. If an attempt ends for a reason outside the job, for example an
     #: outage of FulcrumCore, one is subtracted.
@@ -51,31 +56,34 @@ class Job(Base):
     core_created_at: Mapped[datetime]  #: when FulcrumCore created the job
     deadline_at: Mapped[datetime]  #: when FulcrumCore fails a job that has not ended (by FulcrumCore's clock)
     received_at: Mapped[datetime]
-    owner: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that claimed the job
+    #: The random id (`boot_id`) of the agent process that claimed the job.
+    owner: Mapped[str | None] = mapped_column(String(64))
     lease_until: Mapped[datetime | None]
     epoch: Mapped[int] = mapped_column(Integer, default=0)  #: the fencing token, which is raised when the owner changes
-    #: True while the current attempt, before it starts a run, waits for an answer of Proxmox or for a clone slot (the
-    #: permission to run one clone).
+    #: True while the current attempt, before it starts a run, waits until the agent has read the state of the
+    #: Proxmox cluster, or until a clone slot (the permission to run one clone) is free.
     is_waiting: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     claim_sent_at: Mapped[datetime | None]  #: when the worker last tried to claim the job at FulcrumCore
     claimed_at: Mapped[datetime | None]  #: when FulcrumCore accepted the claim
     started_at: Mapped[datetime | None]  #: when the latest run of the job started
     finished_at: Mapped[datetime | None]
-    reported_at: Mapped[datetime | None]
-    report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)
+    reported_at: Mapped[datetime | None]  #: when FulcrumCore accepted the report, or refused it finally
+    report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)  #: NONE: the job has not ended
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
     report_after: Mapped[datetime | None]  #: when the reporter may retry a failed report
-    #: Until this time, only the agent process that has claimed the due report sends it (see `outbox`). The column is
-    #: NULL on SQLite, which only one agent process uses.
+    #: Before an agent process sends the report, it stores here until when no other agent process may send the report.
+    #: The column is NULL on SQLite, which only one agent process uses.
     report_claimed_until: Mapped[datetime | None]
-    report_note: Mapped[str | None] = mapped_column(Text)  #: why the report has its state, or was postponed
+    #: The reason for `report_state`, or why the last report failed.
+    report_note: Mapped[str | None] = mapped_column(Text)
     error_code: Mapped[str | None] = mapped_column(String(40))
     error_message: Mapped[str | None] = mapped_column(Text)  #: the error text for FulcrumCore and tenants
     operator_detail: Mapped[str | None] = mapped_column(Text)  #: a more detailed error text, for operators only
+    #: The facts about the VM that the playbook returned (`vm_result`); NULL if there are none.
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     run_ident: Mapped[str | None] = mapped_column(String(64))  #: `Run.ident` of the latest run
-    #: This column and the following columns contain what the job adds to its tenant's usage. They count only while the
-    #: job is pending or processing.
+    #: This column and the following columns say by how much the job will raise its tenant's usage. While the job is
+    #: pending or processing, the amounts count against the tenant's limits.
     reserved_vms: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_cores: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     reserved_memory_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
@@ -98,7 +106,7 @@ class Run(Base):
     ended_at: Mapped[datetime | None]
     rc: Mapped[int | None]  #: the return code of the run
     status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
-    reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    reason: Mapped[str | None] = mapped_column(Text)  #: the error message of the run; none after a success
     node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that has the artifacts
     folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
@@ -141,7 +149,7 @@ class ManualRun(Base):
     lease_until: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
-    reason: Mapped[str | None] = mapped_column(Text)  #: the error message that results from the run
+    reason: Mapped[str | None] = mapped_column(Text)  #: the error message of the run; none after a success
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
     #: The beginning and the end of the playbook's output, without secrets. Only `run_queries.find_manual_run` reads it.
     output: Mapped[str | None] = mapped_column(Text, deferred=True)

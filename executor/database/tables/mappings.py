@@ -15,11 +15,12 @@ from executor.model import GuestKind, MappingState
 
 
 class Mapping(Base):
-    """A mapping of a service to its VM. The row of a deleted mapping exists until it is pruned.
+    """A mapping of a service to its VM. The agent prunes (removes) the rows of mappings that were deleted long ago.
 
     Only modules of `executor.database` write this table. `mappings` inserts, changes and prunes rows.
-    `mapping_transfer` imports rows. `usage` changes tenants and sizes. `volumes_left` clears `note`.
-    `erasure` deletes the rows of a service whose data is erased.
+    `mapping_transfer` imports rows. `usage` changes `tenant_id` and the columns that contain what the VM uses.
+    `volumes_left` clears a `note` about volumes that no longer exist. `erasure` deletes the rows of a service whose
+    data is erased.
     """
 
     __tablename__ = "mappings"

@@ -38,7 +38,7 @@ class ExistingAccess:
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: the privileges of each role
     users: Mapping[str, bool] = field(default_factory=dict)  #: maps each user to True if the user is enabled
     #: The comment of each token of the agent's user, by token id. By the comment, `smith init` recognizes a token that
-    #: an interrupted call has created.
+    #: an earlier, interrupted `smith init` has created.
     token_comments: Mapping[str, str] = field(default_factory=dict)
     acl_entries: frozenset[AclEntry] = frozenset()
     pools: frozenset[str] = frozenset()
@@ -51,7 +51,7 @@ class NeededAccess:
     user: str
     token_id: str
     needs: tuple[PrivilegeNeed, ...]  #: the needed privileges on each path
-    pool: str = ""
+    pool: str = ""  #: empty if the agent needs no pool
     token_comment: str = COMMENT_ON_CREATED_OBJECTS  #: the comment that a new token gets
     #: True: a new token is needed. An existing token with this id is deleted first, because its secret is unknown.
     needs_new_token: bool = True

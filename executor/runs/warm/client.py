@@ -22,7 +22,8 @@ import sys
 #: The messages, with the values of protocol.py: the guard sends ACCEPTED, this script then sends GO, which starts the
 #: run, and the guard sends ENDED at the end of the run.
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
-#: The exit code of this script if the guard was killed: 128 plus the number of the signal KILL, as in a shell.
+#: The exit code of this script if the guard sends no exit code, because the guard was killed or needs longer than
+#: END_TIMEOUT_S. The value is 128 plus the number of the signal KILL, as in a shell.
 EXIT_CODE_AFTER_KILL = 137
 #: The length of the last message of the guard: ENDED (1 byte) and the exit code (4 bytes).
 END_MESSAGE_BYTES = 5
@@ -37,11 +38,11 @@ AGENT_FD = 0
 
 
 def main() -> None:
-    """Start the warm run and exit with its exit code. If it does not start, become the guard of a cold run."""
+    """Start the warm run and exit with its exit code. If no warm run starts, become the guard of a cold run."""
     arguments = [argument.encode("utf-8", "surrogateescape") for argument in sys.argv[1:]]
     server_socket, guard_script, *command = arguments
     if posix.getsid(0) != posix.getpid():
-        posix.setsid()  # so that a terminal's signals to the agent's process group do not reach the run
+        posix.setsid()  # so that a terminal's signals to the agent's process group do not reach this process
     prefer_this_process_for_oom_kill()
     try:
         connection = request_run(server_socket, command)
@@ -49,6 +50,7 @@ def main() -> None:
         connection = None
     if connection is None:
         python = sys.executable.encode("utf-8", "surrogateescape")
+        # With the argument `guard`, GUARD_SCRIPT executes COMMAND in a child process and supervises it.
         posix.execve(python, [python, b"-I", b"-S", guard_script, b"guard", *command], posix.environ)
     posix._exit(wait_for_exit_code(connection))
 

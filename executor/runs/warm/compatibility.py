@@ -28,7 +28,9 @@ def why_warm_runs_unavailable() -> str:
     """Return why warm runs are not possible on this machine; '' if they are."""
     if sys.platform != "linux":
         return "warm runs need Linux"
-    from importlib import metadata  # noqa: PLC0415  takes 10 ms; the playbook server does not call this function
+    # Imported here, because the import takes 10 ms, and the playbook server, which imports `compatibility`, does not
+    # need `metadata`.
+    from importlib import metadata  # noqa: PLC0415
 
     try:
         return why_release_unsupported(metadata.version("ansible-core"))
@@ -55,7 +57,10 @@ def why_release_unsupported(version: str) -> str:
 
 
 def _find_missing_names(series: str) -> Iterator[patches.PrivateName]:
-    """Return the names that warm runs need with this series of ansible-core, and that no installed file defines."""
+    """Return the names that warm runs need with this series of ansible-core, and that no installed file defines.
+
+    `is_defined` searches the text of a file for the definition of the name. Nothing is imported.
+    """
     read_file_once = cache(read_package_file)
     names_of_series = (name for name in patches.PRIVATE_NAMES if series in name.series)
     return (name for name in names_of_series if not name.is_defined(read_file_once))

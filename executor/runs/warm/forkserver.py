@@ -45,8 +45,8 @@ RESERVED_VARIABLE = "SMITH_WARM_ROOM"
 RESERVED_BYTES = 8192
 #: The names of the variables by which operators and the agent find the processes of a run.
 VARIABLES_SHOWN_IN_PROC = (b"SMITH_RUN_IDENT", b"SMITH_CREDENTIALS_FILE")
-#: Time between TERM and KILL when the guard ends a process tree. It is shorter than the agent's grace period, because
-#: the agent waits for the guard.
+#: Time between TERM and KILL when the guard ends a process tree. The agent waits longer than this for the
+#: guard before the agent itself kills the processes of the run.
 GRACE_S = 2.0
 #: Maximum length of the reason that the guard logs and sends when it refuses a request.
 MAX_REASON_BYTES = 1000
@@ -126,7 +126,7 @@ def _guard_and_exit(
     except Refusal as refusal:
         reason = str(refusal).encode()[:MAX_REASON_BYTES]
         with contextlib.suppress(OSError):
-            if reason:
+            if reason:  # empty for an invalid request, which is not logged
                 # Standard error is the server's log, in which the agent reads this line.
                 os.write(STDERR, REFUSED_LINE_START.encode() + reason + b"\n")
             connection.sendall(REFUSED + reason)
@@ -143,6 +143,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     """
     os.setsid()
     process_tree.become_subreaper()
+    # If memory runs out, the kernel kills this guard and its run, which inherits the setting, before the agent.
     process_tree.prefer_this_process_for_oom_kill()
     request = protocol.receive_request(connection)
     check_request(request)
@@ -150,7 +151,8 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     signal_pipe = process_tree.SignalPipe([signal.SIGCHLD, signal.SIGTERM])
     if not protocol.accept_request_and_wait_for_start_message(connection):  # the client has ended
         return 0
-    # Reads the deadline from a file, whose path is in the environment. It is None if the environment names no file.
+    # `run_deadline` reads the deadline from a file at each check, and the agent writes each new deadline to this file.
+    # The path of the file is in the environment. Without a path, `run_deadline` is None, and the run has no deadline.
     run_deadline = run_deadline_from_environment(
         {os.fsdecode(name): os.fsdecode(value) for name, value in request.env.items()}
     )
@@ -161,7 +163,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     for fd in (STDIN, STDOUT, STDERR, *request.file_descriptors):
         with contextlib.suppress(OSError):
             os.close(fd)
-    # If the client closes its end of `connection`, this call returns before the run has ended.
+    # `connection` leads to the client. If the client closes its end, this call returns before the run has ended.
     code = process_tree.wait_for_child(child_pid, signal_pipe, run_deadline, agent_or_client_fd=connection.fileno())
     process_tree.end_processes(process_tree.descendants_of_this_subreaper, grace_s=GRACE_S)
     show_environment_in_proc({})  # the run has ended, so a search for its processes must not find this process

@@ -1,14 +1,16 @@
 """Makes a warm run execute the modules of community.proxmox in its own process, without new Python processes.
 
 A warm run is a fork of a server process that has already imported Ansible and these modules. The run calls
-`replace_exec_command`, which replaces a method of Ansible's local connection plugin. A connection plugin of our own is
-not used, because it would need another name, and this name would appear in every event.
+`replace_exec_command`, which replaces a method of Ansible's local connection plugin. So a playbook needs no other
+connection plugin, and the same playbook runs with and without a server process.
 
-A payload is a zip file of a module and the files that the module imports. Only a module whose payload contains
-only copies of installed files runs in the run's process; Ansible runs every other module as usual. A module may change
-the state of its process. The state that AnsibleModule and community.proxmox change is restored afterwards. If a module
-ends its process, the run ends, too. If a module does not return, the run is ended at its deadline. No other run is
-affected.
+A payload is a zip file of a module and the files that the module imports. A module runs in the run's process only if
+each file of its payload is a copy of an installed file, because the server process has imported the installed files.
+Ansible runs every other module as usual.
+
+A module may change the state of its process. The state that AnsibleModule and community.proxmox change is restored
+afterwards. If a module crashes Python or calls `os._exit`, the run ends, too. If a module does not return, the run is
+ended at its deadline. No other run is affected.
 
 The module `patches` defines an object for each private name of Ansible that is used here, such as EXEC_COMMAND for
 `Connection.exec_command`.
@@ -73,7 +75,7 @@ def _call_module_main(call: ModuleCall) -> int:
             profile=call.serialization_profile,
             module_fqn=call.module,
             modlib_path="",  # only modules that start another interpreter use it, none of community.proxmox
-            extensions={},
+            extensions={},  # Ansible uses it only for coverage and debuggers
         )
     except SystemExit as system_exit:
         return forkserver.exit_code_of_system_exit(system_exit)
@@ -111,8 +113,11 @@ def _module_utils_as_in_module_process() -> Iterator[None]:
     """
     module_state: _NameValues = [
         (patches.IS_CONTROLLER, False),
+        # The replacement imports nothing, as in a module's own process.
         (patches.IMPORT_CONTROLLER_MODULE, lambda _module_name: None),
+        # The replacement reads in the module's parameters whether tracebacks are enabled.
         (patches.IS_TRACEBACK_ENABLED, patches.IS_MODULE_TRACEBACK_ENABLED.get_value()),
+        # The values below are empty, as in a module's own process before the module starts.
         (patches.MODULE_TRACEBACK_EVENTS, None),
         (patches.MODULE_WARNINGS, {}),
         (patches.MODULE_DEPRECATIONS, {}),

@@ -43,11 +43,12 @@ Key = tuple[Any, ...]
 class ParsedDocuments:
     """The YAML documents that the server parses before the fork.
 
-    The documents are our playbooks and roles, the documentation of plugins, and the routing tables of collections. A
-    routing table states which plugins of a collection were renamed or moved.
+    The documents are our playbooks, roles and inventories, the documentation of plugins, and the routing tables of
+    collections. A routing table states which plugins of a collection were renamed or moved.
     """
 
     def __init__(self) -> None:
+        #: Returns the data tags of a text: values that Ansible attaches to the text, for example its file's name.
         self._get_data_tags = patches.TAGS.get_value()
         self._original_yaml_load = patches.YAML_LOAD.get_value()
         self._parsed_documents: dict[Key, Any] = {}
@@ -61,6 +62,8 @@ class ParsedDocuments:
         patches.YAML_LOAD.set_value(self._parse_and_store)
         for file in files:
             with contextlib.suppress(Exception):  # the run that reads this file reports the error
+                # cache="none": without Ansible's own cache. unsafe=True: without a copy of the document.
+                # trusted_as_template=True: Ansible evaluates templates in the document.
                 data_loader_class().load_from_file(str(file), cache="none", unsafe=True, trusted_as_template=True)
         for parse_documents in (self._parse_documentation, self._parse_routing_tables):
             with contextlib.suppress(Exception):
@@ -78,8 +81,9 @@ class ParsedDocuments:
         def load_uncopied(loader: Any, file_name: str, cache: str = "all", unsafe: bool = False, **options: Any) -> Any:
             """Load a file as Ansible does, but return the parsed document itself instead of a copy.
 
-            The copy is not needed, because nothing else in this process uses the document. With `unsafe=True`, Ansible
-            makes no copy.
+            With Ansible's defaults, `cache="all"` and `unsafe=False`, Ansible keeps the document in `_FILE_CACHE` and
+            returns a copy. With `cache="none"`, Ansible does not keep the document, so no copy is needed. With
+            `unsafe=True`, Ansible makes no copy.
             """
             if unsafe or cache != "all" or loader.path_dwim(file_name) in loader._FILE_CACHE:
                 return load_from_file(loader, file_name, cache=cache, unsafe=unsafe, **options)
@@ -115,7 +119,7 @@ class ParsedDocuments:
         parse_routing_table = patches.ROUTING_TO_DICT.get_value()
         for file in files:
             if file.is_file():
-                parse_routing_table(file.read_bytes(), content_id=None)
+                parse_routing_table(file.read_bytes(), content_id=None)  # Ansible does not use `content_id`
 
     def _make_key(self, text: Any, loader: type) -> Key:
         untagged_text = text if isinstance(text, bytes) else str(text)
@@ -137,7 +141,10 @@ class ParsedDocuments:
 
 
 def _callback_files(package: str) -> list[str]:
-    """Return the files of a package's callback plugins. Ansible reads their documentation without importing them."""
+    """Return the files of a package's callback plugins.
+
+    Ansible reads their documentation without importing them, so `sys.modules` may lack them.
+    """
     top_package, *subpackages = package.split(".")
     spec = importlib.util.find_spec(top_package)
     if spec is None:
@@ -170,6 +177,7 @@ class CompiledTemplates:
 
     def install(self) -> None:
         """Make Jinja use the stored byte code in this run."""
+        # ansible_basedir=None: without a folder of templates. The environment is created only to read its attribute.
         if patches.ENVIRONMENT.get_value()(ansible_basedir=None)._debuggable_template_source:
             return  # Ansible compiles templates for a debugger, so stored byte code must not be used
         get_current_context = patches.CURRENT_CONTEXT.get_value()
@@ -201,6 +209,7 @@ class CompiledTemplates:
             key = make_key(env, "expression", source)
             if self._has_byte_code(key):
                 global_names = env.make_globals(None)  # only the names that are global in the environment
+                # uptodate=None: Jinja does not check whether the template has changed.
                 template = env.template_class.from_code(env, self._get_byte_code(key), global_names, uptodate=None)
                 return expression_class(template, undefined_to_none)
             self._expression_key = key
@@ -213,9 +222,10 @@ class CompiledTemplates:
         patches.COMPILE_EXPRESSION.set_value(compile_expression)
 
     def save(self) -> None:
-        """Add the byte code that this process has compiled to the file.
+        """Add to the file the byte code that this process has compiled.
 
-        If a play has several hosts, Ansible forks this process. The byte code that a fork compiles is not saved.
+        If the file would have more than MAX_TEMPLATES templates, it is not changed. If a play has several hosts,
+        Ansible forks this process. The byte code that a fork compiles is not saved.
         """
         if not self._new_byte_code:
             return

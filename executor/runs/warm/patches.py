@@ -167,7 +167,7 @@ PARSED_MODULE_ARGUMENTS = _replaced_private_name(
 _TAG_CLASSES_MODULE = "ansible._internal._datatag._tags"
 _DATA_LOADER_MODULE = "ansible.parsing.dataloader"
 YAML_LOAD = _replaced_private_name("yaml", "load", "returns a document that was parsed before the fork")
-DATA_LOADER = _used_private_name(_DATA_LOADER_MODULE, "DataLoader", "parses our files as a run does")
+DATA_LOADER = _used_private_name(_DATA_LOADER_MODULE, "DataLoader", "parses our playbooks and roles as a run does")
 LOAD_FROM_FILE = _replaced_private_name(
     _DATA_LOADER_MODULE, "DataLoader.load_from_file", "returns a parsed document itself, not a copy of it"
 )
@@ -178,7 +178,7 @@ PATH_DWIM = _used_private_name(_DATA_LOADER_MODULE, "DataLoader.path_dwim", "com
 TAGS = _used_private_name(
     "ansible.module_utils._internal._datatag",
     "AnsibleTagHelper.tags",
-    "returns the data tags of a text, which are a part of the key of a stored document",
+    "returns the data tags of a text; a parsed document is found by its text and these tags",
 )
 ORIGIN = _used_private_name(
     _TAG_CLASSES_MODULE, "Origin", "the data tag that names the file from which a text was read"
@@ -211,11 +211,13 @@ _JINJA_MODULE = "jinja2.environment"
 COMPILE = _replaced_private_name(
     _JINJA_BITS_MODULE,
     "AnsibleEnvironment.compile",
-    "returns stored byte code",
+    "returns the byte code of a template that an earlier run has compiled",
     source="jinja2/environment.py:Environment.compile",
 )
 COMPILE_EXPRESSION = _replaced_private_name(
-    _JINJA_BITS_MODULE, "AnsibleEnvironment.compile_expression", "returns stored byte code"
+    _JINJA_BITS_MODULE,
+    "AnsibleEnvironment.compile_expression",
+    "returns the byte code of an expression that an earlier run has compiled",
 )
 ENVIRONMENT = _used_private_name(
     _JINJA_BITS_MODULE, "AnsibleEnvironment", "the class with the attribute _debuggable_template_source"
@@ -223,7 +225,7 @@ ENVIRONMENT = _used_private_name(
 DEBUGGABLE = _used_private_name(
     _JINJA_BITS_MODULE,
     "AnsibleEnvironment._debuggable_template_source",
-    "no byte code is stored if this attribute is set",
+    "if this attribute is set, runs neither read nor save byte code",
 )
 COMPILE_CONTEXT = _used_private_name(
     _JINJA_BITS_MODULE,
@@ -333,7 +335,7 @@ CUR_ID = _replaced_private_name(
 CLEANUP_TMP_FILE = _used_private_name(
     "ansible.utils.path",
     "cleanup_tmp_file",
-    "must not be called at the exit of a run, because it removes the server's temporary folder",
+    "is removed from the functions that a run calls at its exit, because it removes the server's temporary folder",
 )
 CHECK_BLOCKING_IO = _used_private_name("ansible.cli", "check_blocking_io", "the first step of ansible-playbook")
 INITIALIZE_LOCALE = _used_private_name("ansible.cli", "initialize_locale", "the second step of ansible-playbook")
@@ -355,7 +357,7 @@ POLL_INTERVAL = _replaced_private_name(
 )
 WORKER_CLASS = _used_private_name(_WORKER_MODULE, "WorkerProcess", "Ansible's worker, which our worker extends")
 WORKER_START = _used_private_name(
-    _WORKER_MODULE, "WorkerProcess.start", "forks a process, which only a play with several hosts needs"
+    _WORKER_MODULE, "WorkerProcess.start", "forks a process; is called only in a play with several hosts"
 )
 WORKER_RUN = _used_private_name(_WORKER_MODULE, "WorkerProcess.run", "runs the Ansible task")
 WORKER_DETACH = _replaced_private_name(
@@ -377,7 +379,7 @@ WORKER_SYS = _replaced_private_name(_WORKER_MODULE, "sys", "leaves the standard 
 SET_QUEUE = _used_private_name(
     "ansible.utils.display",
     "Display.set_queue",
-    "makes a fork send its messages to a queue; does nothing in the display that our worker uses",
+    "makes a fork send its messages to a queue; our worker uses a display whose set_queue does nothing",
 )
 TASK_COPY = _used_private_name(
     "ansible.playbook.task",

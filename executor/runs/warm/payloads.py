@@ -5,8 +5,8 @@ files that the module imports. By default, Ansible makes a module's payload in e
 in the run's temporary folder. Instead, the server makes the payloads at its start (0.7 s of CPU time), and each run
 links them into its temporary folder.
 
-The module `patches` lists the names of Ansible that are read or replaced here. `get_value` returns what a name refers
-to, for example the function `modify_module`. `set_value` replaces it in this process.
+The module `patches` lists the functions, classes and settings of Ansible that are used or replaced here. `get_value`
+returns the function, class or setting, and `set_value` replaces it in this process.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pathlib import Path
 from executor.runs.warm import patches
 from executor.runs.warm.module_script import PROXMOX_MODULE_PREFIX
 
-#: The modules of community.proxmox that our action plugins call. The server imports them from the collection that each
-#: run uses. A module that this collection lacks is skipped.
+#: The modules of community.proxmox that our action plugins call. The server imports them from the installed
+#: collection. A module that this collection lacks is skipped.
 CALLED_PROXMOX_MODULES = ("proxmox", "proxmox_disk", "proxmox_kvm", "proxmox_snap")
 #: Files of a payload that Ansible generates. Their contents differ from the installed files of the same names.
 GENERATED_FILES = ("ansible/__init__.py", "ansible/module_utils/__init__.py")
@@ -39,7 +39,7 @@ FileState = list[int]
 
 
 class Payloads:
-    """The payloads that a server has made. They contain only copies of installed files."""
+    """The payloads that a server has made. Except for GENERATED_FILES, they contain only copies of installed files."""
 
     def __init__(self, local_tmp: Path) -> None:
         """Make the payloads of CALLED_PROXMOX_MODULES in Ansible's temporary folder `local_tmp`.
@@ -64,7 +64,8 @@ class Payloads:
     def contains_only_installed_files(self, module: str, zip_data: bytes | str) -> bool:
         """True if a payload contains only copies of installed files, as the server's payloads do.
 
-        `zip_data` is the payload in base64.
+        If so, a warm run may call the module in its own process, instead of in a new Python process. `zip_data` is the
+        payload in base64.
         """
         return self._payload_digests.get(module) == _digest(zip_data) or bool(find_installed_files(zip_data))
 

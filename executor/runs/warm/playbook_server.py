@@ -82,9 +82,11 @@ class PlaybookRunner:
 
     def __init__(self, server_folder: str) -> None:
         self._server_folder = os.fsencode(server_folder)
-        self._template_byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
+        self._jinja_byte_code_file = Path(server_folder, parse_cache.BYTE_CODE_FILE)
         self._comparable_env = self._make_comparable(dict(os.environb), private_folder=self._server_folder)
         _import_modules_of_runs()
+        # Each constant of `patches` stands for a private name in a module of Ansible. `get_value` returns the value of
+        # the private name, and `module` is the name of the module.
         self._ansible_config = patches.CONFIG.get_value()
         #: the namespace of `ansible.constants`: maps the name of each constant to its value
         self._constants = vars(sys.modules[patches.CONFIG.module])
@@ -123,7 +125,8 @@ class PlaybookRunner:
             raise Refusal(f"the environment variable {os.fsdecode(different_names[0])} differs from the server's")
         if any(payloads.read_file_state(file) != file_state for file, file_state in self._file_states_at_start.items()):
             raise Refusal(
-                "ansible.cfg, ansible-core, a module or a plugin of Agent Smith has changed since the server started"
+                "ansible.cfg, ansible-core, a module of community.proxmox or a plugin of Agent Smith has changed since "
+                "the server started"
             )
 
     def run_playbook(self, request: Request) -> int:
@@ -132,15 +135,16 @@ class PlaybookRunner:
         _reset_after_fork()
         private_folder = os.path.dirname(request.env[CREDENTIALS_VARIABLE])
         self._recompute_values(os.fsdecode(private_folder))
-        # From now on, modules of community.proxmox run in this process, but only if their files are copies of installed
-        # files. The payloads are needed here only for this check.
+        # Ansible packs a module into a zip file and executes it in a new Python process. From now on, this process
+        # executes the modules of community.proxmox itself, with the installed files that the server has imported. If
+        # the zip file contains any other file (`_payloads` checks this), Ansible starts a new Python process as usual.
         module_run.replace_exec_command(self._payloads)
         if not self._is_our_playbook(request):
             return _call_ansible_playbook()
         # From now on, Ansible uses the payloads (in the run's temporary folder), the YAML files that the server has
-        # parsed, and the templates that earlier runs have compiled.
+        # parsed, and the Jinja templates that earlier runs have compiled.
         self._payloads.link_into(Path(patches.LOCAL_TMP.get_value()))
-        templates = parse_cache.CompiledTemplates(self._template_byte_code_file)
+        templates = parse_cache.CompiledTemplates(self._jinja_byte_code_file)
         self._parsed_documents.install()
         templates.install()
         parse_cache.cache_plugin_folder_listings()
@@ -153,8 +157,8 @@ class PlaybookRunner:
         """True for our playbooks, False for a playbook of the provider, the organisation that operates the agent.
 
         Only our playbooks use the YAML files that the server has parsed, the payloads (zip files of modules) that it
-        has made, and the templates that earlier runs have compiled. The provider's folder (SMITH_ACTIONS_PATH) may
-        contain another version of a module or plugin.
+        has made, and the Jinja templates that earlier runs have compiled. The provider's folder (SMITH_ACTIONS_PATH)
+        may contain another version of a module or plugin.
         """
         return os.path.dirname(request.argv[-1]) == os.path.join(os.fsdecode(request.cwd), "playbooks")
 
@@ -167,7 +171,8 @@ class PlaybookRunner:
         """
         if not private_folder:
             return {}
-        # RESERVED_VARIABLE is not compared, because no run has it: it reserves memory of the server for its forks.
+        # No run has RESERVED_VARIABLE. It only enlarges the memory of the server's environment variables, to which each
+        # fork writes variables of its run.
         ignored_names = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         return {
             name: value.replace(private_folder, self._server_folder)
@@ -195,7 +200,7 @@ class PlaybookRunner:
             loader.config = _replace_folder(loader.config, server_folder, private_folder)
         _prefer_provider_plugins(self._imported_plugins)
         patches.RANDOM_INT.set_value(f"{secrets.randbelow(2**32):08x}")  # the same formula as in `ansible.utils.vars`
-        patches.CUR_ID.set_value(0)  # how many ids Ansible has made
+        patches.CUR_ID.set_value(0)  # the counter in the ids of plays and Ansible tasks
 
 
 def _import_modules_of_runs() -> None:
@@ -215,7 +220,7 @@ def _import_modules_of_runs() -> None:
 
 @contextlib.contextmanager
 def _installed_collection_finder() -> Iterator[None]:
-    """During the block, let Python import modules from Ansible collections. Each run later installs another finder."""
+    """During the block, let Python import modules from collections. In each run, Ansible installs its own finder."""
     finder = patches.COLLECTION_FINDER.get_value()(paths=[*patches.COLLECTIONS_PATHS.get_value()])
     finder._install()
     try:

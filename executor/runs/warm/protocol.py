@@ -19,7 +19,8 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-#: The server's messages. The reason of a refusal follows REFUSED. The run's exit code, as 4 bytes, follows ENDED.
+#: The messages that a guard sends to its client. The reason of a refusal follows REFUSED. The run's exit
+#: code, as 4 bytes, follows ENDED.
 ACCEPTED, REFUSED, ENDED = b"A", b"R", b"E"
 #: The client's message after ACCEPTED. The run starts only after this message, so that no run starts for a client that
 #: has died.
@@ -35,7 +36,7 @@ MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_WAITING_CLIENTS = 512
 #: Maximum number of bytes that one call reads from a connection.
 MAX_READ_BYTES = 64 * 1024
-#: How long a client and a server wait for each other before the run has started.
+#: Timeout of `connect`, and of each send and each receive of a guard before the run has started.
 REQUEST_TIMEOUT_S = 10.0
 #: The number of open files in a request: standard input, output and error.
 FILE_COUNT = 3
@@ -157,7 +158,7 @@ def call_with_short_path(path: str, function: Callable[[str], None]) -> None:
 
 
 def _require_same_user(connection: socket.socket) -> None:
-    """Raise Refusal if the client belongs to another user. Root can connect, whatever the mode of the socket is."""
+    """Raise Refusal if the client belongs to another user. The mode of the socket does not keep root out."""
     credentials_format = "3i"  # the structure `ucred` of unix(7): process id, user id, group id
     credentials_bytes = struct.calcsize(credentials_format)
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials_bytes)

@@ -1,8 +1,8 @@
 """Starts and ends a playbook server, waits until it is ready, reads its log, and measures its memory.
 
-The playbook server is a process that has already imported Ansible. Each warm run is a fork of this process. The module
-`forkserver` is the part of the server that forks. It writes READY to standard output when the server can accept runs.
-When it refuses a run, it writes the reason to the server's log.
+The playbook server is a process that has already imported Ansible. A warm run is a run in a fork of this process. The
+module `forkserver` is the part of the server that forks. It writes READY to standard output when the server can accept
+runs. When it refuses a run, it writes the reason to the server's log.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class ServerProcess:
         self.socket_path = folder / f"playbook-{start_number}.sock"
         self.socket_path.unlink(missing_ok=True)
         self._log_path = folder / f"playbook-{start_number}.log"
-        self._log_position = 0  #: the size of the part of the log that `read_refusal` has read
+        self._log_position = 0  #: the size of the part of the log that `read_reason_of_refused_run` has read
         self._memory_mib_at_start = 0.0
-        # The agent finds the processes of a run by variables in /proc/<pid>/environ. This file shows the memory that
-        # contained the variables when the server was started. A fork of the server overwrites the memory with variables
-        # of its run, and RESERVED_VARIABLE makes the memory large enough.
+        # The agent finds the processes of a run by environment variables in /proc/<pid>/environ. Linux reads this file
+        # from the memory in which the server got its variables at its start. A fork of the server writes variables of
+        # its run to this memory. RESERVED_VARIABLE makes the memory large enough.
         reserved_memory = {forkserver.RESERVED_VARIABLE: "." * forkserver.RESERVED_BYTES}
         with self._log_path.open("wb") as log_file:
             self.process = subprocess.Popen(
@@ -62,7 +62,7 @@ class ServerProcess:
             )
 
     def should_be_replaced(self) -> bool:
-        """True when the server has served MAX_RUNS_PER_SERVER runs, or its memory has grown too much."""
+        """True when MAX_RUNS_PER_SERVER runs were assigned to the server, or its memory has grown too much."""
         return self.run_count >= MAX_RUNS_PER_SERVER or self._memory_mib() - self._memory_mib_at_start > MAX_GROWTH_MIB
 
     def wait_until_ready(self) -> None:
@@ -86,7 +86,7 @@ class ServerProcess:
             raise OSError(f"the playbook server did not start: {reason[:MAX_REASON_LENGTH]}")
         self._memory_mib_at_start = self._memory_mib()
 
-    def read_refusal(self) -> str:
+    def read_reason_of_refused_run(self) -> str:
         """Return why the server has refused a run since the last call; '' if it has refused no run."""
         with contextlib.suppress(OSError), self._log_path.open("rb") as log_file:
             log_file.seek(self._log_position)

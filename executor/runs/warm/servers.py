@@ -3,7 +3,7 @@
 A warm run is a fork of a server process that has already imported Ansible: the playbook server. A cold run is a new
 ansible-playbook process. When the server does not work, a new server is started, and runs wait for it: a cold run would
 need as much CPU time as the start of a server. If the new server does not start, runs are cold and `warm_unavailable`
-is logged once for each reason. After RESTART_BACKOFF_S, a server is started again.
+is logged once for each reason. The next run starts a server again if RESTART_BACKOFF_S has passed since the last start.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ log = get_logger(__name__)
 PROBE_INTERVAL_S = 10.0
 #: How long a server may take to answer a probe.
 PROBE_TIMEOUT_S = 2.0
-#: Minimum time between two starts of a server. It does not apply to the replacement of a server that works.
+#: Minimum time between two starts of a server. It does not apply when a server is replaced because it has
+#: executed many runs or because its memory has grown.
 RESTART_BACKOFF_S = 30.0
-#: The script that the agent runs for each warm run.
+#: The script that the agent runs for each warm run. It asks the server to start the run, and waits for the run's end.
 CLIENT_SCRIPT = Path(__file__).with_name("client.py")
 
 
@@ -38,10 +39,9 @@ class WarmServerKeeper:
     """Keeps one playbook server for the warm runs of an agent, and replaces this server when necessary."""
 
     def __init__(self, folder: Path, cwd: Path, make_environment: Callable[[], Mapping[str, str]]) -> None:
-        """Prepare to start servers with the private folder `folder` and the working directory `cwd`.
+        """Prepare to start servers with the working directory `cwd`.
 
-        `make_environment` returns the server's environment, which is the environment of a run with the private folder
-        `folder`.
+        `folder` contains the socket and the log of each server. `make_environment` returns the environment of a server.
         """
         self._folder = folder
         self._cwd = cwd
@@ -75,7 +75,7 @@ class WarmServerKeeper:
         server = self._choose_server() if program else None
         if server is None or program is None:
             return [*process_tree.guard_command_prefix(), *playbook_command]
-        # If the server refuses the run, the client becomes the guard of a cold run: it executes `process_tree.SCRIPT`.
+        # If the server does not start the run, CLIENT_SCRIPT executes `process_tree.SCRIPT`, the guard of a cold run.
         isolated_python = [sys.executable, "-I", "-S"]
         client = [*isolated_python, str(CLIENT_SCRIPT), str(server.socket_path), process_tree.SCRIPT]
         return [*client, program, *playbook_command[1:]]
@@ -136,7 +136,7 @@ class WarmServerKeeper:
         """Return why the server cannot execute runs; '' if it can."""
         if server.process.poll() is not None:
             return f"the playbook server ended with exit code {server.process.returncode}"
-        if refusal := server.read_refusal():
+        if refusal := server.read_reason_of_refused_run():
             return refusal  # this server would refuse each later run for the same reason
         now = time.monotonic()
         if now - self._probed_at < PROBE_INTERVAL_S:

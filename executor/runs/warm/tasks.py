@@ -5,9 +5,10 @@ more, so that it can process many hosts at once. Our plays have one host, and su
 Ansible tasks: the kernel copies each memory page to which the fork writes, and the filters, plugins and templates that
 the fork has loaded are lost when it ends. For a play with several hosts, Ansible forks as usual.
 
-In a fork, code may change the Ansible task, the host and the variables, and the play is not affected. Our worker does
-not fork, so it uses copies of these objects. The result of the Ansible task passes through the same queue as the result
-of a fork, and is pickled in the same way.
+Ansible's class WorkerProcess makes the fork. This module replaces it with a class that does not fork. In a fork, code
+may change the Ansible task, the host and the variables, and the play is not affected. So the class of this module uses
+copies of these objects. The result of the Ansible task passes through the same queue as the result of a fork, and is
+pickled in the same way.
 
 The module `patches` lists private names of Ansible. `set_value` replaces the value of a name in this process.
 """
@@ -25,7 +26,7 @@ from executor.runs.warm import patches
 
 #: How long a play waits between two polls for the result of an Ansible task. It replaces Ansible's setting
 #: `internal_poll_interval`. The default of this setting suits Ansible tasks that run in forks. Here the default is too
-#: long, because the result usually exists at the first poll.
+#: long: the Ansible task has ended before the first poll, and only the queue delays its result.
 RESULT_POLL_INTERVAL_S = 0.001
 
 

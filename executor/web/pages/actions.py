@@ -1,9 +1,10 @@
-"""Executes the actions of operators (retry, cancel, pause, drain and so on), which a form on a page requests.
+"""Executes the actions of operators (retry, cancel, pause, drain and so on), which a form on a web page requests.
 
-Each action needs a session, and a form token, which proves that a page of this session has sent the form. An action
-that changes something also needs a confirmation, and is recorded in the audit log.
+Each action needs a login session, and a form token, which proves that a page of this session has sent the form. An
+action that changes something also needs a confirmation, and is recorded in the audit log.
 
-To drain an agent process is to pause only this process: it claims no more jobs until it is resumed.
+"The agents" are all agent processes that use the database. While they are paused, they claim no jobs. To drain an agent
+process is to pause only this process: it claims no more jobs until it is resumed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from executor.database import agent_queries, operator_changes, queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.statements import fits_integer_column
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.drift.repair import apply_repair
 from executor.log import get_logger
 from executor.web.pages.forms import read_form
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # At run time, only executor.database may import SQLAlchemy. 
 
 log = get_logger(__name__)
 
-#: A longer reason is cut to this length.
+#: Maximum length of the form's field `reason` (the operator's reason for the action). A longer text is cut.
 MAX_REASON_LENGTH = 500
 #: The path of the page that shows the agent processes. The pages call them executors.
 AGENTS_PAGE = "executors"
@@ -49,12 +50,13 @@ OperatorAction = Callable[[PageContext, Mapping[str, str], str], str]
 async def execute_operator_action(context: PageContext, request: Request) -> Response:
     """Execute the action of a form, and redirect the browser to the page that shows the change."""
     name = request.path_params["name"]
-    action, visitor = ACTIONS.get(name), visitor_of(request)
+    action = ACTIONS.get(name)
+    visitor = visitor_of(request)  # the operator who has sent the form: name and login session
     form = await read_form(request)
     form["reason"] = form.get("reason", "").strip()[:MAX_REASON_LENGTH]
     if action is None:
         return context.message_page(request, 404, "Not found", "There is no such action.")
-    if not visitor.is_form_token(form.get("form_token", "")):
+    if not visitor.is_form_token_of_session(form.get("form_token", "")):
         return context.message_page(
             request,
             403,
@@ -77,8 +79,8 @@ def _retry_job(context: PageContext, form: Mapping[str, str], who: str) -> str:
     with transaction(context.agent_view().engine) as session:
         if not operator_changes.retry_job(session, job_id, who=who):
             raise ActionRefused(
-                "There is nothing to retry: the job is running, or FulcrumCore does not expect its result any more. If "
-                "the job has ended, request a new job in FulcrumCore."
+                "There is nothing to retry: the job is running, or FulcrumCore accepts no result of the job, for "
+                "example because the job was deleted there. If the job has ended, request a new job in FulcrumCore."
             )
     return f"jobs/{job_id}"
 
@@ -91,17 +93,17 @@ def _cancel_job(context: PageContext, form: Mapping[str, str], who: str) -> str:
     return f"jobs/{job_id}"
 
 
-def _pause_agents(context: PageContext, form: Mapping[str, str], who: str) -> str:
+def _pause_all_agent_processes(context: PageContext, form: Mapping[str, str], who: str) -> str:
     reason = form["reason"]
     if not reason:
         raise ActionRefused("A pause needs a reason, which all operators see while the agents are paused.")
     with transaction(context.agent_view().engine) as session:
         if not operator_changes.pause_agents(session, who=who, reason=reason):
-            raise ActionRefused("The agents are paused already.")
+            raise ActionRefused("All agent processes are paused already.")
     return AGENTS_PAGE
 
 
-def _resume_agents(context: PageContext, _form: Mapping[str, str], who: str) -> str:
+def _resume_all_agent_processes(context: PageContext, _form: Mapping[str, str], who: str) -> str:
     with transaction(context.agent_view().engine) as session:
         if operator_changes.resume_agents(session, who=who) is None:
             raise ActionRefused("The agents are not paused.")
@@ -127,10 +129,10 @@ def _resume_agent_process(context: PageContext, form: Mapping[str, str], who: st
     return AGENTS_PAGE
 
 
-def _repair_difference(context: PageContext, form: Mapping[str, str], who: str) -> str:
-    """Apply the repair of a finding. A repair changes a mapping, never a VM.
+def _repair_finding(context: PageContext, form: Mapping[str, str], who: str) -> str:
+    """Repair a difference between mappings, Proxmox and FulcrumCore that the last drift check has found (a finding).
 
-    A finding is a difference between mappings, Proxmox and FulcrumCore, which the last drift check has found.
+    The repair changes a mapping, never a VM.
     """
     view = context.agent_view()
     key = (form.get("kind", ""), form.get("service", ""), form.get("vmid", ""))
@@ -142,7 +144,10 @@ def _repair_difference(context: PageContext, form: Mapping[str, str], who: str) 
                 "The mapping has changed since the drift check, or the service is busy (open job, unreported result or "
                 "running playbook). Try again after the next drift check."
             )
-    raise ActionRefused("The last drift check no longer found this difference.")
+    raise ActionRefused(
+        "There is no recent drift check, or the last drift check did not find this difference. Reload the page after "
+        "the next drift check."
+    )
 
 
 def _run_preflight_checks(context: PageContext, _form: Mapping[str, str], _who: str) -> str:
@@ -155,13 +160,13 @@ def _find_job_id(context: PageContext, form: Mapping[str, str]) -> int:
     """Return the number in the form's field `job`. Raises ActionRefused if there is no job with this number."""
     text = form.get("job", "")
     job_id = int(text) if fits_integer_column(text) else 0  # no job has the number 0
-    with reading(context.agent_view().engine) as session:
+    with read_only_session(context.agent_view().engine) as session:
         if queries.get_job(session, job_id) is None:
             raise ActionRefused("There is no such job.")
     return job_id
 
 
-def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
+def _find_agent_process(session: Session, form: Mapping[str, str]) -> AgentProcessRow:
     """Return the row of the agent process (not a Proxmox node) whose id is in the form's field `node`.
 
     Raises ActionRefused if this process does not exist or has stopped.
@@ -176,11 +181,11 @@ def _find_agent_process(session: Session, form: Mapping[str, str]) -> Node:
 ACTIONS: dict[str, OperatorAction] = {
     "retry": _retry_job,
     "cancel": _cancel_job,
-    "pause": _pause_agents,
-    "resume": _resume_agents,
+    "pause": _pause_all_agent_processes,
+    "resume": _resume_all_agent_processes,
     "drain": _drain_agent_process,
     "resume-node": _resume_agent_process,
-    "repair": _repair_difference,
+    "repair": _repair_finding,
     "doctor": _run_preflight_checks,
 }
 #: The actions that need no confirmation, because they change nothing.

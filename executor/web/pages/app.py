@@ -28,7 +28,7 @@ PAGES: dict[str, PageFunction] = {
     "/jobs": jobs.show,
     "/jobs/{job_id:int}": job.show,
     "/vms": vms.show,
-    "/executors": lists.show_executors,
+    "/executors": lists.show_agent_processes,
     "/settings": lists.show_settings,
     "/audit": lists.show_audit,
     "/doctor": doctor.show,
@@ -39,7 +39,7 @@ FormHandler = Callable[[PageContext, Request], Awaitable[Response]]
 FORMS: dict[str, FormHandler] = {
     "/login": login.log_in,
     "/logout": login.log_out,
-    "/actions/{name}": actions.execute_operator_action,
+    "/actions/{name}": actions.execute_operator_action,  # such as "retry" (a job) or "pause" (the agents)
 }
 
 

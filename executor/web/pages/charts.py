@@ -1,6 +1,6 @@
-"""Computes the charts that pages show as SVG. A chart needs no script, and is readable without colours.
+"""Computes the charts that web pages show as SVG. A chart needs no script, and is readable without colours.
 
-Colours come from the style sheet by class, because the pages' Content-Security-Policy forbids inline styles.
+Colours come from the style sheet by class, because the web pages' Content-Security-Policy forbids inline styles.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from executor.database.ended_jobs import HourCounts
 
-#: The size of the chart that `hours_chart` returns, and the gap between two bars, in SVG user units. The page scales
-#: the whole chart.
+#: The size of the chart that `hours_chart` returns, and the gap between two bars, in SVG user units. The web page
+#: scales the whole chart.
 WIDTH, HEIGHT, BAR_GAP = 480, 120, 3
 
 

@@ -44,11 +44,13 @@ def show(context: PageContext, request: Request) -> Response:
 def _can_retry(job: Job) -> bool:
     """Return whether the page offers a retry.
 
-    The retry of a pending job ends its backoff. In the state CLAIMED_ELSEWHERE, an agent process with another database
-    has claimed the job: the retry starts another attempt.
+    The retry of a pending job ends its backoff. In the report state CLAIMED_ELSEWHERE, an agent process with another
+    database has claimed the job. The retry makes the job pending in this database, and a worker runs the job's playbook
+    if the job is open at FulcrumCore.
 
-    In the other three states, the retry reports the result now. FulcrumCore has not acknowledged the result (DUE), has
-    acknowledged it (REPORTED), or has refused it because FulcrumCore itself had ended the job (ENDED_BY_FULCRUM).
+    In the report states DUE, REPORTED and ENDED_BY_FULCRUM, the retry makes the result due for a report now, even if
+    the result was reported before. DUE: FulcrumCore has not acknowledged the result. REPORTED: FulcrumCore has
+    acknowledged it. ENDED_BY_FULCRUM: FulcrumCore has refused it, because FulcrumCore itself had ended the job.
 
     When the operator requests the retry, `executor/database/reopening.retry_now` checks again whether the job can be
     retried. If not, `retry_now` changes nothing.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from executor.database import audit_queries, mapping_queries, queries, run_queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.database.times import utc_now
@@ -26,7 +26,7 @@ class JobDetails:
     """The data from the database that the page of a job shows."""
 
     job: Job
-    runs: list[Run]  #: with the column `story`
+    runs: list[Run]  #: with the deferred column `story` loaded
     events: list[JobEvent]  #: the unusual events of the job, such as a requeue
     audit_entries: list[AuditEntry]  #: the entries about the job in the audit log
     service_and_vm_fields: dict[str, Any]  #: the fields `service_name`, `vm_name` and `vmid`
@@ -44,7 +44,7 @@ class JobDetails:
 
 def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
     """Read the data of a job; return None if there is no such job. Raises DatabaseError."""
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         job = queries.get_job(session, job_id)
         if job is None:
             return None
@@ -55,6 +55,7 @@ def read_job_details(engine: Engine, job_id: int) -> JobDetails | None:
             job=job,
             runs=list(run_queries.runs_with_stories(session, [job.id])),
             events=list(run_queries.events_of_job(session, job.id)),
+            # A complete id as the prefix selects only the entries about this job.
             audit_entries=list(audit_queries.list_entries(session, subject_id_prefix=job.fulcrum_id)),
             service_and_vm_fields=service_and_vm_fields(job, mapping_by_service),
         )

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from executor.database import mapping_queries, queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.times import utc_now
 from executor.model import JobStatus
 from executor.views.job_rows import service_and_vm_fields, summary_fields
@@ -41,9 +41,9 @@ class Filters:
     before_job_id: int | None = None  #: only jobs with a lower number
 
     def url_query(self, *, before_job_id: int | None = None) -> str:
-        """Return the filters as the query of a URL. The argument replaces the filter `before_job_id`.
+        """Return the filters as the query of a URL, without the filter `self.before_job_id`.
 
-        With None, the query selects the newest jobs.
+        With `before_job_id`, the page at this URL lists only jobs with a lower number.
         """
         values = {"status": self.status, "action": self.action, "q": self.search}
         values |= {"unreported": "1" if self.selects_unreported_only else "", "before": str(before_job_id or "")}
@@ -51,13 +51,14 @@ class Filters:
 
 
 def show(context: PageContext, request: Request) -> Response:
-    """Return the page with the list of jobs. `context.agent_view()` gives access to the agent, here to its database."""
+    """Return the page with the list of jobs. `agent_view()` returns the parts of the agent that web pages read."""
     filters = filters_from_query(request.query_params)
-    with reading(context.agent_view().engine) as session:
+    with read_only_session(context.agent_view().engine) as session:
         service_ids = _find_service_ids(session, filters.search) if filters.search else None
         job = queries.find_job(session, filters.search) if filters.search else None
         jobs = [job] if job is not None else []
         if job is None:
+            # () and None do not restrict the jobs. If `service_ids` is an empty set, no job is returned.
             jobs = list(
                 queries.list_jobs(
                     session,
@@ -79,6 +80,8 @@ def show(context: PageContext, request: Request) -> Response:
         | {"age": elapsed_text(job.received_at, now)}
         for job in shown_jobs
     ]
+    # If `older_query` is "", the page has no link to older jobs. If `newest_query` is None, the page shows the newest
+    # jobs, and has no link to them. If `newest_query` is "", the link to the newest jobs selects no filter.
     older_query = filters.url_query(before_job_id=shown_jobs[-1].id) if len(jobs) > PAGE_SIZE else ""
     return context.renderer.render_page(
         request,

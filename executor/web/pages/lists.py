@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from executor.database import agent_queries, audit_queries, pause_scopes
-from executor.database.engine import reading
-from executor.database.tables.agents import Node, Pause
+from executor.database.engine import read_only_session
+from executor.database.tables.agents import AgentProcessRow, Pause
 from executor.database.times import utc_now
 from executor.settings.display import setting_rows
 from executor.views.agent_liveness import agent_state
@@ -25,37 +25,41 @@ MAX_AGENT_COUNT, MAX_AUDIT_ENTRY_COUNT = 50, 100
 MAX_FILTER_LENGTH = 100
 
 
-def show_executors(context: PageContext, request: Request) -> Response:
+def show_agent_processes(context: PageContext, request: Request) -> Response:
     """Return the page with the agent processes and the critical jobs, which are the agents' periodic tasks.
 
-    `context.agent_view()` gives access to the agent, such as its database and settings.
+    `context.agent_view()` contains the parts of the agent that pages read, such as the database and the settings.
     The scope of a pause says whether the pause applies to all agents, or to one agent process (a node).
     """
     view, now = context.agent_view(), utc_now()
-    with reading(view.engine) as session:
+    with read_only_session(view.engine) as session:
         agents = agent_queries.most_recently_seen_processes(session, MAX_AGENT_COUNT)
         critical_jobs = agent_queries.list_critical_jobs(session)
         # `pause` is the pause of all agents, `node_pauses` are the pauses of single agent processes.
-        pause, node_pauses = agent_queries.find_pause(session), agent_queries.node_pauses_by_scope(session)
+        pause, node_pauses = agent_queries.find_pause(session), agent_queries.process_pauses_by_scope(session)
     lease_s = view.settings.smith_lease_s
     return context.renderer.render_page(
         request,
         "executors.html",
         agents=[
-            _agent_row(agent, node_pauses.get(pause_scopes.scope_of_node(agent)), now, lease_s) for agent in agents
+            _agent_row(agent, node_pauses.get(pause_scopes.scope_of_agent_process(agent)), now, lease_s)
+            for agent in agents
         ],
         critical_jobs=[
-            (job, _critical_job_state(job.failures, is_job_overdue=is_overdue(job, now))) for job in critical_jobs
+            # `failures` is the number of failed executions since the last success.
+            (job, _critical_job_state(job.failures, is_job_overdue=is_overdue(job, now)))
+            for job in critical_jobs
         ],
         own_boot_id=view.boot_id,  # the id of the agent process that serves this page
         pause=pause,
     )
 
 
-def _agent_row(agent: Node, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
+def _agent_row(agent: AgentProcessRow, pause: Pause | None, now: datetime, lease_s: float) -> dict[str, Any]:
     """Return the values that the page shows about an agent process.
 
-    The state of a running process is shown as `paused` if an operator has paused (drained) this process.
+    The state of a running process is shown as `paused` if an operator has paused the process. `can_drain` says
+    whether the page shows the button `Drain`, which pauses the process.
     """
     is_stopped, state = agent.stopped_at is not None, agent_state(agent, now, lease_s)
     return {
@@ -85,7 +89,7 @@ def show_audit(context: PageContext, request: Request) -> Response:
     """
     subject = replace_unprintable(request.query_params.get("subject", "")).strip()[:MAX_FILTER_LENGTH]
     verb = replace_unprintable(request.query_params.get("verb", "")).strip()[:MAX_FILTER_LENGTH]
-    with reading(context.agent_view().engine) as session:
+    with read_only_session(context.agent_view().engine) as session:
         entries = audit_queries.list_entries(session, subject_id_prefix=subject, verb=verb, limit=MAX_AUDIT_ENTRY_COUNT)
     rows = [(entry, change_text(entry)) for entry in entries]
     return context.renderer.render_page(

@@ -38,7 +38,11 @@ async def stream_job_events(context: PageContext, request: Request) -> ASGIApp:
         return JSONResponse({"error": "too many viewers"}, status_code=503, headers=headers)
     if request.method == "HEAD":
         return Response(media_type="text/event-stream")
+    # The position after the last line that the viewer has received; '' for a new viewer. After a lost connection, the
+    # browser connects again and sends the position in the header Last-Event-ID. If the server refuses the request, the
+    # browser gives up. Then the page's script opens a new stream with the position in the query parameter `after`.
     position = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    # `context.agent_view()` returns the parts of the agent that the web pages read, such as its database.
     reader = context.live_jobs.add_viewer(context.agent_view(), context.renderer, request.path_params["job_id"])
     streams.add_stream()
 
@@ -55,15 +59,16 @@ async def _yield_events(context: PageContext, reader: JobReader, position: str) 
     try:
         yield f"retry: {RETRY_MS}\n\n".encode()
         while time.monotonic() < ends_at:
-            snapshot = await reader.latest_snapshot()
+            snapshot = await reader.latest_snapshot()  # None if the job does not exist
             if snapshot is not None:
                 for data in await run_in_threadpool(viewer.new_events, snapshot):
                     yield data
             if snapshot is None or viewer.has_received_everything(snapshot):
                 yield encode_event("end", {})
                 return
+            # `wait_for_stop` waits at most this interval. It returns True if the server is stopping.
             if not viewer.may_have_more_output and await context.server.streams.wait_for_stop(JOB_READ_INTERVAL_S):
-                return  # the server is stopping
+                return
     except DatabaseError:
         return  # the browser connects again
 
@@ -87,9 +92,9 @@ class _Viewer:
         After KEEP_ALIVE_S without events, return KEEP_ALIVE. The names of the events and their data are:
 
         - `output`: a part of the output of a run
-        - `missing`: the ident of the run whose output is not on this machine
-        - `story`: the timeline
-        - `present`: the text that says what the job does now
+        - `missing`: the ident of the run whose output is not on this machine; '' if no output is missing now
+        - `story`: the timeline of the job
+        - `present`: the text about the current state of the job
         """
         parts = self._output_reader.read(snapshot.outputs)
         self.may_have_more_output = bool(parts)
@@ -112,9 +117,9 @@ class _Viewer:
         return events
 
     def has_received_everything(self, snapshot: JobSnapshot) -> bool:
-        """Return whether the job has ended and the viewer has received everything."""
+        """Return whether the job has ended and the viewer has received everything that this machine can send."""
         return (
-            snapshot.is_job_over
+            snapshot.has_job_ended
             and not self.may_have_more_output
-            and (self._output_reader.is_complete or bool(self._run_ident_with_missing_output))
+            and (self._output_reader.has_read_all_outputs or bool(self._run_ident_with_missing_output))
         )

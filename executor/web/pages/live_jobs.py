@@ -1,4 +1,8 @@
-"""Reads each job whose page is open in a browser (a viewer) once per second. All viewers of a job share one reader."""
+"""Reads each job that has viewers once per second, for all of its viewers together.
+
+A viewer is a browser that shows the page of the job. The module `job_story` reads the job from the database, and the
+template `job_story.html` shows its status, error and timeline.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,10 @@ JOB_READ_INTERVAL_S = 1.0
 class JobSnapshot:
     """The state of a job at one point in time, which the job's viewers see."""
 
-    timeline_html: str  #: the timeline as HTML
+    timeline_html: str  #: the job's status, error and timeline as HTML
     current_state_text: str  #: what an open job does now, without secrets; '' for an ended job
-    is_job_over: bool
-    outputs: tuple[RunOutput, ...]
+    has_job_ended: bool
+    outputs: tuple[RunOutput, ...]  #: the files with the output of the job's playbook runs
 
 
 class JobReader:
@@ -63,7 +67,7 @@ class JobReader:
         return JobSnapshot(
             timeline_html=self._renderer.render_part("job_story.html", details=details),
             current_state_text=sanitized(details.current_state_text),
-            is_job_over=timeline.has_job_ended(details.job),
+            has_job_ended=timeline.has_job_ended(details.job),
             outputs=tuple(_run_output(run, self._view.settings) for run in details.runs),
         )
 
@@ -72,7 +76,7 @@ def _run_output(run: Run, settings: Settings) -> RunOutput:
     try:
         file = artifacts.artifacts_folder(run, settings) / "stdout"
     except artifacts.ArtifactsMissing:
-        file = None
+        file = None  # the output is not on this machine
     return RunOutput(ident=run.ident, file=file, has_run_ended=run.ended_at is not None)
 
 

@@ -1,4 +1,4 @@
-"""Logs operators in and out at the pages.
+"""Logs operators in and out at the web pages.
 
 The login checks the token, or accepts the user whom a trusted reverse proxy names, and sets the cookie of a session.
 The right token is accepted even from an address that has sent many wrong tokens.
@@ -54,7 +54,7 @@ async def log_in(context: PageContext, request: Request) -> Response:
             return _login_page(
                 context, request, _LoginForm(next_page=next_page, error="Enter your name: the audit log shows it."), 400
             )
-    context.agent_view()  # raises AgentStarting if the agent, whose database stores the session, has not started
+    context.agent_view()  # raises AgentStarting while the agent is starting and cannot store a session
     key = await run_in_threadpool(context.server.sessions.start, name)
     log.info("operator_logged_in", name=truncated_name(name), address=sender_address(request.scope))
     target = next_page if _SAFE_NEXT_PAGE.fullmatch(next_page) else "./"
@@ -77,7 +77,8 @@ async def log_out(context: PageContext, request: Request) -> Response:
     """End the session."""
     visitor = visitor_of(request)
     form = await read_form(request)
-    if visitor.session_key and not visitor.is_form_token(form.get("form_token", "")):
+    # `form_token` protects against CSRF. Each form of the session contains it.
+    if visitor.session_key and not visitor.is_form_token_of_session(form.get("form_token", "")):
         return context.message_page(
             request, 403, "Not logged out", "The form does not belong to your session: reload the page."
         )

@@ -43,20 +43,24 @@ class OutputPart:
 
 
 class OutputReader:
-    """Reads the outputs of a job's runs one after the other, beginning at `position` or at the newest run."""
+    """Reads the outputs of a job's runs one after the other.
+
+    It begins at `position`. If `position` is empty or invalid, it begins at the start of the newest run's output.
+    """
 
     def __init__(self, position: str = "") -> None:
         match = _POSITION_PATTERN.fullmatch(position)
         self._ident = match[1] if match else ""
         self._offset = int(match[2]) if match else 0
-        self.is_complete = False  #: True if `read` has reached the end of all outputs, and all runs have ended
+        #: True if all runs have ended, and a further call of `read` would return no parts.
+        self.has_read_all_outputs = False
         #: The ident of a run whose output `read` has not found on this machine; '' if no output is missing.
         self.run_ident_with_missing_output = ""
 
     def read(self, outputs: Sequence[RunOutput]) -> list[OutputPart]:
         """Return the next parts after the position. `outputs` has the outputs of all runs of the job, oldest first."""
         parts: list[OutputPart] = []
-        self.is_complete, self.run_ident_with_missing_output = not outputs, ""
+        self.has_read_all_outputs, self.run_ident_with_missing_output = not outputs, ""
         while outputs and len(parts) < MAX_EVENT_COUNT:
             index = self._find_output_index(outputs)
             output = outputs[index]
@@ -66,12 +70,15 @@ class OutputReader:
             elif index + 1 < len(outputs) and output.has_run_ended:
                 self._ident, self._offset = outputs[index + 1].ident, 0
             else:
-                self.is_complete = output.has_run_ended
+                self.has_read_all_outputs = output.has_run_ended
                 break
         return parts
 
     def _find_output_index(self, outputs: Sequence[RunOutput]) -> int:
-        """Return the index of the output at the position. If there is none, continue with the newest output."""
+        """Return the index of the output at the position.
+
+        If no output has the position's ident, set the position to the start of the newest output, and return its index.
+        """
         for index, output in enumerate(outputs):
             if output.ident == self._ident:
                 return index
@@ -88,7 +95,10 @@ class OutputReader:
                 stream.seek(self._offset)
                 data = stream.read(MAX_EVENT_BYTES)
         except OSError:
-            return None  # not written yet, or just moved to the folder of ended runs; the next call tries again
+            # The run has not written its output yet, or its files were moved to the folder of ended runs after the
+            # caller had built `output`. If `output.has_run_ended` is False, the next call of `read` tries again. If it
+            # is True, `read` treats this output as complete.
+            return None
         length = _event_length(data, has_run_ended=output.has_run_ended)
         if not length:
             return None

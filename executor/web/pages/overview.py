@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from executor.database import ended_jobs
 from executor.database.ended_jobs import JobDurations
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.times import utc_now
 from executor.model import JobStatus, MappingState
 from executor.views.activity import read_activity
@@ -40,7 +40,8 @@ class Problem:
 def show(context: PageContext, request: Request) -> Response:
     """Return the page with the overview."""
     view, now = context.agent_view(), utc_now()  # the view has the agent's database, settings and drift findings
-    with reading(view.engine) as session:
+    with read_only_session(view.engine) as session:
+        # The page does not show how many jobs have ended in all, which would be slow to count.
         status = read_status(session, view.settings.smith_lease_s, should_count_ended_jobs=False)
         # The running jobs, the oldest waiting jobs and the last failures.
         activity = read_activity(session, view.settings, now)
@@ -72,8 +73,8 @@ def _percentiles(job_durations: Sequence[JobDurations], attribute: str) -> list[
 def _find_problems(context: PageContext, view: AgentView, status: Status) -> Iterator[Problem]:
     """Yield the current problems, the most urgent first."""
     document = status.document
-    # The report has the checks of the page /readyz. The handle gives access to the agent.
-    for check in readiness_report(context.server.handle).checks:
+    # `readiness_report` makes the checks of the page /readyz. `agent_handle` gives it access to the agent's state.
+    for check in readiness_report(context.server.agent_handle).checks:
         if not check.ok:
             detail = f" ({check.detail})" if check.detail else ""
             remedy = "The page Doctor shows the cause and the remedy."
@@ -87,11 +88,11 @@ def _find_problems(context: PageContext, view: AgentView, status: Status) -> Ite
     if missing_vm_count := document["mappings"].get(MappingState.VM_LOST, 0):
         yield Problem(
             text=f"{missing_vm_count} VMs do not exist any more in Proxmox, and no job deleted them",
-            remedy=f"The list of VMs shows these VMs (state {MappingState.VM_LOST}), and what differs.",
+            remedy=f"The list of VMs shows these VMs (state {MappingState.VM_LOST}).",
             page="vms",
         )
-    # A finding is one difference. `needs_operator` is False for a harmless difference that the agent itself repairs.
-    # The list is None if there is no recent drift check.
+    # A finding is one difference between mappings, Proxmox and FulcrumCore. `needs_operator` is False for a harmless
+    # difference that the agent itself repairs. The list is None if there is no recent drift check.
     if any(finding.needs_operator for finding in view.list_drift_findings() or ()):
         yield Problem(
             text="Mappings, Proxmox and FulcrumCore differ", remedy="The list of VMs shows the differences.", page="vms"

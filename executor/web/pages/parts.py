@@ -1,4 +1,4 @@
-"""Defines `PageContext`, through which each page for operators reaches the server's objects and the agent."""
+"""Defines `PageContext`, the objects that all web pages for operators use, such as the renderer."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from executor.web.sessions import Visitor
 
 
 class AgentStarting(SmithError):
-    """The agent is starting, so the pages cannot read it yet."""
+    """The agent is starting, so the pages cannot show its state yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageContext:
-    """The objects of the server, the renderer of the pages, and the state that the pages share."""
+    """The objects that all web pages use."""
 
-    server: ServerParts
+    server: ServerParts  #: the web server's objects; `agent_handle` gives access to the agent
     renderer: Renderer
-    preflight_checks: PreflightChecks = field(default_factory=PreflightChecks)
-    live_jobs: LiveJobs = field(default_factory=LiveJobs)  #: reads each job whose page is open in a browser
+    preflight_checks: PreflightChecks = field(default_factory=PreflightChecks)  #: runs the checks; keeps their results
+    live_jobs: LiveJobs = field(default_factory=LiveJobs)  #: reads each job whose page is open, once per second
 
     def agent_view(self) -> AgentView:
-        """Return the object that gives access to the agent. Raises AgentStarting if there is no agent yet."""
+        """Return the object that gives access to the agent. Raise AgentStarting while the agent is starting."""
         # `view_and_prober` is a pair of the AgentView and the Prober, which checks Proxmox, database and disk space.
-        if self.server.handle.view_and_prober is None:
+        if self.server.agent_handle.view_and_prober is None:
             # `start_wait_reason` says why the agent waits at its start; '' if it does not wait.
-            raise AgentStarting(self.server.handle.start_wait_reason or "the agent is starting")
-        return self.server.handle.view_and_prober[0]
+            raise AgentStarting(self.server.agent_handle.start_wait_reason or "the agent is starting")
+        return self.server.agent_handle.view_and_prober[0]
 
     def message_page(self, request: Request, status: int, title: str, text: str) -> Response:
         """Return a page with a title and a text."""

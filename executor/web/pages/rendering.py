@@ -54,7 +54,7 @@ class Renderer:
         """Return a whole page."""
         path = request.url.path
         values = {
-            "visitor": request.state.visitor,
+            "visitor": request.state.visitor,  # the name and the session of the operator who sent the request
             "base": relative_root_url(path),  # the beginning of each link
             "here": first_part(path),  # the page's path in MENU
         } | values

@@ -25,7 +25,7 @@ from executor.shared.error_codes import ErrorCode
 from smith_lab.lab_test.lab_settings import LabSettings
 
 REQUEST_TIMEOUT_S = 60
-#: How long the caller waits for the end of a Proxmox task, such as the removal of a guest.
+#: Maximum wait for the end of a Proxmox task, such as the removal of a guest.
 PROXMOX_TASK_TIMEOUT_S = 300
 TASK_POLL_INTERVAL_S = 0.2
 GIB = 1024**3
@@ -33,7 +33,8 @@ GIB = 1024**3
 _DISK_KEY = re.compile(r"(?:scsi|virtio|sata|ide|efidisk|tpmstate|unused)\d+")
 #: The values of a CD drive that contains no disk of the VM: an empty drive, and the drive of the host.
 _VALUES_WITHOUT_DISK = ("none", "cdrom")
-#: Matches the name of a lease: the name prefix of its lab, six hexadecimal digits that identify its run, and `lease`.
+#: Matches the name of a lease: the name prefix of a lab, six hexadecimal digits that identify a run of lab tests, and
+#: `lease`.
 _LEASE_NAME = re.compile(r".+-[0-9a-f]{6}-lease")
 
 
@@ -53,8 +54,8 @@ class NoAnswer(LabError):
 class Guest:
     """A guest of the lab's cluster, as Proxmox describes it.
 
-    The guest has one of the lab's VMIDs (LAB_PROXMOX_VMID_MIN to LAB_PROXMOX_VMID_MAX), or is a lease of a run that
-    uses the same cluster with other settings.
+    The guest has one of the lab's VMIDs (LAB_PROXMOX_VMID_MIN to LAB_PROXMOX_VMID_MAX), or the name of a lease. A lease
+    may have another VMID, because a run on the same cluster may have other values of these two settings.
     """
 
     vmid: int
@@ -77,15 +78,16 @@ class LabCluster:
     def __init__(self, lab: LabSettings) -> None:
         # `executor_settings()` returns the settings with which an executor would work in this lab.
         connection = ProxmoxConnection.from_settings(lab.executor_settings())
-        self.lab = lab  #: the settings of the lab
-        # Only for `now`, which needs a header of the answer. `reader` and `api` return only the body.
+        self.lab_settings = lab  #: the settings of the lab
+        # Only the method `now()` uses the session, because it reads a header of the answer. `proxmox_reader` and
+        # `api` return only the body.
         self.session = requests.Session()
         self.session.trust_env = False
         self.session.verify = connection.verify if isinstance(connection.verify, bool) else str(connection.verify)
         login = f"{connection.user}!{connection.token_id}={connection.token_secret}"
         self.session.headers["Authorization"] = f"PVEAPIToken={login}"
         # Reads lists and configurations. Its names say "VM" for every guest: `vms()` also returns containers.
-        self.reader = ProxmoxReader(connection, timeout_s=REQUEST_TIMEOUT_S)
+        self.proxmox_reader = ProxmoxReader(connection, timeout_s=REQUEST_TIMEOUT_S)
         # Changes the cluster, and reads the status of guests and Proxmox tasks.
         self.api = ProxmoxAPI(
             connection.host,
@@ -106,7 +108,9 @@ class LabCluster:
 
         Raises NoAnswer.
         """
-        answer = _send(lambda: self.session.get(f"{self.lab.url}/api2/json/version", timeout=REQUEST_TIMEOUT_S))
+        answer = _send(
+            lambda: self.session.get(f"{self.lab_settings.url}/api2/json/version", timeout=REQUEST_TIMEOUT_S)
+        )
         try:
             return parsedate_to_datetime(answer.headers["Date"]).timestamp()
         except (KeyError, TypeError, ValueError) as exc:
@@ -114,7 +118,7 @@ class LabCluster:
 
     def guests(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, sorted by VMID. The configuration of each guest is read."""
-        rows = sorted((row for row in self.reader.vms() if row.vmid in vmids), key=lambda row: row.vmid)
+        rows = sorted((row for row in self.proxmox_reader.vms() if row.vmid in vmids), key=lambda row: row.vmid)
         return [guest for row in rows if (guest := self._read_guest(row)) is not None]
 
     def guest(self, vmid: int) -> Guest | None:
@@ -126,7 +130,7 @@ class LabCluster:
 
         Raises LabError if the list of guests does not contain the template.
         """
-        row = next((row for row in self.reader.vms() if row.vmid == template_vmid), None)
+        row = next((row for row in self.proxmox_reader.vms() if row.vmid == template_vmid), None)
         if row is None:
             raise LabError(f"the template {template_vmid} does not exist, or the token may not see it")
         return -(-row.max_disk_bytes // GIB)
@@ -134,22 +138,26 @@ class LabCluster:
     def guests_and_all_lease_vms(self, vmids: range) -> list[Guest]:
         """Return the guests with these VMIDs, and all other VMs of the cluster that have the name of a lease.
 
-        The range that such a lease reserves may overlap `vmids`.
+        A lease whose own VMID is not in `vmids` can reserve VMIDs that are in `vmids`.
 
         In Proxmox's list of guests, a new VM has no statistics and no name yet. So the configuration of each guest
         without statistics is read, too.
         """
         rows = [
             row
-            for row in sorted(self.reader.vms(), key=lambda row: row.vmid)
+            for row in sorted(self.proxmox_reader.vms(), key=lambda row: row.vmid)
             if row.vmid in vmids or not row.has_statistics or _LEASE_NAME.fullmatch(row.name)
         ]
         guests = [guest for row in rows if (guest := self._read_guest(row)) is not None]
         return [guest for guest in guests if guest.vmid in vmids or _LEASE_NAME.fullmatch(guest.name)]
 
     def archives(self) -> list[ArchiveRow]:
-        """Return the backups on the lab's backup storage; an empty list if the lab has no such storage."""
-        return self.reader.archives(self.lab.node, self.lab.backup_storage) if self.lab.backup_storage else []
+        """Return the backup archives on the lab's backup storage; an empty list if the lab has no such storage."""
+        return (
+            self.proxmox_reader.archives(self.lab_settings.node, self.lab_settings.backup_storage)
+            if self.lab_settings.backup_storage
+            else []
+        )
 
     def _read_guest(self, row: VmRow) -> Guest | None:
         """Return the guest of a row in Proxmox's list; None if the guest was moved or removed after the list was read.
@@ -158,13 +166,13 @@ class LabCluster:
         the other guests.
         """
         try:
-            config = self.reader.vm_config(row.node, row.vmid, kind=row.kind)
+            config = self.proxmox_reader.vm_config(row.node, row.vmid, kind=row.kind)
             name = str(config.get("hostname" if row.kind == GuestKind.LXC else "name") or "")
             has_lease_name = bool(_LEASE_NAME.fullmatch(name))
             is_named_as_lease_but_in_use = has_lease_name and (_has_disk(config) or self._is_running(row))
         except (JobError, LabError) as error:
             if isinstance(error, ConcurrentChange) or getattr(error, "code", None) is ErrorCode.PVE_CONFLICT:
-                return None  # the guest was moved or removed
+                return None  # moved or removed (PVE_CONFLICT: the guest is not on the node of its row)
             return Guest(vmid=row.vmid, node=row.node, kind=row.kind, lock=row.lock, problem=str(error))
         return Guest(
             vmid=row.vmid,
@@ -193,14 +201,14 @@ class LabCluster:
 
     def create_stopped_vm(self, vmid: int, name: str, notes: str) -> None:
         """Create a VM without disks, and do not start it. Raises ConcurrentChange if the VMID is in use."""
-        node = self.api.nodes(self.lab.node)
+        node = self.api.nodes(self.lab_settings.node)
         try:
             upid = _send(lambda: node.qemu.post(vmid=vmid, name=name, description=notes))
         except LabError as error:
             if "already exists" in str(error):
                 raise ConcurrentChange(str(error)) from error
             raise
-        self.wait_for_task(self.lab.node, upid)
+        self.wait_for_task(self.lab_settings.node, upid)
 
     def replace_name_and_notes(self, guest: Guest, name: str, notes: str) -> None:
         """Replace the name and notes of a VM by one request. Raises ConcurrentChange if the VM differs from `guest`."""
@@ -230,9 +238,9 @@ class LabCluster:
         self.wait_for_task(guest.node, _send(api.delete))
 
     def remove_archive(self, volume: str) -> None:
-        """Remove the backup with this volume id. Raises LabError."""
-        storage = self.api.nodes(self.lab.node).storage(self.lab.backup_storage)
-        self.wait_for_task(self.lab.node, _send(storage.content(volume).delete))
+        """Remove the backup archive with this volume id. Raises LabError."""
+        storage = self.api.nodes(self.lab_settings.node).storage(self.lab_settings.backup_storage)
+        self.wait_for_task(self.lab_settings.node, _send(storage.content(volume).delete))
 
     def wait_for_task(self, node: str, upid: Any) -> None:
         """Wait until a Proxmox task has ended. Raises LabError if it failed.
@@ -255,7 +263,10 @@ class LabCluster:
 
 
 def _send(request: Callable[[], Any]) -> Any:
-    """Send a request and return the data of the answer. Raises NoAnswer, or LabError with Proxmox's text."""
+    """Send a request by calling `request`. Return the result of the call.
+
+    Raises NoAnswer, or LabError with Proxmox's text.
+    """
     try:
         return request()
     except ResourceException as exc:

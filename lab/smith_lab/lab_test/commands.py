@@ -1,6 +1,7 @@
 """Defines the commands `smith lab-test` and `smith lab-sweep`.
 
 The lab's package declares both commands as entry points in the group `smith.commands`, which the program `smith` loads.
+A run is one execution of `smith lab-test`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from executor.settings.settings import load_settings
 from smith_lab.lab_test import sweeper
 from smith_lab.lab_test.cluster import LabCluster
 from smith_lab.lab_test.lab_checks import check_lab, is_lab_usable
-from smith_lab.lab_test.lab_settings import LabSettings, is_lab_configured, require_vmids_outside_production
+from smith_lab.lab_test.lab_settings import LabSettings, is_lab_configured, require_vmids_outside_agent_range
 from smith_lab.lab_test.open_lab import LabRun, open_lab, reserve_range_for_run
 from smith_lab.lab_test.reserved_range import utc_text
 from smith_lab.lab_test.run_tests import LabTestRequest, run_tests
@@ -60,7 +61,8 @@ def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
         bool,
         typer.Option(
             "--keep",
-            help="Keep the tests' guests. `smith lab-sweep` can remove them when the run's reservation has expired.",
+            help="Keep the tests' guests. `smith lab-sweep` can remove them when the reservation of their VMIDs has "
+            "expired.",
         ),
     ] = False,
     time_limit_s: Annotated[
@@ -86,8 +88,10 @@ def lab_test(  # noqa: PLR0917 (typer passes all arguments by name)
     lab is a Proxmox stand-in on this machine.
 
     The command checks the lab, reserves VMIDs and a name prefix, runs pytest with them, and removes the guests and
-    backups of the tests. Several runs can use one lab at once. The exit code is pytest's, or 4 if the lab cannot be
-    used.
+    backups of the tests. Several runs can use one lab at once.
+
+    The exit code is pytest's. If the lab cannot be used, it is 4. If the tests passed, but a guest or backup could not
+    be removed, it is 1.
     """
     request = LabTestRequest(
         paths=paths or (),
@@ -117,7 +121,7 @@ def _run_in_lab(request: LabTestRequest) -> int:
         redactor.add(lab.token_secret)
         if is_lab_configured(os.environ):
             show_text(f"lab: {lab.host}:{lab.port}")
-            require_vmids_outside_production(lab, load_settings())
+            require_vmids_outside_agent_range(lab, load_settings())
         else:
             show_text("lab: a stand-in for Proxmox")
         checks = check_lab(lab)
@@ -141,6 +145,7 @@ def _run_in_lab(request: LabTestRequest) -> int:
 
 def _show_leftovers(run: LabRun, request: LabTestRequest) -> None:
     """Print which guests and backups stay in the lab. The `finding` of a removal describes the guest or backup."""
+    # Without LAB_PROXMOX_*, the lab was a stand-in. It has ended, and keeps no guests.
     if request.must_keep_guests and is_lab_configured(os.environ):
         expiry_text, prefix = utc_text(run.reserved_range.lease.expires_at_s), run.reserved_range.prefix
         show_text(f"guests named {prefix}-… are kept until {expiry_text}; then `smith lab-sweep` can remove them")
@@ -158,21 +163,22 @@ def lab_sweep(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove the guests and backups that runs of `smith lab-test` left in the lab.
+    """Remove the guests and backups that `smith lab-test` left in the lab.
 
-    The lab is the Proxmox cluster that the variables LAB_PROXMOX_* name. A guest or backup is removed only if its VMID
-    is one of the lab's, its name and its marker are those of a run in this lab, and the run's reservation has expired.
-    The command fails if one of the lab's VMIDs is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX. Exit code 1: a guest
-    or backup could not be removed.
+    The lab is the Proxmox cluster that the variables LAB_PROXMOX_* name. The lab's VMIDs are
+    LAB_PROXMOX_VMID_MIN to LAB_PROXMOX_VMID_MAX. A guest or backup is removed only if its VMID is one of the lab's, its
+    name and its marker identify a run of `smith lab-test` in this lab, and this run's reservation has expired. The
+    command fails if the agent's VMIDs (PROXMOX_VMID_MIN to PROXMOX_VMID_MAX) contain one of the lab's VMIDs. Exit code
+    1: a guest or backup could not be removed.
     """
     lab = LabSettings.from_environment(os.environ)
-    lab.require_enough_vmids_for_one_run()
+    lab.require_enough_vmids_for_one_test_run()
     redactor.add(lab.token_secret)
-    require_vmids_outside_production(lab, load_settings())
+    require_vmids_outside_agent_range(lab, load_settings())
     cluster = LabCluster(lab)
     # A finding is a guest or a backup, with the decision whether it may be removed, and the reason.
     findings = sweeper.list_findings(cluster)
-    # For each finding, the reason why its removal failed, or '' if it was removed. A finding without an item was kept.
+    # For each finding that `sweep` yields: '' if it was removed, or the reason why it was not. All others were kept.
     problem_by_finding = {}
     if apply:
         problem_by_finding = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}

@@ -1,6 +1,7 @@
 """Runs a FulcrumCore simulator, and an agent that uses the VMIDs that a run of lab tests has reserved.
 
-The lab is a Proxmox for tests. The agent is a process of the executor.
+In this file, a run is a run of lab tests, not of one playbook. The lab is a Proxmox for tests. LabSystem calls the
+agent process the executor.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class LabFulcrum(LabSystem):
 class _LabProxmox:
     """Returns the executor's settings for the lab's Proxmox.
 
-    It replaces a ProxmoxStandIn. To start the executor, LabSystem needs only the method `env`.
+    LabSystem usually gets a Proxmox stand-in; here it gets this object instead. To start the agent, LabSystem calls
+    only `env`.
     """
 
     def __init__(self, lab_run: LabRun) -> None:
@@ -57,14 +59,15 @@ def running_fulcrum(
 ) -> Iterator[LabFulcrum]:
     """Run a simulator and an agent for the `with` block. Then remove the guests of the simulator's services.
 
-    With `must_keep_guests`, these guests are not removed.
+    With `must_keep_guests`, the guests (VMs and containers) are not removed.
 
     A GuestActions object runs playbooks on guests of one run of lab tests. Here it provides the run, the VMIDs for the
-    agent, the lab's cluster, and the folder with the provider's own actions.
+    agent, the lab's cluster, and the folder with actions that are not built-in.
     """
     lab_run = guest_actions.lab_run
     with ExitStack() as stack:
-        # Each service id contains six hexadecimal digits that identify the run and its guests.
+        # Each service id contains six hexadecimal digits that identify the run. The marker of a guest contains the
+        # service id, so the guests of a run can be found and removed later.
         simulator = stack.enter_context(running_simulator(new_service_id=lab_run.reserved_range.new_service_id))
         admin = stack.enter_context(AdminClient(simulator.url))
         fulcrum = LabFulcrum(
@@ -92,6 +95,7 @@ def _agent_settings(guest_actions: GuestActions) -> dict[str, str]:
     lab_settings = guest_actions.lab_run.settings
     settings = {
         "PROXMOX_TEMPLATES": f"{IMAGE}={lab_settings.template}",
+        # `os_template` is the volume of a container template; '' if the lab has none.
         "PROXMOX_OS_TEMPLATES": f"{IMAGE}={lab_settings.os_template}" if lab_settings.os_template else "",
         "PROXMOX_STORAGE": lab_settings.storage,
         "PROXMOX_BRIDGE": lab_settings.bridge,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.cli import action_checks, ansible_playbook
-from executor.cli.play_vm import build_request, fill_in_vm_variable
+from executor.cli.play_vm import build_request, make_vm_variable
 from executor.model import GuestKind, JobResult
 from executor.runs import actions
 from executor.runs.actions import Action, collection_folder
@@ -22,7 +22,8 @@ from smith_lab.lab_test.lab_settings import IMAGE
 from smith_lab.lab_test.open_lab import CLEANUP_S, LabRun
 from smith_lab.lab_test.removal_rules import run_token_of_guest
 
-#: How long an action may take: members of `vm`, the variable that describes the guest. A test may pass other values.
+#: The default timeouts of an action and of a guest's shutdown, as members of `vm`, the variable that describes the
+#: guest. A test may pass other values.
 DEFAULT_TIMEOUTS = {"timeout_s": 300, "shutdown_timeout_s": 20}
 CONTAINER_DISK_GIB = 4
 #: A label is a part of a guest's name, which is a DNS name of at most 63 characters.
@@ -33,10 +34,11 @@ IDENTITY_MEMBERS = ("service_id", "vmid", "name", "node", "kind", "cluster")
 
 @dataclass
 class GuestActions:
-    """Creates guests with the VMIDs of a run, runs actions and playbooks on them, and removes them.
+    """Creates guests with the VMIDs of a run of lab tests, runs actions and playbooks on them, and removes them.
 
-    An action is a playbook of Agent Smith or of the provider. The variable `vm` of an action describes the guest. The
-    lease of a run reserves its VMIDs until the lease expires. The token of the lease identifies the run.
+    An action is a playbook of Agent Smith or of the provider. The variable `vm` of an action describes the guest. In
+    this class, a run is a run of lab tests. The lease of a run reserves VMIDs for the run. When the lease expires, the
+    reservation ends. The token of the lease identifies the run.
     """
 
     lab_run: LabRun
@@ -72,11 +74,11 @@ class GuestActions:
         for _each in self.vmids:
             vmid = self._vmid_queue[0]
             self._vmid_queue.rotate(-1)
-            if self.cluster.reader.is_vmid_free(vmid):
+            if self.cluster.proxmox_reader.is_vmid_free(vmid):
                 return vmid
         raise LabError(
-            f"this run has {len(self.vmids)} VMIDs for guests, and all are in use: remove guests earlier, increase "
-            "LAB_PROXMOX_RANGE_SIZE, or do not use --keep"
+            f"this pytest process has {len(self.vmids)} VMIDs for guests, and all are in use: remove guests earlier, "
+            "increase LAB_PROXMOX_RANGE_SIZE, or do not use --keep"
         )
 
     @cached_property
@@ -84,7 +86,9 @@ class GuestActions:
         return self.cluster.template_disk_gib(self.lab_run.settings.template)
 
     def new_vm_variable(self, label: str = "vm", **members: Any) -> dict[str, Any]:
-        """Return the variable `vm` for a guest to create, with a new service id, a free VMID and a name of this run.
+        """Return the variable `vm` for a guest to create, with a new service id, a free VMID and a name.
+
+        The name begins with the prefix of this run.
 
         Raises LabError if the label cannot be a part of a name, or if no VMID is free.
         """
@@ -94,7 +98,7 @@ class GuestActions:
         vmid = self._free_vmid()
         name = f"{self.lab_run.reserved_range.prefix}-{label}-{service_id[:8]}"
         is_container = members.get("kind") == GuestKind.LXC
-        # In the settings, IMAGE is the name of the lab's VM template and of the lab's container template.
+        # The settings map the image name IMAGE to the lab's VM template and to the lab's container template.
         source = {"os_template": IMAGE} if is_container else {"template": IMAGE}
         disk_gib = CONTAINER_DISK_GIB if is_container else self._template_disk_gib
         size = {"cores": 1, "memory_mib": 512, "disk_gib": disk_gib}
@@ -126,7 +130,7 @@ class GuestActions:
 
         The error code is RESULT_INVALID if the playbook returns no result to the executor.
         """
-        # `is_ours` is True only for the actions of Agent Smith.
+        # schema=None: there is no JSON Schema for the members. `is_ours` is True only for the actions of Agent Smith.
         action = Action(name=playbook.stem, playbook=playbook.resolve(), schema=None, is_ours=False)
         return self._run_playbook_of_action(action, {**vm, **members}, check=check)
 
@@ -144,12 +148,12 @@ class GuestActions:
         member_specs = action_checks.read_vm_member_specs(action.playbook)
         # Members that `vm` lacks are added from the settings. `identity` would add the guest's service id, VMID and
         # name, but `vm` contains them.
-        complete_vm = fill_in_vm_variable(vm, action, self.settings, identity={}, member_specs=member_specs)
+        complete_vm = make_vm_variable(vm, action, self.settings, identity={}, member_specs=member_specs)
         request = build_request(action, complete_vm, member_specs, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)
 
     def remove(self, vmids: set[int]) -> None:
-        """Remove the run's guests that have these VMIDs. It is no error if a guest no longer exists."""
+        """Remove the run's guests that have these VMIDs, except templates. A missing guest is no error."""
         for guest in self.cluster.guests(self.lab_run.reserved_range.guest_vmids):
             belongs_to_run = run_token_of_guest(guest, self.lab_run.settings) == self.lab_run.reserved_range.lease.token
             if guest.vmid in vmids and belongs_to_run and not guest.is_template:

@@ -13,7 +13,7 @@ from executor.proxmox.connection import ProxmoxConnection
 from smith_lab.lab_test.lab_settings import VARIABLE_PREFIX, LabSettings
 
 _RESULT_FACTORY = ResultFactory(Area.PROXMOX)
-#: Checks of `smith doctor` that are not made for a lab: "vmid range" checks whether enough VMIDs are free, and
+#: Checks of `smith doctor` whose results are left out for a lab. "vmid range" checks whether enough VMIDs are free, and
 #: "deleted vms" checks for remains of deleted VMs.
 SKIPPED_CHECKS = frozenset({"vmid range", "deleted vms"})
 
@@ -35,6 +35,7 @@ def _check_nodes_and_storage(lab: LabSettings) -> Iterator[CheckResult]:
     """Check the template's node, whether the lab's nodes share the storage, and which optional variables are set."""
     reader = ProxmoxReader(ProxmoxConnection.from_settings(lab.executor_settings()))
     try:
+        # `lab.template` is the VMID of the template from which the tests create VMs.
         row = next((row for row in reader.vms() if row.vmid == lab.template), None)
         storages = [row for row in reader.storages() if row.name == lab.storage]
     except JobError as error:
@@ -48,6 +49,7 @@ def _check_nodes_and_storage(lab: LabSettings) -> Iterator[CheckResult]:
         yield _RESULT_FACTORY.fail(
             "shared storage", text, f"{VARIABLE_PREFIX}STORAGE=…", f"or: unset {VARIABLE_PREFIX}SECOND_NODE"
         )
+    # `os_template` is the volume of a container template.
     for name in ("second_node", "backup_storage", "os_template"):
         if not getattr(lab, name):
             variable = f"{VARIABLE_PREFIX}{name.upper()}"

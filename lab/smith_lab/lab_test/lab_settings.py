@@ -20,10 +20,12 @@ REQUIRED_VARIABLES = ("HOST", "USER", "TOKEN_ID", "TOKEN_SECRET", "NODE", "TEMPL
 FALSE_TEXTS = ("0", "false", "no", "off")
 #: The image name by which the executor's settings refer to LAB_PROXMOX_TEMPLATE and LAB_PROXMOX_OS_TEMPLATE.
 IMAGE = "lab"
-#: The smallest number of VMIDs for one run: one for the VM that reserves the others, and ten for guests.
+#: The smallest number of VMIDs for one test run (a run of the lab tests): ten for guests, and one for a VM that marks
+#: the VMIDs as reserved for this test run.
 MIN_RANGE_SIZE = 11
-#: The maximum length of LAB_PROXMOX_NAME_PREFIX. A guest's name has at most 63 characters: the prefix, the run's token
-#: (six hexadecimal digits that identify the run), a label that the test chooses, and a part of the service id.
+#: The maximum length of LAB_PROXMOX_NAME_PREFIX. A guest's name has at most 63 characters: the prefix, the test run's
+#: token (six hexadecimal digits that identify the test run), a label that the test chooses, and a part of the service
+#: id.
 MAX_NAME_PREFIX_LENGTH = 20
 
 
@@ -47,7 +49,7 @@ class LabSettings:
     second_node: str = ""  #: the target of migrations; '': the tests of migrations are skipped
     backup_storage: str = ""  #: '': the tests of backups are skipped
     os_template: str = ""  #: the volume of a container template; '': the tests of containers are skipped
-    range_size: int = 20  #: the number of VMIDs for one run
+    range_size: int = 20  #: the number of VMIDs for one test run
     name_prefix: str = "smith-lab"  #: the beginning of the names of all guests of lab tests
 
     @classmethod
@@ -84,7 +86,7 @@ class LabSettings:
         if re.search(r"(^|-)[0-9a-f]{6}(-|$)", self.name_prefix):
             raise SettingsError(
                 f"no hyphen-separated part of {VARIABLE_PREFIX}NAME_PREFIX may be six hexadecimal digits: "
-                "in the name of a guest, six hexadecimal digits identify the run"
+                "in the name of a guest, six hexadecimal digits identify the test run"
             )
 
     @property
@@ -92,7 +94,7 @@ class LabSettings:
         """The URL of the lab's Proxmox. The host may be an IPv6 address."""
         return f"https://{format_host_for_url(self.host)}:{self.port}"
 
-    def require_enough_vmids_for_one_run(self) -> None:
+    def require_enough_vmids_for_one_test_run(self) -> None:
         """Raise SettingsError if LAB_PROXMOX_RANGE_SIZE is too small, or if the lab has fewer VMIDs than one range."""
         if self.range_size < MIN_RANGE_SIZE:
             raise SettingsError(f"{VARIABLE_PREFIX}RANGE_SIZE must be at least {MIN_RANGE_SIZE}")
@@ -103,7 +105,7 @@ class LabSettings:
             )
 
     def ranges(self) -> list[range]:
-        """Divide the lab's VMIDs into ranges, each for one run. VMIDs at the end that fill no range stay unused."""
+        """Divide the lab's VMIDs into ranges, one per test run. VMIDs at the end that fill no range stay unused."""
         count = (self.vmid_max - self.vmid_min + 1) // self.range_size
         starts = [self.vmid_min + number * self.range_size for number in range(count)]
         return [range(start, start + self.range_size) for start in starts]
@@ -154,14 +156,14 @@ def missing_required_variables(environ: Mapping[str, str]) -> list[str]:
     return [VARIABLE_PREFIX + name for name in REQUIRED_VARIABLES if not environ.get(VARIABLE_PREFIX + name)]
 
 
-def require_vmids_outside_production(lab: LabSettings, production: Settings) -> None:
+def require_vmids_outside_agent_range(lab: LabSettings, production: Settings) -> None:
     """Raise SettingsError if a VMID of the lab is between PROXMOX_VMID_MIN and PROXMOX_VMID_MAX of `production`."""
     first, last = production.proxmox_vmid_min, production.proxmox_vmid_max
     if lab.vmid_min <= last and first <= lab.vmid_max:
         raise SettingsError(
-            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap the VMIDs of production, {first} to {last}: "
-            f"change {VARIABLE_PREFIX}VMID_MIN and {VARIABLE_PREFIX}VMID_MAX. If production uses other VMIDs than "
-            f"{first} to {last}, set PROXMOX_VMID_MIN and PROXMOX_VMID_MAX to its VMIDs"
+            f"the lab's VMIDs {lab.vmid_min} to {lab.vmid_max} overlap the VMIDs of production, {first} to {last} "
+            f"(PROXMOX_VMID_MIN to PROXMOX_VMID_MAX): change {VARIABLE_PREFIX}VMID_MIN and {VARIABLE_PREFIX}VMID_MAX. "
+            "If production uses other VMIDs, change PROXMOX_VMID_MIN and PROXMOX_VMID_MAX"
         )
 
 

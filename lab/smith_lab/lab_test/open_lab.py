@@ -44,6 +44,7 @@ class LabRun:
         """Return the environment variables with which another process uses the range of this run.
 
         Among them, LAB_PROXMOX_VMID_MIN and LAB_PROXMOX_VMID_MAX are the first and the last VMID for the run's guests.
+        The first VMID of the range is not for guests: the VM whose notes contain the lease has it.
         """
         lease, vmids = self.reserved_range.lease, self.reserved_range.vmids
         guest_range = {
@@ -59,7 +60,7 @@ def open_lab(environ: Mapping[str, str]) -> Iterator[LabSettings]:
     """Yield the settings of the lab that LAB_PROXMOX_* names, or of a stand-in, which runs for the `with` block."""
     if is_lab_configured(environ):
         lab = LabSettings.from_environment(environ)
-        lab.require_enough_vmids_for_one_run()
+        lab.require_enough_vmids_for_one_test_run()
         yield lab
         return
     with running_stand_in() as stand_in:
@@ -77,13 +78,16 @@ def reserve_range_for_run(
 ) -> Iterator[LabRun]:
     """Reserve a range for the `with` block. Then remove the guests of the run, unless `must_keep_guests` is set.
 
+    The tests may run for `time_limit_s`. The reservation lasts CLEANUP_S longer.
     If all ranges are reserved, this function calls `on_wait` with a text, and waits up to `wait_s`. Raises NoFreeRange.
     The failed removals are added to the `failed_removals` of the run.
     """
     cluster, duration_s = LabCluster(lab), time_limit_s + CLEANUP_S
     reserved_range = reserve_when_free(cluster, duration_s, wait_s, on_wait)
     # `reserve_when_free` also removes the guests of expired runs from the range. If this has taken more than half of
-    # CLEANUP_S, the reservation is extended. `extend_reservation` returns None if this run has lost the reservation.
+    # CLEANUP_S, the reservation is extended. `extend_reservation` returns None if another process has taken over the
+    # reservation. This function then yields the range with the old lease. `smith lab-test` notices that the
+    # reservation is lost, and ends the tests.
     if reserved_range.lease.expires_at_s - cluster.now() < duration_s - CLEANUP_S / 2:
         reserved_range = extend_reservation(cluster, reserved_range, cluster.now() + duration_s) or reserved_range
     run = LabRun(settings=lab, reserved_range=reserved_range)
@@ -104,6 +108,8 @@ def _release_range_with_retry(cluster: LabCluster, reserved_range: ReservedRange
         try:
             return release_range(cluster, reserved_range) and release_range(cluster, reserved_range)
         except (LabError, JobError) as error:
+            # A Removal needs a finding, and a finding is for one guest. It is unknown which guests remain, so this is
+            # the finding for the VM with the lease.
             problem = f"the guests of this run cannot be removed: {error}"
             return [Removal(finding=lease_vm_finding(reserved_range), problem=problem)]
 

@@ -1,8 +1,8 @@
 """The pytest plugin of `smith lab-test`: fixtures for tests of playbooks in the lab. docs/lab_test.md describes them.
 
 The lab is a Proxmox cluster for tests; the variables LAB_PROXMOX_* name it. If the Python package `smith_lab`
-is installed, pytest loads this plugin for all tests, not only for lab tests. So only fixtures import other modules of
-`smith_lab`.
+is installed, pytest loads this plugin for all tests, not only for lab tests. Only the fixtures import other modules of
+`smith_lab`, so that tests without these fixtures do not import them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def lab_run() -> Iterator[LabRun]:
     the lab that LAB_PROXMOX_* names, or in a stand-in for Proxmox.
     """
     from executor.settings.settings import load_settings  # noqa: PLC0415
-    from smith_lab.lab_test.lab_settings import is_lab_configured, require_vmids_outside_production  # noqa: PLC0415
+    from smith_lab.lab_test.lab_settings import is_lab_configured, require_vmids_outside_agent_range  # noqa: PLC0415
     from smith_lab.lab_test.open_lab import lab_run_of_parent_process, open_lab, reserve_range_for_run  # noqa: PLC0415
 
     run = lab_run_of_parent_process(os.environ)
@@ -66,7 +66,9 @@ def lab_run() -> Iterator[LabRun]:
         return
     with open_lab(os.environ) as lab:
         if is_lab_configured(os.environ):
-            require_vmids_outside_production(lab, load_settings())
+            require_vmids_outside_agent_range(lab, load_settings())
+        # The tests may run for `time_limit_s`. The reservation expires five minutes later: in these minutes, the run's
+        # guests are removed. Then another run of lab tests may reserve the range, and remove the guests in it.
         with reserve_range_for_run(lab, time_limit_s=3600) as run:
             yield run
 
@@ -90,8 +92,8 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
     from smith_lab.lab_test.open_lab import RESERVED_VARIABLE  # noqa: PLC0415
 
     worker_index, worker_count = 0, 1
-    # If `smith lab-test` has reserved the range, all workers of pytest-xdist share it. Otherwise, each worker has its
-    # own `lab_run`.
+    # If `smith lab-test` has reserved the range, each worker of pytest-xdist uses its own part of the range. Otherwise,
+    # each worker has a range of its own, and uses all of it.
     if os.environ.get(RESERVED_VARIABLE):
         worker_index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         worker_count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -102,7 +104,9 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
 
 @pytest.fixture
 def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Return a function that creates a guest. The guests are removed after the test.
+    """Return a function that creates a guest.
+
+    The guests are removed after the test, unless `smith lab-test` has set the environment variable KEEP_VARIABLE.
 
     The function returns the variable `vm`, which describes the guest to actions and playbooks.
 
@@ -133,7 +137,8 @@ def lab_vm(make_lab_vm: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 def run_action(lab_guests: GuestActions) -> Callable[..., JobResult]:
     """Return a function that runs an action: `run_action("resize", lab_vm, disk_gib=20)`. `check=True`: a dry run.
 
-    The returned function returns the result that the executor would store: `succeeded`, `vm`, `code` and `message`.
+    The returned function returns the result that the executor would store: `succeeded`, `vm`, `code` and `message` (the
+    error code and the error text).
     """
     return lab_guests.run_action
 
@@ -147,7 +152,7 @@ def run_playbook(lab_guests: GuestActions) -> Callable[..., JobResult]:
 @pytest.fixture(scope="session")
 def proxmox(lab_guests: GuestActions) -> ProxmoxReader:
     """Return an object that reads the lab's Proxmox: for example, `proxmox.vm_config(vm["node"], vm["vmid"])`."""
-    return lab_guests.cluster.reader
+    return lab_guests.cluster.proxmox_reader
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """Removes the guests and backups of one run of lab tests, and then the VM that reserves its range of VMIDs.
 
-This VM is the lease VM. The lease is a text in its notes, with the token that identifies the run. An archive is a
-backup.
+This VM is the lease VM. The lease is a text in its notes, with the token that identifies the run and the time at which
+the reservation of the range expires. The lease VM has the first VMID of the range.
+`ReservedRange.guest_vmids` are the other VMIDs of the range.
 
-A finding is a guest or a backup, with the decision whether it may be removed. For other runs, removal_rules.py makes
-the findings. For the run that ends, this module makes the findings.
+An archive is a backup. Its notes contain the same token and time; `lease_of_archive` returns them as a lease.
+
+A finding is a guest or a backup, with the decision whether it may be removed. This module makes the findings for the
+caller's run. removal_rules.py makes the findings for other runs.
 """
 
 from __future__ import annotations
@@ -14,7 +17,13 @@ from dataclasses import dataclass
 
 from executor.errors import JobError
 from smith_lab.lab_test.cluster import LabCluster, LabError
-from smith_lab.lab_test.removal_rules import Finding, check_guests, lease_of_archive, lease_of_vm, run_token_of_guest
+from smith_lab.lab_test.removal_rules import (
+    Finding,
+    decide_guest_removals,
+    lease_of_archive,
+    lease_of_vm,
+    run_token_of_guest,
+)
 from smith_lab.lab_test.reserved_range import ReservedRange
 
 
@@ -27,9 +36,9 @@ class Removal:
 
 
 def remove_leftovers(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
-    """Remove the guests of expired runs from a range that the caller has reserved."""
+    """From a range that the caller has reserved, remove the guests of runs whose reservation has expired."""
     guests = cluster.guests(reserved_range.vmids)
-    findings = check_guests(guests, cluster.lab, cluster.now(), reserved_range.lease.token)
+    findings = decide_guest_removals(guests, cluster.lab_settings, cluster.now(), reserved_range.lease.token)
     return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease_vm]
 
 
@@ -38,8 +47,8 @@ def remove_guests_backups_and_lease_vm(
 ) -> list[Removal]:
     """Remove the guests and backups of the caller's run, and then its lease VM. Return the failed removals.
 
-    If a removal fails, the lease VM stays. After the lease has expired, `smith lab-sweep` removes the remaining guests
-    and backups, and the lease VM.
+    If a removal fails, the lease VM stays. After the reservation has expired, `smith lab-sweep` removes the remaining
+    guests and backups, and the lease VM.
 
     `keep_reservation` is called before each removal. It extends the reservation if necessary, and returns whether the
     caller still has the reservation. If it returns False, nothing more is removed, because another run may have
@@ -68,13 +77,13 @@ def _findings_of_run(cluster: LabCluster, reserved_range: ReservedRange) -> list
     guests = [
         Finding(name=guest.name, vmid=guest.vmid, is_removable=True, reason="it belongs to this run", guest=guest)
         for guest in cluster.guests(reserved_range.guest_vmids)
-        if run_token_of_guest(guest, cluster.lab) == token and not guest.is_template
+        if run_token_of_guest(guest, cluster.lab_settings) == token and not guest.is_template
     ]
     archives = [
         Finding(name=archive.volume, vmid=archive.vmid, is_removable=True, reason="it belongs to this run")
         for archive in cluster.archives()
         if archive.vmid in reserved_range.guest_vmids
-        and (lease := lease_of_archive(archive, cluster.lab)) is not None
+        and (lease := lease_of_archive(archive, cluster.lab_settings)) is not None
         and lease.token == token
     ]
     return [*guests, *archives]
@@ -90,10 +99,9 @@ def remove_lease_vm(cluster: LabCluster, reserved_range: ReservedRange) -> Remov
         guest = cluster.guest(reserved_range.vmids[0])
         if guest is None:
             return
-        lease = lease_of_vm(guest, cluster.lab)
+        lease = lease_of_vm(guest, cluster.lab_settings)
         if lease is not None and lease.token == reserved_range.lease.token:
             cluster.remove_without_stopping(guest)
-        # The VM has the name of a lease VM, but it runs or has a disk.
         elif guest.is_named_as_lease_but_in_use and guest.name == reserved_range.lease_name:
             raise LabError("it runs or has a disk, so it is in use")
 

@@ -1,9 +1,17 @@
 """Decides which guests and backups of lab tests may be removed. Pure functions.
 
-A guest may be removed only if its VMID belongs to the lab, and if its name and its marker identify a run whose lease
-has expired. The marker is a line in the guest's notes, with a service id that contains the token and the expiry of the
-run (reserved_range.py). A lease reserves a range of VMIDs for a run. It is a text in the notes of the VM with the first
-VMID of the range, the lease VM.
+A run is here a run of lab tests, not of one playbook. A token of six hexadecimal digits identifies the run. A lease (in
+messages: the reservation) reserves a range of VMIDs for a run until the expiry of the lease. The lease is a text in the
+notes of the lease VM: the VM with the first VMID of the range.
+
+A guest may be removed only if its VMID belongs to the lab, and the lease of its run has expired. The name of a guest
+contains the token of the run. The marker of a guest is a line in its notes with a service id. This service id contains
+the token and the expiry of the lease. An object of the class Lease contains what was read from the notes of a lease VM
+or from a marker (reserved_range.py).
+
+A guest whose marker has another token than its name is kept. For a guest without a marker, such as a new clone, the
+token in its name is looked up in the notes of the lease VMs. If none of them contains the token, the expiry of the
+lease is unknown, and the guest is kept.
 """
 
 from __future__ import annotations
@@ -33,8 +41,10 @@ class Finding:
     is_lease_vm: bool = False  #: True for a lease VM
 
 
-def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of_caller: str = "") -> list[Finding]:
-    """Decide for each guest with one of the lab's VMIDs whether the guest may be removed.
+def decide_guest_removals(
+    guests: Sequence[Guest], lab: LabSettings, now: float, token_of_caller: str = ""
+) -> list[Finding]:
+    """Decide for each guest whether it may be removed. A guest whose VMID does not belong to the lab is kept.
 
     Nothing may be removed from a range that another run has reserved. `token_of_caller` is the token of the caller's
     lease; '' if the caller has no lease.
@@ -63,10 +73,13 @@ def check_guests(guests: Sequence[Guest], lab: LabSettings, now: float, token_of
     return findings
 
 
-def check_archives(
+def decide_archive_removals(
     archives: Iterable[ArchiveRow], guests: Sequence[Guest], lab: LabSettings, now: float
 ) -> list[Finding]:
-    """Decide for each backup that a run has made whether it may be removed. Other backups get no finding."""
+    """Decide for each backup that a run has made whether it may be removed. Other backups get no finding.
+
+    Proxmox calls the file of a backup an archive.
+    """
     unexpired_tokens = {
         lease.token for guest in guests if (lease := lease_of_vm(guest, lab)) is not None and not is_expired(lease, now)
     }
@@ -82,7 +95,7 @@ def check_archives(
 
 
 def lease_of_archive(archive: ArchiveRow, lab: LabSettings) -> Lease | None:
-    """Return the lease (token and expiry) of the run that made a backup.
+    """Return the token and the expiry in the marker in a backup's notes, as a Lease.
 
     Return None if the name and the marker in the backup's notes do not identify the same run.
     """
@@ -136,7 +149,7 @@ def run_token_of_guest(guest: Guest, lab: LabSettings) -> str:
 
 
 def _reason_to_keep(guest: Guest, lab: LabSettings) -> str:
-    """Return a reason to keep a guest that does not depend on its marker; '' if there is no such reason."""
+    """Return a reason to keep the guest, whatever its marker is; '' if there is none."""
     if guest.problem:
         return f"its configuration cannot be read: {guest.problem}"
     if not lab.vmid_min <= guest.vmid <= lab.vmid_max or not token_in_name(guest.name, lab.name_prefix):
@@ -161,7 +174,7 @@ def _check_guest(guest: Guest, lab: LabSettings, expiry_by_token: Mapping[str, i
 
 
 def _expiry_of(guest: Guest, lab: LabSettings, expiry_by_token: Mapping[str, int]) -> int | None:
-    """Return when the reservation for a guest expires: the later of the times in the run's lease and in the marker.
+    """Return when the lease of a guest's run expires: the later of the times in the lease VM and in the guest's marker.
 
     Return None if no lease has the token of the run, and the guest has no marker of the run.
     """

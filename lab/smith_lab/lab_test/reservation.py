@@ -4,7 +4,8 @@ A range is reserved by a stopped VM with the range's first VMID. If two processe
 second request. To take over an expired reservation, a process changes the VM by a request with the digest of the VM's
 configuration. If two processes send this request, Proxmox refuses the second, because the digest has changed. The owner
 extends its reservation in the same way. The notes of this VM (the lease VM) contain the lease: the token of the run
-(six hexadecimal digits that identify the run), and the time at which the reservation expires.
+(six hexadecimal digits that identify the run), the time at which the reservation expires, the range's last VMID, and
+the tokens of expired runs whose guests may still be in the range.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from smith_lab.lab_test.cluster import (
 )
 from smith_lab.lab_test.lab_settings import MIN_RANGE_SIZE
 from smith_lab.lab_test.removal import Removal, remove_guests_backups_and_lease_vm, remove_lease_vm, remove_leftovers
-from smith_lab.lab_test.removal_rules import check_guests, is_expired, lease_of_vm, ranges_of_other_runs
+from smith_lab.lab_test.removal_rules import decide_guest_removals, is_expired, lease_of_vm, ranges_of_other_runs
 from smith_lab.lab_test.reserved_range import Lease, ReservedRange, new_lease, token_in_name
 
 #: Maximum seconds of one removal, which stops and destroys a guest. If the reservation would expire during a removal,
@@ -53,6 +54,7 @@ def reserve_when_free(
     deadline, is_wait_reported = time.monotonic() + wait_s, False
     while True:
         try:
+            # `cluster.now()` is the time of Proxmox's clock. All runs compare the expiry of leases with this clock.
             return reserve_any_range(cluster, cluster.now() + duration_s)
         except NoFreeRange as error:
             remaining_s = deadline - time.monotonic()
@@ -70,9 +72,9 @@ def reserve_any_range(cluster: LabCluster, expires_at_s: float) -> ReservedRange
     Ranges with fewer guests are tried first. Otherwise the order is random, so that runs that start together seldom try
     the same range. If Proxmox refuses a request for a range, the next range is tried.
     """
-    lab, refusal_text = cluster.lab, ""
-    # The guests with the lab's VMIDs, and all lease VMs of this cluster. The lease VM of a run with other settings may
-    # have another VMID.
+    lab, refusal_text = cluster.lab_settings, ""
+    # The guests with the lab's VMIDs, and all lease VMs of this cluster. If a run has other settings than this run, the
+    # VMID of its lease VM may be outside the lab's VMIDs.
     guests = cluster.guests_and_all_lease_vms(range(lab.vmid_min, lab.vmid_max + 1))
     now = cluster.now()
     for vmids in _free_ranges(cluster, guests, now):
@@ -93,8 +95,9 @@ def reserve_any_range(cluster: LabCluster, expires_at_s: float) -> ReservedRange
         return reserved_range
     raise NoFreeRange(
         f"all {len(lab.ranges())} ranges between the VMIDs {lab.vmid_min} and {lab.vmid_max} are reserved or in use"
-        f"{refusal_text}: wait for the other runs, run `smith lab-sweep`, or give the lab more VMIDs "
-        "(LAB_PROXMOX_VMID_MIN, LAB_PROXMOX_VMID_MAX)",
+        f"{refusal_text}: wait for the other runs, remove the guests of expired runs (`smith lab-sweep --apply`), or "
+        "give the lab more VMIDs (LAB_PROXMOX_VMID_MIN, LAB_PROXMOX_VMID_MAX)",
+        # A range can become free if another run has a lease that has not expired.
         may_become_free=bool(ranges_of_other_runs(guests, now)),
     )
 
@@ -104,9 +107,10 @@ def _free_ranges(cluster: LabCluster, guests: Sequence[Guest], now: float) -> li
 
     A VMID is usable if no guest has it, or if its guest may be removed.
     """
-    lab = cluster.lab
+    lab = cluster.lab_settings
     reserved_ranges = ranges_of_other_runs(guests, now)
-    kept_vmids = {finding.vmid for finding in check_guests(guests, lab, now) if not finding.is_removable}
+    removal_decisions = decide_guest_removals(guests, lab, now)
+    kept_vmids = {decision.vmid for decision in removal_decisions if not decision.is_removable}
     free_ranges = [
         vmids
         for vmids in lab.ranges()
@@ -124,7 +128,7 @@ def _overlaps_other_run(cluster: LabCluster, reserved_range: ReservedRange) -> b
     guest in the lab is read, because Proxmox's list of guests is not sufficient: for some seconds, the list can show a
     new lease VM with the name of an earlier guest that had this VMID.
     """
-    guests = cluster.guests_and_all_lease_vms(range(cluster.lab.vmid_min, cluster.lab.vmid_max + 1))
+    guests = cluster.guests_and_all_lease_vms(range(cluster.lab_settings.vmid_min, cluster.lab_settings.vmid_max + 1))
     others = ranges_of_other_runs(guests, cluster.now(), token_of_caller=reserved_range.lease.token)
     return any(_do_overlap(reserved_range.vmids, other) for other in others)
 
@@ -136,25 +140,29 @@ def _do_overlap(one: range, other: range) -> bool:
 def acquire_lease(cluster: LabCluster, vmids: range, guests: Sequence[Guest], expires_at_s: float) -> Lease | None:
     """Reserve one range until `expires_at_s`; return the lease.
 
-    `guests` are the guests that the caller has read, at least those in the range. If no guest has the first VMID, a
+    `guests` must contain the guests in the range, and may contain other guests. If no guest has the first VMID, a
     lease VM with this VMID is created. If the guest with the first VMID has an expired lease, the lease is replaced.
     Otherwise, None is returned. If another process creates or changes the VM first, None is returned, too.
     """
     first_guest = next((guest for guest in guests if guest.vmid == vmids[0]), None)
     if first_guest is None:
-        lease = new_lease(expires_at_s, vmids[-1])
-        name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
+        lease = new_lease(expires_at_s, last_vmid=vmids[-1])
+        name = f"{cluster.lab_settings.name_prefix}-{lease.token}-lease"
         return _write_lease(cluster, vmids[0], lease, lambda: cluster.create_stopped_vm(vmids[0], name, lease.notes()))
-    old_lease = lease_of_vm(first_guest, cluster.lab)
+    old_lease = lease_of_vm(first_guest, cluster.lab_settings)
     if old_lease is None or not is_expired(old_lease, cluster.now()):
         return None
-    lease = new_lease(expires_at_s, vmids[-1], _tokens_of_expired_runs(cluster, vmids, guests, old_lease))
+    lease = new_lease(
+        expires_at_s,
+        last_vmid=vmids[-1],
+        tokens_of_expired_runs=_tokens_of_expired_runs(cluster, vmids, guests, old_lease),
+    )
     return replace_lease(cluster, first_guest, lease)
 
 
 def replace_lease(cluster: LabCluster, lease_vm: Guest, lease: Lease) -> Lease | None:
     """Replace the lease in the notes of `lease_vm` by `lease`. Return None if another process changed the VM first."""
-    name = f"{cluster.lab.name_prefix}-{lease.token}-lease"
+    name = f"{cluster.lab_settings.name_prefix}-{lease.token}-lease"
     return _write_lease(
         cluster, lease_vm.vmid, lease, lambda: cluster.replace_name_and_notes(lease_vm, name, lease.notes())
     )
@@ -168,7 +176,7 @@ def _tokens_of_expired_runs(
     A clone has no name at first. So a guest without a name may belong to any earlier run.
     """
     names = [guest.name for guest in guests if guest.vmid in vmids[1:]]
-    tokens_in_names = {token_in_name(name, cluster.lab.name_prefix) for name in names}
+    tokens_in_names = {token_in_name(name, cluster.lab_settings.name_prefix) for name in names}
     earlier_tokens = [token for token in old_lease.tokens_of_expired_runs if token in tokens_in_names or "" in names]
     return (*earlier_tokens, old_lease.token)
 
@@ -200,7 +208,7 @@ def _lease_vm_and_lease(cluster: LabCluster, vmid: int, lease: Lease) -> tuple[G
         return None
     if lease_vm.problem:
         raise LabError(f"the configuration of VM {vmid} cannot be read: {lease_vm.problem}")
-    current_lease = lease_of_vm(lease_vm, cluster.lab)
+    current_lease = lease_of_vm(lease_vm, cluster.lab_settings)
     if current_lease is None or current_lease.token != lease.token:
         return None
     return lease_vm, current_lease

@@ -1,4 +1,7 @@
-"""Defines the VMIDs, names and markers by which the guests of a run of lab tests are recognized. Pure functions.
+"""Defines the VMIDs, names and markers by which the guests of a run of lab tests are recognized.
+
+A run reserves a range of VMIDs by a lease: a text in the notes of a stopped VM without disks, which has the first VMID
+of the range and exists only for this purpose.
 
 The marker of a guest is a line in its notes: `smith-uid=<service id>`. The action `create` adds the marker when it
 first changes the configuration of the clone. A service id of the lab has a special form. It contains the run's token
@@ -25,7 +28,8 @@ TOKEN_LENGTH = 6
 _LAB_SERVICE_ID = re.compile(
     rf"[0-9a-f]{{8}}-{LAB_SERVICE_ID_GROUP}-8(?P<start>[0-9a-f]{{3}})-b(?P<end>[0-9a-f]{{3}})-(?P<until>[0-9a-f]{{8}})[0-9a-f]{{4}}"
 )
-#: Match the lines of a lease: its token, its expiry, its last VMID, and the token of an expired ("former") run.
+#: The four patterns match the lines of a lease: the token of the run, the expiry, the last VMID, and the token of an
+#: expired ("former") run.
 _TOKEN_LINE = re.compile(rf"^smith-lab=([0-9a-f]{{{TOKEN_LENGTH}}})[ \t]*$", re.MULTILINE)
 _UNTIL_LINE = re.compile(r"^smith-lab-until=(\d{1,10})\b", re.MULTILINE)
 _LAST_VMID_LINE = re.compile(r"^smith-lab-last=(\d{1,9})[ \t]*$", re.MULTILINE)
@@ -34,17 +38,20 @@ _EXPIRED_RUN_LINE = re.compile(rf"^smith-lab-former=([0-9a-f]{{{TOKEN_LENGTH}}})
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """The reservation of a range for one run, as written in the notes of the VM with the range's first VMID."""
+    """The reservation of a range for one run, as written in the notes of the VM with the range's first VMID.
+
+    Each service id of the run contains the token and the expiry of the lease.
+    """
 
     token: str  #: identifies the run
     expires_at_s: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
-    last_vmid: int = 0  #: the last VMID of the range; 0 if the lease was read from a text without it
+    last_vmid: int = 0  #: the last VMID of the range; 0 if unknown, as in a lease from a service id
     tokens_of_expired_runs: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
 
     def notes(self) -> str:
         """Return the notes of the VM that reserves the range."""
         lines = [
-            "Reserves VMIDs for a run of lab tests. `smith lab-sweep` removes it when it has expired.",
+            "Reserves VMIDs for a run of lab tests. `smith lab-sweep` removes this VM after the time smith-lab-until.",
             f"smith-lab={self.token}",
             f"smith-lab-until={self.expires_at_s} ({utc_text(self.expires_at_s)})",
             *([f"smith-lab-last={self.last_vmid}"] if self.last_vmid else []),
@@ -59,7 +66,8 @@ class ReservedRange:
 
     vmids: range  #: the VM that reserves the range has the first VMID; the others are for guests
     lease: Lease
-    lab_name_prefix: str  #: the beginning of the names of the guests of all runs: LAB_PROXMOX_NAME_PREFIX
+    #: The beginning of the names of the guests of all runs: the value of the variable LAB_PROXMOX_NAME_PREFIX.
+    lab_name_prefix: str
 
     @property
     def prefix(self) -> str:

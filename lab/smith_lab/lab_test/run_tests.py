@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executor.errors import JobError
-from executor.processes.process_tree import prefix_to_kill_command_with_parent
+from executor.processes.process_tree import killed_with_parent_prefix
 from smith_lab.lab_test.cluster import LabCluster, LabError
 from smith_lab.lab_test.open_lab import CLEANUP_S, KEEP_VARIABLE, LabRun
 from smith_lab.lab_test.reservation import does_vm_contain_lease
@@ -25,7 +25,7 @@ from smith_lab.lab_test.suite import suite_arguments
 #: The plugin with the fixtures, for pytest's option `-p`. The entry point of the plugin must have the same name.
 #: Otherwise pytest loads the plugin twice.
 PLUGIN = "smith_lab.lab_test.plugin"
-#: How long pytest may take to write its reports after it was interrupted.
+#: How long pytest may take to run its cleanup and write its reports after it was interrupted. Then it is killed.
 INTERRUPT_TIMEOUT_S = 60
 #: Seconds between two checks of the reservation while the tests run.
 CHECK_INTERVAL_S = 10.0
@@ -39,7 +39,7 @@ class LabTestRequest:
     junit: Path | None = None
     html: Path | None = None
     keyword: str = ""  #: pytest's -k
-    must_keep_guests: bool = False  #: --keep
+    must_keep_guests: bool = False  #: --keep: the tests' guests are not removed after the tests
     time_limit_s: float = 3600.0
     wait_s: float = 0.0  #: how long to wait for VMIDs if all are reserved
 
@@ -85,6 +85,8 @@ class EndCondition:
             return "the time limit is reached"
         lease, vmid = self.lab_run.reserved_range.lease, self.lab_run.reserved_range.vmids[0]
         try:
+            # `now` is the time of the lab's Proxmox: all runs compare leases with this clock. The last CLEANUP_S
+            # seconds of the reservation are for the removal of the guests.
             if self.cluster.now() >= lease.expires_at_s - CLEANUP_S:
                 return "the reservation of the VMIDs ends soon"
             if does_vm_contain_lease(self.cluster, vmid, lease):
@@ -100,9 +102,10 @@ def run_tests(lab_run: LabRun, request: LabTestRequest) -> int:
     pytest is interrupted after Ctrl-C or TERM, at the time limit, before the reservation ends, and if this run has lost
     the reservation. In the last case, another run may use the same VMIDs.
     """
-    # If this process dies, the kernel kills pytest.
+    # If this process dies, the kernel kills pytest. `lab_run.variables` contain the lab's settings and the reserved
+    # VMIDs.
     process = subprocess.Popen(
-        [*prefix_to_kill_command_with_parent(os.getpid()), *pytest_command(request)],
+        [*killed_with_parent_prefix(os.getpid()), *pytest_command(request)],
         env={**os.environ, **lab_run.variables(), **_pytest_variables(request)},
         stdin=subprocess.DEVNULL,
         process_group=0,  # Ctrl-C then reaches only this process, and this process interrupts pytest once
@@ -117,7 +120,8 @@ def run_tests(lab_run: LabRun, request: LabTestRequest) -> int:
 
 def _pytest_variables(request: LabTestRequest) -> dict[str, str]:
     # The tests may be in the folder of a provider's actions. The executor refuses an action if other users can write a
-    # file in this folder, so Python must not create bytecode files there.
+    # file or subfolder in this folder. With some umasks, other users can write Python's bytecode files. So Python must
+    # create no bytecode files.
     return {"PYTHONDONTWRITEBYTECODE": "1", **({KEEP_VARIABLE: "1"} if request.must_keep_guests else {})}
 
 

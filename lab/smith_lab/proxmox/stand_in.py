@@ -1,7 +1,7 @@
 """Starts the Proxmox stand-in as a process, and lets tests read and change the cluster that the stand-in simulates.
 
 The process runs `smith_lab.proxmox.fakepve_server`. That package extends fakepve, a library that simulates the Proxmox
-API. The package is under the AGPL, so this module starts it as a process and never imports it. Each stand-in has its
+API. Both are under the AGPL, so this module starts the package as a process and never imports it. Each stand-in has its
 own CA, which signs its TLS certificate. Clients must verify the certificate, as with a real cluster.
 
 The stand-in has two ports. One serves the Proxmox API. The other is the control port, through which tests and the demo
@@ -193,16 +193,21 @@ class ProxmoxStandIn:
         self.control("fail", method=method, path=path, status=status, text=text, times=times, **options)
 
     def is_holding(self) -> bool:
-        """Return whether the stand-in now delays an answer because of `control("hold")` or `control("hold_change")`."""
+        """Return whether the stand-in delays the answer to an API request that it has processed.
+
+        `control("hold", method=..., path=...)` selects the next request with this method and a path that matches this
+        regular expression. `control("hold_change", number=...)` selects a later POST, PUT or DELETE request: 1 is the
+        next one. `control("clear_faults")` ends the delay.
+        """
         return bool(self._read_from_control_port("holding"))
 
     def fail_task(self, task_type: str, text: str, *, times: int = 1, vmid: int | None = None, **options: Any) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, qmstart, resize, ...) fail with this error text.
 
         With `vmid`, only Proxmox tasks for this VM or container fail. `options` may contain `log` (lines that the
-        failed Proxmox task writes to its log), `leaves_lock` (a lock that the guest keeps; with the lock `destroyed`,
-        the guest also loses its configuration and disks) and `after=True` (the Proxmox task does its work, then it
-        fails).
+        failed Proxmox task writes to its log), `leaves_lock` (the lock that the guest has after the failure) and
+        `after=True` (the Proxmox task does its work, then it fails). With `leaves_lock="destroyed"`, the configuration
+        and the disks of the guest are removed, as if its deletion had been interrupted.
         """
         self.control("fail_task", type=task_type, text=text, times=times, vmid=vmid, **options)
 
@@ -268,8 +273,8 @@ class ProxmoxStandIn:
             "statistics_interval_s": self.statistics_interval_s,
             "delay_of_401_s": self.delay_of_401_s,
             "ready_file": str(self._ready_file),
-            # A file, or empty for none. When the server stops, it adds a line to the file: the number of successful
-            # POST, PUT and DELETE requests for each simulated version of Proxmox VE.
+            # The path of a file; empty for none. When the server stops, it adds a line to the file: the number of
+            # successful POST, PUT and DELETE requests for each version of Proxmox VE that it has simulated.
             "changes_file": os.environ.get("LAB_CHANGES_FILE", ""),
         }
         self._ready_file.unlink(missing_ok=True)

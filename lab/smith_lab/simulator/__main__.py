@@ -11,13 +11,14 @@ The server also has lab endpoints, with which tests and the demo control it. The
 answer only clients on loopback. A fault rule makes chosen API calls fail, delays them or processes them twice. The
 history records every API call. Fault rules and history ignore calls of lab endpoints. The lab endpoints are:
 
-    GET    /lab/clock                {"now", "text", "frozen"}: the server's time, also sent in the Date header
+    GET    /lab/clock                {"now", "text", "frozen"}: the time of the server in seconds and as RFC 3339, and
+                                     whether the clock is frozen; the time is also sent in the Date header
     POST   /lab/clock                {"set": seconds | "RFC 3339", "advance": seconds, "freeze": bool}: change the time
                                      or freeze the clock; each member is optional
     POST   /lab/sweep                do FulcrumCore's maintenance work once: fail jobs that did not end within the job
-                                     timeout, delete old jobs, and, if enabled, disconnect agents that sent no
-                                     heartbeat; answers how many rows each part changed: {"timedOut", "deleted",
-                                     "disconnected"}
+                                     timeout, delete old jobs, and, if the server option `agent_maintenance` is set,
+                                     disconnect agents that sent no heartbeat; answers how many rows each part
+                                     changed: {"timedOut", "deleted", "disconnected"}
     GET    /lab/faults               the fault rules
     POST   /lab/faults               add a rule or a list of rules (fault_rules.py describes them)
     DELETE /lab/faults               delete all rules
@@ -45,7 +46,8 @@ history records every API call. Fault rules and history ignore calls of lab endp
     POST   /lab/pending              add raw items to every agent's list of pending jobs; a raw item is any JSON
     GET    /lab/pending              the raw items
     DELETE /lab/pending              remove the raw items
-    GET    /lab/state                the rows of most tables, without token values and secrets
+    GET    /lab/state                the rows of all tables except events, subscriptions, install tokens and pools of
+                                     property values; token values and secrets are left out
 """
 
 from __future__ import annotations

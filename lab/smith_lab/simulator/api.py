@@ -39,9 +39,11 @@ UNESCAPED_CHARACTERS = "$&+,/:;=@-_.~"
 #: The path parameters that may be empty in a call, each with the `/` after it.
 _PARAMETERS_THAT_MAY_BE_EMPTY = ("{id}/", "{token}/")
 
-#: Each module handles the calls for one kind of object of the API. For example, `install` handles install commands, and
-#: `options` handles the service options that providers offer. `pools` and `pool_values` handle FulcrumCore's pools and
-#: the values in a pool. If a request does not set a property of a service, FulcrumCore can take its value from a pool.
+#: Each module handles the calls for one kind of object of the API. For example, `install` handles the shell
+#: commands that install an agent, and `options` handles the service options that providers offer. `metrics` handles
+#: the values that agents measured, and `metric_reports` computes, for example, averages of these values. `pools` and
+#: `pool_values` handle FulcrumCore's pools and the values in a pool. If a request does not set a property of a service,
+#: FulcrumCore can take its value from a pool.
 _ENDPOINT_MODULES = (
     jobs,
     services,

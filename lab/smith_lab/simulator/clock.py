@@ -11,7 +11,7 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:
 
 
 class SimulatorClock:
-    """The server's time, in seconds since 1970. Tests set, advance or freeze it."""
+    """The simulator's time, in seconds since 1970. Tests set, advance or freeze it."""
 
     def __init__(self) -> None:
         self.reset()

@@ -95,7 +95,7 @@ class SimulatorControl:
         self.call_lab("DELETE", "history")
 
     def reset(self) -> None:
-        """Restore the initial state of tables, fault rules, history, switches, server options and clock."""
+        """Restore the initial tables, fault rules, history, switches (`set_switches`), server options and clock."""
         self.call_lab("POST", "reset")
 
     def set_switches(self, **switches: bool) -> None:
@@ -154,7 +154,10 @@ class SimulatorControl:
         self.call_lab("DELETE", "pending")
 
     def state(self) -> dict[str, Any]:
-        """Return the rows of most tables, without the values of tokens and secrets."""
+        """Return the rows of all tables except pools, install tokens, events and subscriptions.
+
+        The values of tokens and secrets are left out.
+        """
         return dict(self.call_lab("GET", "state"))
 
 

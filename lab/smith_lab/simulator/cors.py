@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 ALLOWED_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 ALLOWED_HEADERS = frozenset({"accept", "authorization", "content-type", "x-csrf-token", "origin"})
 ALLOWED_ORIGIN_STARTS = ("http://", "https://")
-#: How long a browser may use the answer to a preflight request again.
+#: How long a browser may cache the answer to a preflight request.
 MAX_AGE_S = 300
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from smith_lab.simulator.rows import Json
 
 
-def normalize_schema(schema: Json) -> Json:
+def schema_as_stored(schema: Json) -> Json:
     """Return a schema as FulcrumCore stores it.
 
     It is the property schema of a service type or the configuration schema of an agent type. The caller must have
@@ -63,7 +63,7 @@ def _stored_rule(rule: Json) -> Json:
     return {"type": rule.get("type"), "config": rule.get("config")}
 
 
-def normalize_lifecycle(schema: Json) -> Json:
+def lifecycle_as_stored(schema: Json) -> Json:
     """Return a lifecycle schema as FulcrumCore stores it. The caller must have checked it by `lifecycle.check`.
 
     A lifecycle schema contains the states of a service and the actions that change the state.

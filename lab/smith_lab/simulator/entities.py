@@ -4,8 +4,6 @@ An event of FulcrumCore's event log contains the difference between an entity's 
 
 This JSON differs from the JSON of the API: it has no `createdAt` and no `updatedAt`, and contains ids instead of
 embedded objects. An agent has the additional member `lastStatusUpdate`. An agent type has no `serviceTypeIds`.
-A service pool contains values for the properties of services. A service pool set contains service pools of one
-provider.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ def _agent(row: Agent) -> Json:
         "configuration": row.configuration,
         "agentTypeId": row.agent_type_id,
         "providerId": row.provider_id,
-        "servicePoolSetId": row.service_pool_set_id,
+        "servicePoolSetId": row.service_pool_set_id,  # the service pools for the properties of the agent's services
     }
 
 
@@ -77,7 +75,10 @@ def _service(row: Service) -> Json:
 
 
 def _pool(row: ServicePool | ConfigPool) -> Json:
-    """Render a pool of values for properties of services (ServicePool) or for configurations of agents (ConfigPool)."""
+    """Render a pool of values for properties of services (ServicePool) or for configurations of agents (ConfigPool).
+
+    A value is an IP address, for example. A service pool set contains service pools of one provider.
+    """
     return {
         "name": row.name,
         "type": row.type,

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smith_lab.simulator.fault_rules import KINDS_THAT_CALL_API, KINDS_WITH_API_ANSWER, FaultRule
+from smith_lab.simulator.fault_rules import KINDS_THAT_CALL_API, KINDS_THAT_SEND_API_ANSWER, FaultRule
 from smith_lab.simulator.history import FaultsAndHistory, HistoryEntry
 from smith_lab.simulator.json_depth import replace_deep_values
 from smith_lab.simulator.problems import ErrorAnswer
@@ -92,8 +92,8 @@ class FaultLayer:
     def _record_caller(self, scope: Scope, entry: HistoryEntry) -> None:
         """Record the name, role and agent of the token that the caller sent, even if the token has expired.
 
-        Record nothing for a revoked token, because it is not in the store. Several tokens may have the value
-        `change-me`, because each start of the server adds such a token. The oldest of them is recorded.
+        Record nothing for a revoked token, because it is not in the store. As in FulcrumCore, each start of the server
+        adds an admin token with the value `change-me`. Of several tokens with this value, the oldest is recorded.
         """
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))
@@ -113,10 +113,11 @@ class FaultLayer:
             answer = _Answer()
             # The scope is copied, because the router changes it.
             await self._app(dict(exchange.scope), _make_receive(raw_body), answer.collect)
+        # drop_before: the API has not processed the call. drop_after: the API has processed the call.
         if exchange.has_fault("drop_before", "drop_after"):
             await _close_connection(exchange)
             return
-        if rule and rule.kind not in KINDS_WITH_API_ANSWER:
+        if rule and rule.kind not in KINDS_THAT_SEND_API_ANSWER:
             answer = await _make_answer_of_rule(rule)
         await self._send_answer(exchange, answer)
 

@@ -12,16 +12,17 @@ Tests add rules by POST /lab/faults. A rule is a JSON object with these members.
                  wrong_json   answer with `status` (default 200) and with `body` (default: JSON that the caller does
                               not expect)
                  truncate     process the call, then close the connection in the middle of the answer's body
-                 delay        wait `delay_s` seconds, or until the rule is deleted, then process the call
+                 delay        wait `delay_s` seconds, then process the call
                  twice        process the call two times, as if a proxy repeated the request; send the second answer
                  drop_before  do not process the call; close the connection without an answer
                  drop_after   process the call, then close the connection without an answer
   status         the HTTP status of the answer; only the kinds status, html, empty and wrong_json use it
   body           the body of the answer; only the kinds status and wrong_json use it
-  delay_s        the delay in seconds before a rule of any kind acts; the default is 0
+  delay_s        the seconds that a rule of any kind waits before it acts (default 0); if the rule is deleted during
+                 the wait, the wait ends at once, and the rule still acts on the waiting call
   effect         for the kinds status, html, empty and wrong_json: if true, the API processes the call before the rule's
                  answer is sent; if false (the default), the API does not process the call
-  headers        a JSON object with headers that are added to the answer
+  headers        a JSON object with headers that are added to the answer of the rule or of the API
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from typing import Any
 
 KINDS = frozenset({"status", "html", "empty", "wrong_json", "truncate", "delay", "twice", "drop_before", "drop_after"})
 #: The kinds of rules that send the API's answer, or a part of it, to the caller.
-KINDS_WITH_API_ANSWER = frozenset({"truncate", "delay", "twice"})
+KINDS_THAT_SEND_API_ANSWER = frozenset({"truncate", "delay", "twice"})
 #: The kinds for which the API always processes the call.
-KINDS_THAT_CALL_API = KINDS_WITH_API_ANSWER | {"drop_after"}
+KINDS_THAT_CALL_API = KINDS_THAT_SEND_API_ANSWER | {"drop_after"}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -57,7 +58,7 @@ class FaultRule:
             raise ValueError(f"unknown kind {self.kind!r}, expected one of {sorted(KINDS)}")
         self._pattern = re.compile(self.path)
 
-    def count_call(self, method: str, path: str) -> bool:
+    def count_call_and_check_if_affected(self, method: str, path: str) -> bool:
         """Count this API call if it matches, and return whether the rule affects it.
 
         A matching call reduces `skip` by one, or `times` if `skip` is 0.

@@ -1,9 +1,11 @@
 """Renders templates of Go's package text/template. Supports only a part of its language.
 
-In FulcrumCore, an agent type contains such templates, and the configuration of an agent is their data.
-Supported are fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a
-missing key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a
-missing key.
+FulcrumCore renders an agent's configuration file and install command from two templates of the agent's type. The data
+of both templates contain the agent's configuration.
+
+Supported are fields, variables, with, range, if, pipes, printf, index and some other functions. A field with a missing
+key is an error, because FulcrumCore sets Go's option `missingkey=error`. The function `index` returns nil for a missing
+key.
 
 An action is `{{ … }}`. It contains a pipeline: commands that are separated by `|`. A command is a function with its
 operands, or a single operand. An operand is a constant, a field, a variable or a pipeline in parentheses.
@@ -30,7 +32,7 @@ MIN_FLOAT_WITH_EXPONENT = 1e21
 
 
 def render(template: str, data: dict[str, Any]) -> str:
-    """Render a template with an agent's configuration as data. Raises TemplateError."""
+    """Render a template. `data` contains an agent's configuration. Raises TemplateError."""
     return _render_nodes(parse(template), data, {"$": data})
 
 
@@ -180,7 +182,7 @@ def _evaluate_field(text: str, dot: Any, variables: Variables) -> Any:
         if head not in variables:
             raise TemplateError(f"undefined variable {head!r}")
         value = variables[head]
-    for name in filter(None, path):  # skips the empty names into which `.` is split
+    for name in filter(None, path):  # skips the empty name in the path `.`
         if not isinstance(value, dict):
             raise TemplateError(f"can't evaluate field {name}")
         if name not in value:

@@ -17,7 +17,10 @@ MAX_ENTRIES = 100_000
 
 @dataclass(kw_only=True)
 class HistoryEntry:
-    """One API call in the history. `status` is None until an answer is sent."""
+    """One API call in the history. `status` is None until an answer is sent.
+
+    `token_name`, `role` and `agent_id` are the name, role and agent of the token in the call.
+    """
 
     seq: int  #: sequence number of the call; the first API call after the server's start has the number 1
     time: float  #: real time of arrival (not the simulator's time), in seconds since 1970
@@ -48,7 +51,7 @@ class FaultsAndHistory:
 
         This method counts the call in the rules that it checks. So call it only once for each API call.
         """
-        return next((rule for rule in self.rules if rule.count_call(method, path)), None)
+        return next((rule for rule in self.rules if rule.count_call_and_check_if_affected(method, path)), None)
 
     def record_arrival(self, scope: Scope) -> HistoryEntry:
         """Add an arriving call to the history and return its entry."""

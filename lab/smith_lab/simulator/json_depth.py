@@ -1,7 +1,7 @@
 """Limits the depth of nested JSON before Python's decoder reads it.
 
-Go's `encoding/json` reads JSON that is nested 10,000 deep, and refuses deeper JSON. Python's decoder ends with
-RecursionError at a tenth of this depth.
+FulcrumCore is a Go program. Go's `encoding/json` reads JSON that is nested 10,000 deep, and refuses deeper JSON.
+Python's decoder ends with RecursionError at a tenth of this depth.
 """
 
 from __future__ import annotations

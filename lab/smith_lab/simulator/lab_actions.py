@@ -1,8 +1,11 @@
 """Implements the lab endpoints, with which tests and the demo control the simulator.
 
 Each endpoint has a lab action: a function that gets a call and the JSON in the call's body, and returns the JSON of the
-answer. The store contains the simulator's rows. The caller of a lab action holds the store's lock. The docstring of
-`smith_lab.simulator.__main__` lists the endpoints.
+answer. The caller of a lab action holds the store's lock. The docstring of `smith_lab.simulator.__main__` lists the
+endpoints.
+
+The store contains the simulator's rows and switches, and the vault, which contains the secrets. A switch that is on
+makes the server behave wrongly or fail. A fault rule makes certain API requests fail, delays them or repeats them.
 """
 
 from __future__ import annotations
@@ -67,7 +70,10 @@ def set_clock(call: LabCall, body: Any) -> Any:
 
 
 def do_maintenance(call: LabCall, body: Any) -> Any:
-    """Do FulcrumCore's maintenance work once, and return how many rows each part of the work changed."""
+    """Do FulcrumCore's maintenance work once; return how many rows each part of the work changed.
+
+    The work is to fail overdue jobs, to delete old jobs, and to set agents without heartbeats to Disconnected.
+    """
     return maintenance.sweep(call.store)
 
 
@@ -90,6 +96,10 @@ def delete_fault_rules(call: LabCall, body: Any) -> Any:
 
 
 def read_history(call: LabCall, body: Any) -> Any:
+    """Return the recorded API requests that match the query. The number (`seq`) of each is above `since`.
+
+    An empty `method` matches every method. An empty `path_end` matches every path.
+    """
     query = call.request.query_params
     return call.faults_and_history.entries(
         int(query.get("since", "0")), query.get("method", ""), query.get("path_end", "")
@@ -117,7 +127,6 @@ def reset(call: LabCall, body: Any) -> Any:
 
 
 def read_switches(call: LabCall, body: Any) -> Any:
-    """Return the switches. A switch that is on makes the server behave wrongly or fail."""
     return asdict(call.store.switches)
 
 
@@ -227,7 +236,7 @@ def delete_raw_pending_items(call: LabCall, body: Any) -> Any:
 
 
 def read_state(call: LabCall, body: Any) -> Any:
-    """Return the rows of most tables, and the ids of the secrets in the vault. The values of tokens are omitted."""
+    """Return the rows of the tables that are named below, without token values, and the ids of the secrets."""
     store = call.store
     tables: dict[str, dict[str, Any]] = {
         "participants": store.participants,

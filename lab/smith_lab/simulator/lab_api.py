@@ -23,10 +23,13 @@ from smith_lab.simulator.store import Store
 _LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
     ("GET", "/lab/clock", actions.read_clock),
     ("POST", "/lab/clock", actions.set_clock),
+    # FulcrumCore's periodic maintenance: fail overdue jobs, delete old jobs, disconnect agents without heartbeats.
     ("POST", "/lab/sweep", actions.do_maintenance),
+    # A fault rule makes chosen API requests fail, delays them or processes them twice.
     ("GET", "/lab/faults", actions.read_fault_rules),
     ("POST", "/lab/faults", actions.add_fault_rules),
     ("DELETE", "/lab/faults", actions.delete_fault_rules),
+    # The history contains the API requests that the simulator has received.
     ("GET", "/lab/history", actions.read_history),
     ("DELETE", "/lab/history", actions.delete_history),
     ("POST", "/lab/reset", actions.reset),
@@ -35,10 +38,14 @@ _LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
     ("POST", "/lab/switches", actions.set_switches),
     # A server option is a setting of the simulator.
     ("POST", "/lab/options", actions.set_server_options),
+    # The body of the request selects the tokens to revoke.
     ("POST", "/lab/tokens/revoke", actions.revoke_tokens),
+    # The job fails at once, as after FulcrumCore's job timeout.
     ("POST", "/lab/jobs/{id}/expire", actions.expire_job),
+    # An override changes the job's JSON in answers, but not the stored job.
     ("POST", "/lab/jobs/{id}/override", actions.override_job),
     ("DELETE", "/lab/jobs/{id}", actions.delete_job),
+    # The vault stores secrets. A property of a service contains the reference of a secret, not the secret.
     ("GET", "/lab/vault", actions.read_vault),
     ("POST", "/lab/vault", actions.add_secret),
     ("DELETE", "/lab/vault", actions.delete_secrets),
@@ -53,7 +60,7 @@ _LAB_ACTIONS: list[tuple[str, str, LabAction]] = [
 
 def lab_routes(store: Store, faults_and_history: FaultsAndHistory) -> list[Route]:
     """Return a route for each lab endpoint."""
-    initial_server_options = asdict(store.options)
+    initial_server_options = asdict(store.options)  # `/lab/reset` restores them
 
     def route(method: str, path: str, action: LabAction) -> Route:
         async def respond(request: Request) -> Response:

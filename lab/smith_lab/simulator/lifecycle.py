@@ -1,7 +1,7 @@
 """Checks lifecycle schemas, checks whether a state allows an action, and determines the state after an action.
 
 A lifecycle schema belongs to a service type. It contains the states of a service and the actions that change the state.
-The simulator checks and stores `runningStates`, and does not use them otherwise.
+The simulator checks and stores `runningStates` (the states in which a service's VM runs), but does not use them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from smith_lab.simulator.rows import Json
 
 
 class NoTransition(Exception):
-    """The action has no transition from the service's state for the action's outcome (success or this error)."""
+    """The action has no transition that matches the service's state and the action's success or error message."""
 
 
 class UnknownAction(Exception):
-    """The lifecycle schema has no action of this name, for example because the service type was changed."""
+    """The lifecycle schema has no action of this name, for example because it was removed after the job was created."""
 
 
 def check(schema: Any) -> None:
@@ -42,7 +42,9 @@ def check(schema: Any) -> None:
 def _check_transitions(action: Json, states: list[str]) -> None:
     """Check the transitions of an action.
 
-    A transition with `onError` is for a failed action. If it has `onErrorRegexp`, the error message must match it.
+    A transition without `onError` applies only if the action succeeded. A transition with `onError` applies only if the
+    action failed. A transition with `onError` and `onErrorRegexp` applies only if the error message matches the pattern
+    `onErrorRegexp`.
     """
     transitions = _read_list(action, "transitions")
     _refuse_if(not transitions, f"lifecycle action {action['name']!r} must have at least one transition")

@@ -31,8 +31,8 @@ class ServiceLookups:
         """Return a problem unless the value is the id of a service that the validator's `config` allows.
 
         In `config`, `types` contains the names of the allowed service types. If `origin` is `consumer`, the referenced
-        service and the referring service must have the same consumer. If `origin` is `group`, both services must be in
-        the same group.
+        service and the referring service must have the same consumer (the customer who ordered them). If `origin` is
+        `group`, both services must be in the same group of services.
         """
         referenced_service = self._store.services.get(value) if isinstance(value, str) else None
         if referenced_service is None:

@@ -1,6 +1,6 @@
 """Answers requests that list rows: filters and sorts the rows, and returns one page of them.
 
-As in FulcrumCore, the server answers 500 to a query with an unknown filter or an unknown sort field.
+Like FulcrumCore, the simulator answers 500 to a query with an unknown filter or an unknown sort field.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Listing:
         text = next((value for name, value in call.query if name == "sort"), "")
         if not text:
             return rows
-        # Only `%2B` arrives here as `+`. A plain `+` in the query becomes a space, and ` name` is an unknown field.
+        # A client must send `+` as `%2B`. A plain `+` arrives here as a space, and ` name` is an unknown field.
         field_name = text[1:] if text[0] in "+-" else text
         if field_name not in self.sort_keys:
             raise internal_error(f"cannot sort by field {field_name}")

@@ -59,7 +59,7 @@ def _new_address_row(pool: Pool, values: Iterable[PoolValue], now: float) -> Poo
         name=address,
         value=address,
         pool_id=pool.id,
-        participant_id=None,  # the pool's owner; None in each generated value
+        participant_id=None,  # FulcrumCore stores no provider or consumer for a generated value
     )
 
 

@@ -21,7 +21,8 @@ class PropertyErrors(Exception):
     """The properties in a request are invalid.
 
     Each item of `errors` is a pair: the name of a property and a message. The name is empty if the message is about
-    several properties. A function that checks one property leaves it empty, and `properties.process` adds it.
+    several properties. The name is also empty if a function that checks one value raises the exception: its caller,
+    `properties.process`, adds the name.
     """
 
     def __init__(self, errors: list[tuple[str, str]]) -> None:
@@ -29,7 +30,8 @@ class PropertyErrors(Exception):
         super().__init__(self._summary())
 
     def _summary(self) -> str:
-        # FulcrumCore sends the message of a single error. If there are several errors, it sends only their number.
+        # FulcrumCore sends this text if the configuration of an agent, or a property that an agent reports, is invalid.
+        # If a user sends invalid properties of a service, FulcrumCore sends all errors (`validation_failed`).
         if len(self.errors) == 1:
             name, message = self.errors[0]
             return f"{name}: {message}" if name else message

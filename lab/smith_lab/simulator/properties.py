@@ -4,13 +4,13 @@ If the request sets a property, these steps run in this order:
   1. An immutable property must not change.
   2. The `authorizers` in the property's definition must allow the caller and the service's state.
   3. The value must have the declared type and satisfy the validators.
-  4. The same rules apply to the members of an object. Only the steps 3 and 4 apply to the items of an array.
+  4. Steps 1 to 5 run for each member of an object. Only steps 3 and 4 run for each item of an array.
   5. A secret is stored in the vault. A vault reference is stored in place of the secret.
 If the request sets a secret property to a vault reference, the reference is stored without these steps.
 
 If the request does not set a property, the stored value stays. A property without a stored value gets the schema's
-default, or a value from its generator, which takes values from a pool. FulcrumCore implements these rules in
-pkg/schema/engine.go of fulcrumproject/core.
+default, or a value from its generator, which takes values from one of FulcrumCore's pools of values. FulcrumCore
+implements these rules in pkg/schema/engine.go of fulcrumproject/core.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class ChangeContext:
     actor: str  #: who sets the properties: `user` (an admin or a participant) or `agent`
     is_update: bool  #: whether the service, or the agent's configuration, exists already; false: the request creates it
     service_status: str = ""  #: the service's lifecycle state before the request
-    lookups: Lookups | None = None  #: checks references to options and services; None if no validator needs it
+    #: Checks whether a value is one that the provider offers (a service option in FulcrumCore), or the id of a service.
+    #: None if no validator needs this check.
+    lookups: Lookups | None = None
     #: A function that gets a pool's type and a property's name. It allocates a value of the pool to the property, and
     #: returns the value. It may raise PropertyErrors. None: there are no pools.
     allocate_value: Callable[[str, str], Any] | None = None
@@ -151,8 +153,7 @@ def _process_value(context: ChangeContext, name: str, definition: Json, stored_v
         reference = context.vault.save(value)
     except VaultDisabled:
         raise property_error(f"{name}: vault is required for secret properties but not configured") from None
-    # FulcrumCore deletes the old secret outside the transaction. So the old secret stays deleted even if the
-    # request is refused later.
+    # Like FulcrumCore, delete the old secret now. It is not restored if the request is refused later.
     context.vault.delete(stored_value)
     return reference
 

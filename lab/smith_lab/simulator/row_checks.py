@@ -1,6 +1,7 @@
 """Finds rows, checks names, and checks database constraints.
 
-As in FulcrumCore, the server answers 500 if a request violates a database constraint.
+A `Call` is an HTTP request whose token the simulator has checked. As in FulcrumCore, the simulator answers 500 if a
+request violates a database constraint.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from smith_lab.simulator.web import Call
 def find_row_or_404(table: dict[str, Any], call: Call) -> Any:
     """Return the row with the id in the call's path. Raises a 404 for an unknown id.
 
-    An endpoint may have `find_owners`, a function that returns who may access the row. Such an endpoint does not need
-    this check: it answers 403 to an unknown id before its handler runs.
+    An endpoint that checks the row's owner answers 403 to an unknown id. So it does not call this function.
     """
     row = table.get(call.id)
     if row is None:

@@ -76,7 +76,8 @@ class Agent(Row):
     agent_type_id: str
     tags: list[str] | None
     configuration: Json | None
-    service_pool_set_id: str | None = None  #: id of the ServicePoolSet from whose pools the agent's services get values
+    #: id of the ServicePoolSet whose pools contain values for the properties of the agent's services
+    service_pool_set_id: str | None = None
     last_status_at: float  #: time of the last heartbeat, or of the creation
 
 
@@ -114,7 +115,7 @@ class Job(Row):
     service_id: str
     group_id: str  #: the service's group; it is not in the JSON of a job
     action: str
-    params: Json | None  #: in a `create` or `update` job: the properties that the service has after it; else None
+    params: Json | None  #: in a `create` or `update` job: the properties of the service after the job; else None
     status: str = "Pending"
     priority: int = 1
     claimed_at: float | None = None
@@ -179,7 +180,10 @@ class ServicePoolSet(Row):
 
 @dataclass(kw_only=True)
 class Pool(Row):
-    """The base class of pools. A pool is a set of values. A property's `generator` in a schema refers to a pool."""
+    """The base class of pools. A pool is a set of values.
+
+    If a property's schema has a `generator`, the property gets a value from a pool when a request sets no value.
+    """
 
     name: str
     type: str  #: the text by which a `generator` of a schema refers to this pool (`poolType`)
@@ -247,4 +251,4 @@ class InstallToken(Row):
     agent_id: str
     value: str
     expires_at: float  #: in the API: `expiresAt` (for a Token: `expireAt`)
-    bearer_token_id: str  #: id of the token that the install command sends as its bearer token
+    bearer_token_id: str  #: id of a Token; the install command contains this Token and the URL

@@ -175,7 +175,8 @@ def _check_service_reference_config(path: str, config: Json) -> None:
     """Check the config of a `serviceReference`: the property must contain the id of another service.
 
     `types` contains the names of the service types that the other service may have. `origin` is `consumer` if both
-    services must have the same consumer, or `group` if they must be in the same group.
+    services must have the same consumer (the customer who ordered them), or `group` if they must be in the same group
+    of services. Without `origin`, neither is required.
     """
     types = config.get("types")
     is_valid = types is None or _is_list_of_strings(types)

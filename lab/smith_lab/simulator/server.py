@@ -112,7 +112,9 @@ class SimulatorServer:
         self._maintenance_thread.start()
 
     def _repeat_maintenance(self, interval_s: float) -> None:
-        """Once per interval, fail overdue jobs, delete old jobs and disconnect silent agents, until the server stops.
+        """Do the maintenance once per interval, until the server stops.
+
+        It fails overdue jobs, deletes old jobs, and sets agents without heartbeats to the status Disconnected.
 
         The members `job_maintenance` and `agent_maintenance` of the store's options can turn parts of this work off.
         """
@@ -136,7 +138,10 @@ class SimulatorServer:
         self.stop()
 
     def resume(self) -> None:
-        """Accept calls on the same port again. Add the admin token `change-me`, as FulcrumCore does at each start."""
+        """Accept calls on the same port again.
+
+        Each start of FulcrumCore adds an admin token `change-me`. For the first start, the store has added the token.
+        """
         with self.store.lock:
             self.store.add_seed_token()
         self.start()

@@ -51,7 +51,7 @@ MAX_EVENTS = 50_000
 class ServerOptions:
     """The settings of the simulated server.
 
-    The default times are the same as in FulcrumCore. POST /lab/options changes members by name.
+    The defaults of the first three members are the same as in FulcrumCore. POST /lab/options changes members by name.
     """
 
     job_timeout_s: float = 300.0  #: a job that has not ended fails this long after its creation
@@ -62,7 +62,9 @@ class ServerOptions:
     maintenance_interval_s: float = 0.0
     job_maintenance: bool = True  #: whether a sweep applies the job timeout and the job retention
     agent_maintenance: bool = False  #: whether a sweep applies the agent timeout
-    public_base_url: str = ""  #: start of the URL in install commands; empty: the simulator's own URL
+    #: An install command installs an agent at a provider. It fetches the agent's configuration from a URL that starts
+    #: with this text; "" means the simulator's own URL.
+    public_base_url: str = ""
 
 
 @dataclass(kw_only=True)
@@ -99,7 +101,7 @@ class Store:
 
     def clear(self) -> None:
         """Empty every table and add the `change-me` token, so that the store equals a new database."""
-        #: Contains the secret values of properties.
+        #: The secrets in the properties of services and in the configurations of agents.
         self.vault = Vault(is_enabled=not self.switches.vault_off)
         self.participants: dict[str, Participant] = {}
         self.tokens: dict[str, Token] = {}
@@ -108,19 +110,26 @@ class Store:
         self.service_types: dict[str, ServiceType] = {}
         self.agent_types: dict[str, AgentType] = {}
         self.agents: dict[str, Agent] = {}
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, Group] = {}  #: each group consists of services of one consumer
         self.services: dict[str, Service] = {}
         self.metric_types: dict[str, MetricType] = {}
         self.metric_entries: deque[MetricEntry] = deque(maxlen=MAX_METRIC_ENTRIES)
+        #: An option is one value that a provider offers, and an option type is a kind of options, such as images.
         self.option_types: dict[str, OptionType] = {}
         self.service_options: dict[str, Option] = {}
+        #: An install token is the secret in the URL from which an install command fetches an agent's configuration.
         self.install_tokens: dict[str, InstallToken] = {}
+        #: A pool is a set of values, from which the server takes the value of a property that has none. Service pools
+        #: are for the properties of services, and config pools for the configurations of agents. A service pool set
+        #: groups service pools of one provider. An agent uses the pools of at most one set.
         self.service_pool_sets: dict[str, ServicePoolSet] = {}
         self.service_pools: dict[str, ServicePool] = {}
         self.service_pool_values: dict[str, PoolValue] = {}
         self.config_pools: dict[str, ConfigPool] = {}
         self.config_pool_values: dict[str, PoolValue] = {}
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        #: A subscriber is a program that processes all events in order. Its subscription contains the number of the
+        #: last event that the subscriber has acknowledged.
         self.subscriptions: dict[str, Subscription] = {}
         #: JSON values that a test adds to each answer of the endpoint that lists pending jobs. They need not be jobs.
         self.raw_pending_items: list[Any] = []
@@ -135,7 +144,8 @@ class Store:
         #: Maps an agent id to the agent's jobs with the status Processing, in a dict from job id to job.
         self.processing_jobs_by_agent_id: dict[str, dict[str, Job]] = defaultdict(dict)
         self.last_job_by_service_id: dict[str, Job] = {}  #: the newest job of each service
-        self.service_id_by_agent_instance_id: dict[str, str] = {}  #: the key is a service's `agent_instance_id`
+        #: An agent instance id is the id that an agent reported for a service's VM or container.
+        self.service_id_by_agent_instance_id: dict[str, str] = {}
 
     def add_seed_token(self) -> None:
         """Add a `change-me` token that is valid for a day, as each start of FulcrumCore does."""

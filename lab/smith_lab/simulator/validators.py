@@ -1,9 +1,9 @@
-"""Implements the validators of a schema, and checks whether a value has the declared type.
+"""Implements the validators of a property schema, and checks whether a value has the declared type.
 
-A validator is a function that returns the text of a problem, or None if the value is valid. Its parameters are the
-look-ups in the simulator's tables, the validator's configuration in the schema, and the value. If the look-ups are
-None, `serviceOption` and `serviceReference` accept every value. `combination_problem` runs the validators that compare
-several properties.
+A property schema declares the properties of a service, or of an agent's configuration. A validator is a function that
+returns the text of a problem, or None if the value is valid. Its parameters are the look-ups in the simulator's tables,
+the validator's configuration in the schema, and the value. If the look-ups are None, `serviceOption` and
+`serviceReference` accept every value. `combination_problem` runs the validators that compare several properties.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Lookups(Protocol):
     """
 
     def option_problem(self, option_type: str, value: Any) -> str | None:
-        """Return a problem unless the service's provider offers this value as an option of this type."""
+        """Return a problem unless the service's provider offers this value in its options of the type `option_type`."""
 
     def reference_problem(self, config: Json, value: Any) -> str | None:
         """Return a problem unless the value is the id of a service that the validator's `config` allows."""
@@ -85,7 +85,7 @@ def _list_length_problem(value: Any, bound: float, *, is_minimum: bool) -> str |
 
 def _range_problem(value: Any, bound: Any, *, is_minimum: bool) -> str | None:
     if not is_number(bound):
-        # FulcrumCore does not check the bound when it checks the schema.
+        # FulcrumCore accepts a schema whose bound is not a number. With this schema, it then refuses every value.
         return "the bound in the schema must be a number"
     return _bound_problem(value, bound, is_minimum=is_minimum) if is_number(value) else "expected a number"
 
@@ -110,6 +110,7 @@ def _enum_problem(lookups: Lookups | None, config: Json, value: Any) -> str | No
 
 
 def _option_problem(lookups: Lookups | None, config: Json, value: Any) -> str | None:
+    # config["value"] is an option type.
     return lookups.option_problem(config["value"], value) if lookups else None
 
 

@@ -108,7 +108,7 @@ def agent_type(row: AgentType) -> Json:
 
 
 def full_agent(store: Store, row: Agent) -> Json:
-    """Render an agent with its participant and type, as the server does when it returns one agent."""
+    """Render an agent with its participant and type, as FulcrumCore does when it returns one agent."""
     return _with_members(
         agent(row),
         participant=_participant_or_none(store, row.provider_id),
@@ -163,7 +163,7 @@ def service(row: Service) -> Json:
 
 
 def full_service(store: Store, row: Service) -> Json:
-    """Render a service with its agent and its type, as the server does in lists and when it returns one service."""
+    """Render a service with its agent and its type, as FulcrumCore does in lists and when it returns one service."""
     return {
         **service(row),
         "agent": agent(store.agents[row.agent_id]),
@@ -229,7 +229,7 @@ def metric_entry(row: MetricEntry) -> Json:
 
 
 def full_metric_entry(store: Store, row: MetricEntry) -> Json:
-    """Render an entry with its agent, service and type, as the server does in lists."""
+    """Render an entry with its agent, service and type, as FulcrumCore does in lists."""
     return _with_members(
         metric_entry(row),
         agent=_agent_or_none(store, row.agent_id),
@@ -358,5 +358,5 @@ def _optional_time(time_s: float | None) -> str | None:
 
 
 def all_members(row: Any) -> Json:
-    """Return all members of a row for GET /lab/state, with their names and values in Python."""
+    """Return all attributes of a row for GET /lab/state, with the attribute names as keys."""
     return dict(vars(row))

@@ -26,10 +26,13 @@ from smith_lab.simulator.rows import Job, Json, Service, Token
 from smith_lab.simulator.store import Store, payload_of_change
 
 #: How long a call waits between reading and changing rows if the switch `simultaneous_requests_all_succeed` is on.
+#: The switch imitates an error of FulcrumCore: if calls arrive at the same time, each of them reads the rows before the
+#: others change them, so all calls succeed.
 RACE_WINDOW_S = 0.2
 
 log = logging.getLogger(__name__)
 
+# The roles of callers. A participant in FulcrumCore is a provider or a consumer of services.
 ADMIN, PARTICIPANT, AGENT = "admin", "participant", "agent"
 
 # Sets of roles for the member `roles` of an endpoint: the roles that may call the endpoint.
@@ -119,7 +122,8 @@ class Call:
     def record_change(self, event_type: str, json_before: Json, row: Any) -> None:
         """Add an event about a change of this row.
 
-        `json_before` is the result of `json_for_events(row)` before the change.
+        `json_before` is the row's JSON before the change. The function `entities.json_for_events` makes this JSON.
+        The event contains the difference between the old and the new JSON.
         """
         self.store.add_event(self.caller_token, event_type, row, payload_of_change(json_before, row))
 
@@ -148,8 +152,8 @@ class Endpoint:
     roles: frozenset[str]
     fields: decoding.Fields | None = None  #: names and types of the body's members; None: the body is ignored
     checks_role_before_body: bool = False  #: whether FulcrumCore checks the role before the body
-    #: Returns the owners of the object that the call reads, changes or creates. If the object does not exist, the
-    #: function returns None, and the call is answered 403. The function may also raise an ErrorAnswer.
+    #: Returns the owners of the object that the call reads, changes or creates. Returns None if the call must be
+    #: answered 403, for example because an object that the request names does not exist.
     find_owners: Callable[[Call], Owners | None] | None = None
 
     def handle(self, call: Call, raw_body: bytes) -> Reply:

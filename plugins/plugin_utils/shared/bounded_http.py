@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the answers to HTTP requests: the time until an answer is complete, and its size before and after decoding.
+"""Limits HTTP answers: the time until an answer is complete, and its size before and after decompression.
 
 "Bounded" in a name means that these limits apply. The timeout of the library `requests` applies to each single read,
 so a server that sends its answer byte by byte could occupy a thread for ever. `requests` does not limit the size of an
 answer either.
 
 In a playbook run, the time for the delivery of a request is limited, too. While a machine is cut off from Proxmox, its
-kernel sends the data of a request again and again, even after the process has ended. The request must not arrive after
-the deadline that the agent has set for its runs (`run_until.py`), because another agent may then already process the
-job.
+kernel sends the data of a request again and again, even after the process has ended. A request must not arrive after
+the deadline of the agent's runs, because another agent may then already process the job. All runs of an agent have the
+same deadline. Whenever the agent renews its leases, it writes a later deadline to a file, which `run_until.py` reads.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from requests.adapters import HTTPAdapter
 
 from .run_until import RunDeadline, run_deadline_from_environment
 
-#: Maximum size of an answer of Proxmox after decoding. The list of 10,000 guests has 5 MB. As Python objects, an answer
-#: takes up to 33 times its size.
+#: Maximum size of an answer of Proxmox after decompression. The list of 10,000 guests has 5 MB. As Python objects, an
+#: answer takes up to 33 times its size.
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
-#: Maximum size of the header of an answer, and of the answers before it, such as `100 Continue`.
+#: Maximum size of the header of an answer, together with interim answers such as `100 Continue`.
 MAX_HEADER_BYTES = 1024 * 1024
-#: Default value: an answer must be complete within this number of timeouts of one read.
+#: The default of `answer_timeout_factor`: a complete answer may take this many times the timeout of one read.
 ANSWER_TIMEOUT_FACTOR = 4.0
 #: The timeout of one read if the request sets no timeout.
 DEFAULT_TIMEOUT_S = 30.0
-#: The number of bytes that are decoded at once. The decoded text may be a thousand times as long.
+#: The number of bytes that are decompressed at once. The result may be a thousand times as long.
 CHUNK_BYTES = 16 * 1024
 #: The largest time limit of a delivery that the kernel accepts. Its type is a C int.
 MAX_DELIVERY_MS = 2**31 - 1
@@ -52,8 +52,8 @@ class AnswerTooLarge(requests.RequestException):
 class BoundedAdapter(HTTPAdapter):
     """Sends the HTTP requests of a session of the library `requests`, and limits the answers.
 
-    `max_bytes` limits the body after decoding, and `max_raw_bytes` the body before decoding. If `max_bytes` is None,
-    the caller reads the body, and its size after decoding has no limit.
+    `max_bytes` limits the body after decompression, and `max_raw_bytes` the body before decompression. If `max_bytes`
+    is None, the caller reads the body, and its size after decompression has no limit.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class BoundedAdapter(HTTPAdapter):
 
 
 def _read_body(answer: requests.Response, max_bytes: int) -> bytes:
-    """Return the decoded body. Raises AnswerTooLarge before more than `max_bytes` are kept."""
+    """Return the decompressed body. Raises AnswerTooLarge as soon as more than `max_bytes` have been read."""
     # The chunks are collected in one growing buffer, because many small pieces would fragment the process's memory.
     body = io.BytesIO()
     try:
@@ -158,7 +158,7 @@ class _BoundedSocket:
 
 
 def _limit_delivery(sock: socket.socket, run_deadline: RunDeadline | None) -> None:
-    """Make the kernel end the connection if sent data has not arrived at the deadline of the run.
+    """Make the kernel end the connection if sent data has not arrived at the deadline of the agent's runs.
 
     Without a limit, the kernel repeats the data for a quarter of an hour.
     """
@@ -248,8 +248,8 @@ _adapter_class_replacement = _AdapterClassReplacement()
 def bounded_sessions() -> Iterator[None]:
     """Limit the answers of every session that is created in the `with` block, also by other libraries in this process.
 
-    proxmoxer creates a second session for a login with a password. An Ansible module that runs in this process creates
-    sessions, too.
+    proxmoxer creates a second session for a login with a password. The Ansible modules that an action plugin executes
+    in its own process create sessions, too.
     """
     _adapter_class_replacement.replace_class()
     try:

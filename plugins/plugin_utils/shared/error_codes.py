@@ -9,7 +9,8 @@ from enum import StrEnum
 class ErrorCode(StrEnum):
     """The error code of a failed job. It is the first word of the error message that FulcrumCore receives.
 
-    The service types in FulcrumCore match the code with regular expressions, so a code is never renamed.
+    FulcrumCore matches the code with regular expressions of the service type to choose the service's next status. So a
+    code is never renamed.
     """
 
     VM_NOT_FOUND = "VM_NOT_FOUND"  #: it is certain that the service's VM does not exist
@@ -21,14 +22,14 @@ class ErrorCode(StrEnum):
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
     VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
     NOT_FOUND = "NOT_FOUND"  #: the template, node, pool, storage or snapshot does not exist
-    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left, or a limit of the tenant is reached
+    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left, or the tenant (the consumer) has reached a limit
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline, disabled or not accessible
     NODE_DOWN = "NODE_DOWN"  #: the node does not answer
     PVE_AUTH = "PVE_AUTH"  #: Proxmox refuses the credentials
     PVE_PERMISSION = "PVE_PERMISSION"  #: the token lacks a privilege
     PVE_TLS = "PVE_TLS"  #: Proxmox's certificate could not be verified
     PVE_NO_QUORUM = "PVE_NO_QUORUM"  #: the cluster has no quorum
-    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or lost the Proxmox task; the outcome is unknown
+    PVE_TIMEOUT = "PVE_TIMEOUT"  #: Proxmox did not answer in time, or cannot say how the Proxmox task ended
     PVE_UNREACHABLE = "PVE_UNREACHABLE"  #: the agent cannot connect to Proxmox
     PVE_CONFLICT = "PVE_CONFLICT"  #: another client changed the VM at the same time
     PVE_API_ERROR = "PVE_API_ERROR"  #: Proxmox answered with an error that has no other code

@@ -25,8 +25,7 @@ GUEST_NOT_FOUND_PATTERN = (
     r"|Configuration file 'nodes/[^/]{1,100}/(qemu-server|lxc)/\d{1,9}\.conf' does not exist"
     r"|unable to find configuration file|unable to find VM '\d{1,9}'"
 )
-#: The rules: each has an error code and a pattern. The first rule whose pattern matches a text is used. If a text can
-#: match several rules, the rule for failures with an unknown outcome comes first.
+#: The rules: each has an error code and a pattern. The first rule whose pattern matches a text is used.
 RULES: tuple[tuple[str, str], ...] = (
     # If a connection ends during the TLS handshake, the certificate may still be valid. So this rule precedes PVE_TLS.
     (
@@ -34,8 +33,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
         r"|handshake operation timed out",
     ),
-    # Proxmox answered 401, and no time was left to repeat the request often enough (shared/login_repeats.py). The
-    # refusal may be temporary. So the code is not PVE_AUTH, after which the agent does not retry the job.
+    # A request that Proxmox answers with 401 is repeated before the answer counts as final. The text says that too
+    # little time was left for all repetitions, so the refusal may be temporary. So the code is not PVE_AUTH, after
+    # which the agent does not retry the job.
     ("PVE_UNREACHABLE", LOGIN_NOT_REPEATED_TEXT),
     ("PVE_TLS", r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
@@ -43,9 +43,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"\b401 Unauthorized|Couldn't authenticate user|No valid authentication credentials|invalid (PVE )?ticket"
         r"|invalid csrf token|required: api_password, api_token_id",
     ),
-    # Proxmox answers 595 if it could not forward a request to the node that the request names. It answers 596 to 599 if
-    # it forwarded the request and got no complete answer, so the node may still execute the request. The rule
-    # also matches the texts of a migration that cannot reach its target node: it fails before it changes anything.
+    # Proxmox answers 595 if it could not forward a request to the node that the request names. The pattern also
+    # matches the texts of a migration that cannot reach its target node. That migration has changed nothing, so a retry
+    # is safe.
     (
         "NODE_DOWN",
         r"\b595 |No route to host|hostname lookup '[^']{1,300}' failed|did not find any IP address"
@@ -58,6 +58,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"no quorum|(unable to open file|unable to write|closing file) '[^']{1,300}\.tmp\."
         r"|close \(rename\) atomic file '/etc/pve/",
     ),
+    # Proxmox answers 596 to 599 if it forwarded a request to another node and got no complete answer. The other node
+    # may still execute the request. A text with `Read timed out` can also contain `Max retries exceeded`, which the
+    # next rule matches. This rule comes first, because Proxmox may still execute the request.
     # The second line of the pattern matches the status of a Proxmox task that was killed, or whose log was removed. The
     # third line matches the answer to a request that may have started a Proxmox task whose UPID is unknown.
     (

@@ -3,8 +3,8 @@
 
 This module imports nothing of the executor, because playbooks can run without the executor. An Ansible module
 puts its own words before Proxmox's text. These words are removed; then the first rule whose pattern matches the text
-determines the error code. The codes are the members of `error_codes.ErrorCode`. They never change, because service
-types in FulcrumCore contain them in regular expressions.
+determines the error code. The codes are the members of `error_codes.ErrorCode`. They never change: FulcrumCore matches
+a failed job's error message against the regular expressions of the service type, which contain error codes.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class ClassifiedFailure:
 
 _COMPILED_RULES = tuple((code, re.compile(pattern)) for code, pattern in RULES)
 
-#: Matches the words that an Ansible module puts before Proxmox's text. These words are removed because they contain the
-#: name of the VM, and a customer may choose a name that matches a rule.
-_MODULE_PREFIX = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
+#: Matches the words that an Ansible module puts before Proxmox's text, such as `… failed with exception: `. These words
+#: are removed because they contain the name of the VM, and a customer may choose a name that matches a rule.
+_WORDS_BEFORE_PROXMOX_TEXT = re.compile(r"\A.*?(failed with exception[:=] ?|vmid \d+[=:] ?)", re.DOTALL)
 #: Matches a text that starts with an error code. The action plugins and the playbooks write such texts.
 _CODE_AND_TEXT = re.compile(r"\A([A-Z][A-Z_]+): ?(.*)\Z", re.DOTALL)
 #: Matches the words that proxmoxer adds to a text if the body of Proxmox's answer is empty, as in every answer 401.
 _EMPTY_BODY_NOTE = re.compile(r" ?- \{'errors': b''\}")
 _WHITE_SPACE = re.compile(r"\s+")
-#: Matches the text of a module that has waited too long for a Proxmox task. After group 1, the text quotes a line of
-#: the task's log, which is removed from the text. The pattern does not match a text that quotes a line
-#: `TASK ERROR: …`. Such a line states the outcome, so it must stay in the text.
+#: Matches the text of a module that has waited too long for a Proxmox task. The end of the text quotes a line of the
+#: Proxmox task's log. Only group 1, the text before the quotation, is kept. The pattern does not match a text that
+#: quotes a line `TASK ERROR: …`, because this line states the outcome and must stay in the text.
 _TIMEOUT_WITH_LOG = re.compile(
     r"\A(Reached timeout.{0,200}?) ?Last line in task before timeout: (?!\[\{[^}]{0,40}'t': ['\"]TASK ERROR: ).*",
     re.DOTALL,
@@ -57,17 +57,18 @@ def classify_failure(text: str) -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failure whose message `text` is from Proxmox or a module.
 
     If no rule matches, the code is PLAYBOOK_FAILED: the outcome is unknown, so the job is retried once. An error code
-    at the beginning of the text is ignored, because an attacker may choose parts of the text. After VM_NOT_FOUND, for
-    example, the agent marks the service's VM as lost.
+    at the beginning of the text is ignored, because an attacker may choose parts of the text. Otherwise the attacker
+    could, for example, write VM_NOT_FOUND, and the agent would mark the service's VM as lost.
     """
-    proxmox_text = without_module_prefix(_TIMEOUT_WITH_LOG.sub(r"\1", _single_line(text)))
+    # Removes the words that an Ansible module puts before Proxmox's text, and a quoted line of a Proxmox task's log.
+    proxmox_text = without_words_before_proxmox_text(_TIMEOUT_WITH_LOG.sub(r"\1", _single_line(text)))
     for code, pattern in _COMPILED_RULES:
         if pattern.search(proxmox_text):
             return _classified_failure(code, proxmox_text)
     return _classified_failure("PLAYBOOK_FAILED", proxmox_text)
 
 
-def classify_action_failure(text: str) -> ClassifiedFailure:
+def classify_failure_keeping_code(text: str) -> ClassifiedFailure:
     """Return the error code, the reaction and the text of a failure that an action plugin or a playbook reports.
 
     If the message starts with an error code, this code is used. Otherwise the text is classified like a text of
@@ -87,7 +88,7 @@ def classify_ansible_task_failure(result: dict[str, Any], text: str, module: str
     messages of such modules contain Proxmox's texts. `module` is the full name of the module or action plugin.
     """
     is_proxmox_module = module.startswith(PROXMOX_MODULE_PREFIXES) or _has_proxmox_login(result)
-    return classify_failure(text) if is_proxmox_module else classify_action_failure(text)
+    return classify_failure(text) if is_proxmox_module else classify_failure_keeping_code(text)
 
 
 def _has_proxmox_login(result: dict[str, Any]) -> bool:
@@ -101,9 +102,9 @@ def _single_line(text: str) -> str:
     return _EMPTY_BODY_NOTE.sub("", _WHITE_SPACE.sub(" ", text)).strip()
 
 
-def without_module_prefix(text: str) -> str:
+def without_words_before_proxmox_text(text: str) -> str:
     """Return the first MAX_MATCHED_LENGTH characters of Proxmox's text, without an Ansible module's words before it."""
-    return (_MODULE_PREFIX.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
+    return (_WORDS_BEFORE_PROXMOX_TEXT.sub("", text, count=1) or text)[:MAX_MATCHED_LENGTH]
 
 
 def says_guest_not_found(text: str) -> bool:

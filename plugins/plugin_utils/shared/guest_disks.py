@@ -27,7 +27,7 @@ def boot_disk(config: dict[str, Any]) -> str:
 
 
 def disks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the storage and the size of each disk, by its key. CD-ROMs and the cloud-init drive are not disks."""
+    """Return the storage and the size of each disk of a VM, by its key; not of CD-ROMs and the cloud-init drive."""
     drives = {
         key: str(value)
         for key, value in config.items()

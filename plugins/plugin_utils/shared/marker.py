@@ -17,9 +17,10 @@ import re
 MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: Matches the line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
-#: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the digest of the text
-#: that the service requested, the deletion mark (the time from which the guest may be destroyed), and the protection
-#: mark (the service has requested Proxmox's protection flag).
+#: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the fingerprint of the
+#: description that the service requested, the deletion mark (the time from which the guest may be destroyed;
+#: `smith-delete` for a container, `smith-delete-at` for a VM), and the protection mark (the service has requested
+#: Proxmox's protection flag).
 SMITH_LINES = re.compile(
     r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
 )
@@ -63,7 +64,10 @@ def with_agent_line(description: str, agent_id: str) -> str:
 
 
 def agent_id_in(description: str) -> str:
-    """Return the id of the agent that a description names, in lower case; '' if it names none or several."""
+    """Return the id of the agent that a description names, in lower case.
+
+    Return '' if the description names no agent or several agents, or if the id is not a UUID.
+    """
     agent_ids = _values_in(_AGENT_LINE, description)
     agent_id = agent_ids.pop() if len(agent_ids) == 1 else ""
     return agent_id if _UUID.fullmatch(agent_id) else ""

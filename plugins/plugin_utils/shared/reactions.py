@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines for each error code whether the agent retries the job, and whether the failed change may have been made.
+"""Says for each error code whether the job is retried, and whether the change may have been made despite the error.
 
-The executor reads in the table whether to retry a job. An action plugin reads in the table whether a failed change may
-have been made, so that it must look up the VM. docs/errors.md shows the table.
+The executor reads in the table whether to retry a job. An action plugin reads in the table whether a change may have
+been made although it failed with an error. If so, the plugin looks up the VM. docs/errors.md shows the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class Reaction(StrEnum):
 class Outcome(StrEnum):
     """Says whether the change that failed with an error code may have been made.
 
-    An Ansible module may send several requests to Proxmox for one change.
+    KNOWN: it is certain that the change has failed.
+
+    An Ansible module may send several requests to Proxmox for one change. PARTLY_KNOWN: the request that
+    failed changed nothing, but an earlier request of the same module may have made a part of the change.
     """
 
     KNOWN = "known"  #: Proxmox refused the request, or the Proxmox task failed: the plugin fails at once
@@ -34,7 +37,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class ReactionAndOutcome:
-    """The row of an error code: the reaction to it, and the outcome of the request that failed with it."""
+    """The row of an error code: the reaction to it, and the outcome of the change that failed with it."""
 
     reaction: Reaction
     outcome: Outcome = Outcome.KNOWN
@@ -63,8 +66,8 @@ TABLE: dict[str, ReactionAndOutcome] = {
     "PVE_TIMEOUT": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
     "PVE_UNREACHABLE": ReactionAndOutcome(Reaction.LATER, Outcome.UNKNOWN),
     "PVE_CONFLICT": ReactionAndOutcome(Reaction.LATER),
-    # The codes of texts that no more specific rule matches: PVE_API_ERROR for an answer of Proxmox, TASK_FAILED for a
-    # Proxmox task that has ended, and PLAYBOOK_FAILED for any other text.
+    # The next three codes are for failures that no other code describes: PVE_API_ERROR for an error answer of Proxmox,
+    # TASK_FAILED for a failed Proxmox task, and PLAYBOOK_FAILED for any other failure.
     "PVE_API_ERROR": ReactionAndOutcome(Reaction.ONCE, Outcome.UNKNOWN),
     "TASK_FAILED": ReactionAndOutcome(Reaction.ONCE),
     "PLAYBOOK_FAILED": ReactionAndOutcome(Reaction.ONCE, Outcome.UNKNOWN),
@@ -82,6 +85,7 @@ TABLE: dict[str, ReactionAndOutcome] = {
     "CANCELLED": ReactionAndOutcome(Reaction.NEVER),
     "AGENT_RESTARTED": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
     "LEASE_LOST": ReactionAndOutcome(Reaction.CHECK_FIRST, Outcome.UNKNOWN),
+    # The agent crashed three times while it ran the job.
     "QUARANTINED": ReactionAndOutcome(Reaction.NEVER),
     "INTERNAL": ReactionAndOutcome(Reaction.NEVER),
 }
@@ -98,5 +102,5 @@ def reaction_to(code: str) -> Reaction:
 
 
 def outcome_of(code: str) -> Outcome:
-    """Return the outcome of a request that failed with this code; UNKNOWN for a code that is not in the table."""
+    """Return the outcome of a change that failed with this code; UNKNOWN for a code that is not in the table."""
     return TABLE[code].outcome if code in TABLE else Outcome.UNKNOWN

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the deadline of an agent's runs: the time at which they must end. The agent writes it to a file.
 
-The leases of an agent expire if the agent does not renew them, and then another agent may process its jobs. A suspended
-or blocked agent cannot end its runs itself. So with each renewal of its leases, an agent writes to the file a new
-deadline of its runs. After the deadline, the guard process of each run ends the run, and the Ansible action plugins
-send no further change to Proxmox.
+An agent has a lease of each of its jobs. If the agent does not renew a lease, the lease expires, and another agent may
+process the job. A suspended or blocked agent cannot end its runs itself. So whenever an agent renews its leases, it
+writes a new deadline of its runs to the file. After the deadline, the guard process of each run ends the run, and the
+Ansible action plugins send no further change to Proxmox.
 
 The deadline is a time of CLOCK_BOOTTIME, a clock that all processes of a machine share and that continues while the
 machine is suspended. This module imports only the standard library, because the guard of a run must start fast.

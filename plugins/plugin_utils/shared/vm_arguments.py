@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defines the members of the action plugins' request `vm`. Written by docs/generate.py from doc_fragments/vm.py."""
+"""Defines the members of the action plugins' request `vm`. Written by docs/generate.py from doc_fragments/vm.py.
+
+A description that begins with names of actions, such as `C(create)`, applies to these actions.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'vmid': {'description': 'The VMID that is reserved for this service.',
                                          'type': 'int',
                                          'required': True},
-                                'name': {'description': "The VM's name, reserved for this service alone. It identifies "
-                                                        'a partial clone, which has no marker yet.',
+                                'name': {'description': "The guest's name, reserved for this service alone. It "
+                                                        'identifies a partial clone, which has no marker yet.',
                                          'type': 'str',
                                          'required': True},
                                 'kind': {'description': 'A virtual machine (C(qemu)), which is the default, or a '
@@ -65,16 +68,17 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                            "new disk is on the storage of the first disk (a VM's boot "
                                                            "disk, a container's root volume).",
                                             'type': 'str'},
-                                'pool': {'description': 'Resource pool to put the VM in.', 'type': 'str'},
+                                'pool': {'description': 'C(create): resource pool for the guest.', 'type': 'str'},
                                 'cores': {'description': 'Cores of each socket. Required by C(create).', 'type': 'int'},
                                 'memory_mib': {'description': 'Memory in MiB. Required by C(create).', 'type': 'int'},
                                 'disk_gib': {'description': "Size of the first disk (a VM's boot disk, a container's "
-                                                            'root volume) in GiB. It must be at least the current size '
-                                                            'of the disk or, for a C(create), the size of the '
-                                                            "template's first disk. Required by C(create).",
+                                                            'root volume) in GiB. Required by C(create). The minimum '
+                                                            'is the current size of the disk; in a C(create), it is '
+                                                            "the size of the template's first disk.",
                                              'type': 'int'},
-                                'sockets': {'description': 'Number of sockets. If the request contains only C(cores), '
-                                                           'the VM gets one socket, so that C(cores) is the total.',
+                                'sockets': {'description': 'Number of sockets. If the request contains C(cores) but '
+                                                           'not C(sockets), the VM gets one socket, so that C(cores) '
+                                                           'is the total.',
                                             'type': 'int'},
                                 'cpu_type': {'description': 'CPU model that the guest sees, such as C(host) or '
                                                             'C(x86-64-v2-AES).',
@@ -82,7 +86,7 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'balloon_mib': {'description': 'Minimum memory for ballooning, in MiB, at most '
                                                                'C(memory_mib); 0 switches ballooning off.',
                                                 'type': 'int'},
-                                'onboot': {'description': 'Start the VM when its node starts.', 'type': 'bool'},
+                                'onboot': {'description': 'Start the guest when its node starts.', 'type': 'bool'},
                                 'protection': {'description': "Proxmox's protection flag: deletion is refused until an "
                                                               'update removes the flag.',
                                                'type': 'bool'},
@@ -111,10 +115,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                  'first disk. Without a storage, an '
                                                                                  'existing disk is not moved.',
                                                                   'type': 'str'}}},
-                                'networks': {'description': 'NICs in order. For the first NIC, this list has '
-                                                            'precedence over C(network) and C(bridge). NICs that are '
-                                                            'not in the list are not changed. Options of a NIC that '
-                                                            'are not given are not changed.',
+                                'networks': {'description': 'The NICs C(net0), C(net1) and so on, in this order. For '
+                                                            'the first NIC, this list has precedence over C(network) '
+                                                            'and C(bridge). NICs that are not in the list are not '
+                                                            'changed. Options of a NIC that are not given are not '
+                                                            'changed.',
                                              'type': 'list',
                                              'elements': 'dict',
                                              'options': {'bridge': {'description': 'Bridge. The default for a new NIC '
@@ -160,16 +165,17 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                                          'is 128.',
                                                                           'type': 'str'}}},
                                 'tags': {'description': 'Tags of the service; the guest also gets the tag C(smith). '
-                                                        'Tags that others have set on the guest are kept.',
+                                                        'Tags that an operator has set on the guest are kept.',
                                          'type': 'list',
                                          'elements': 'str'},
                                 'previous_tags': {'description': "C(update): the service's tags before the update. Of "
                                                                  'these, the tags that are not in C(tags) are removed.',
                                                   'type': 'list',
                                                   'elements': 'str'},
-                                'description': {'description': "The service's text, written above the marker in the "
-                                                               "guest's description (Proxmox's notes). The other lines "
-                                                               'of the description are kept.',
+                                'description': {'description': "Text for the guest's description (Proxmox's notes). It "
+                                                               "is written above the marker and replaces the service's "
+                                                               'previous text. Lines that an operator has written are '
+                                                               'kept.',
                                                 'type': 'str'},
                                 'bridge': {'description': 'Bridge of the first NIC, unless C(network) or C(networks) '
                                                           'names a bridge.',
@@ -226,10 +232,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                'options': {'user': {'description': 'Name of the user.', 'type': 'str'},
                                                            'password': {'description': "The user's password. Proxmox "
                                                                                        'returns it masked, so it '
-                                                                                       'cannot be compared. A '
-                                                                                       'C(create) sets it once; an '
-                                                                                       'C(update) sets it whenever the '
-                                                                                       'request contains it.',
+                                                                                       'cannot be compared. A repeated '
+                                                                                       'C(create) does not set it '
+                                                                                       'again. An C(update) sets it '
+                                                                                       'whenever the request contains '
+                                                                                       'it.',
                                                                         'type': 'str',
                                                                         'no_log': True},
                                                            'ssh_public_keys': {'description': 'Public keys, one per '
@@ -249,7 +256,9 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                 'allowed': {'description': 'The bridges, VLANs, storages and tags that the request may '
                                                            'name. A value that the guest already has is always '
                                                            'allowed. Without this member, every value is allowed. C(*) '
-                                                           'in a list allows every value.',
+                                                           "in a list allows every value of this list's kind. Bridges "
+                                                           'that Proxmox does not list are an exception (see '
+                                                           'C(bridges)).',
                                             'type': 'dict',
                                             'options': {'bridges': {'description': 'Bridges. Proxmox does not list the '
                                                                                    'bridges of '
@@ -281,8 +290,11 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                             'ZFS and storages with C(snapshot-as-volume-chain) accept '
                                                             'only the newest snapshot.',
                                              'type': 'str'},
-                                'force': {'description': 'C(stop), C(restart): do not wait until the guest has shut '
-                                                         'down by itself.',
+                                'force': {'description': 'C(stop): switch off a VM that still runs one second after '
+                                                         'the request to shut down. Does not change the stop of a '
+                                                         'container. C(restart): reset a VM; kill a container that '
+                                                         'still runs 60 seconds after the request to shut down, and '
+                                                         'start it.',
                                           'type': 'bool'},
                                 'shutdown_timeout_s': {'description': 'C(stop), C(delete): maximum duration of the '
                                                                       "guest's shutdown in seconds. Default 60.",
@@ -299,28 +311,28 @@ VM_ARGUMENTS: dict[str, Any] = {'service_id': {'description': "UUID of the servi
                                                                'C(snapshot) (default), C(suspend) or C(stop).',
                                                 'type': 'str'},
                                 'final_backup': {'description': 'C(delete): name of the storage for a final archive of '
-                                                                'the stopped VM. Default: no final archive.',
+                                                                'the stopped guest. Default: no final archive.',
                                                  'type': 'str'},
-                                'grace_s': {'description': 'C(delete): seconds for which the VM is kept, stopped and '
-                                                           'marked for deletion; a C(delete) after this time destroys '
-                                                           'it.',
+                                'grace_s': {'description': 'C(delete): seconds for which the guest is kept, stopped '
+                                                           'and marked for deletion; a C(delete) after this time '
+                                                           'destroys it.',
                                             'type': 'int'},
-                                'only_when_due': {'description': 'C(delete): destroy the VM only if it is marked for '
-                                                                 'deletion and its grace period has ended; a VM whose '
-                                                                 'mark was removed is not changed.',
+                                'only_when_due': {'description': 'C(delete): destroy the guest only if it is marked '
+                                                                 'for deletion and its grace period has ended; a guest '
+                                                                 'whose mark was removed is not changed.',
                                                   'type': 'bool'},
                                 'cancel_deletion': {'description': 'C(update): remove the deletion mark, which a '
                                                                    'C(delete) with C(grace_s) has written.',
                                                     'type': 'bool'},
-                                'purge': {'description': 'C(delete): also remove the VM from backup jobs, replication '
-                                                         'and HA. Default false.',
+                                'purge': {'description': 'C(delete): also remove the guest from backup jobs, '
+                                                         'replication and HA. Default false.',
                                           'type': 'bool'},
                                 'remove_volumes_left': {'description': 'C(delete): remove the leftover volumes, which '
-                                                                       'are the volumes of the deleted VM that Proxmox '
-                                                                       'could not remove. A volume that another guest '
-                                                                       'uses is kept. Needs Datastore.Allocate on '
-                                                                       'their storage, and VM.Audit on /vms. Default '
-                                                                       'false.',
+                                                                       'are the volumes of the deleted guest that '
+                                                                       'Proxmox could not remove. A volume that '
+                                                                       'another guest uses is kept. Needs '
+                                                                       'Datastore.Allocate on their storage, and '
+                                                                       'VM.Audit on /vms. Default false.',
                                                         'type': 'bool'},
                                 'target_node': {'description': 'C(migrate): target node.', 'type': 'str'},
                                 'online': {'description': 'C(migrate): migrate a running VM live (default); if false, '

@@ -20,10 +20,10 @@ from executor.agent.parts import build_critical_jobs, build_reconciler
 from executor.agent.reporter import IDLE_WAIT_S, Reporter
 from executor.agent.state import AgentState
 from executor.database import drift_checks, nodes
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.nodes import AgentProcess
+from executor.database.tables.agents import AgentProcessRow, DatabaseUse
 from executor.database.tables.agents import CriticalJob as CriticalJobRow
-from executor.database.tables.agents import DatabaseUse, Node
 from executor.database.times import utc_now
 from executor.drift.facts import DriftKind, Finding, MappingFacts, Repair
 
@@ -72,8 +72,8 @@ def test_all_processes_of_one_agent_use_the_database_and_another_agent_does_not(
     assert (one.may_claim_after(), two.may_claim_after(), other.may_claim_after()) == (True, True, False)
     assert other.state.id_of_other_agent_on_database == "first"
     assert "another agent uses the database" in other.state.summary
-    with reading(postgres_engine) as session:
-        rows = {node.id: (node.agent_id, node.cluster) for node in session.query(Node)}
+    with read_only_session(postgres_engine) as session:
+        rows = {node.id: (node.agent_id, node.cluster) for node in session.query(AgentProcessRow)}
     assert rows == {"one": ("first", CLUSTER), "two": ("first", CLUSTER), "other": ("second", CLUSTER)}
 
 
@@ -125,7 +125,7 @@ def test_on_sqlite_the_use_of_the_database_is_not_stored(sqlite_engine: Engine) 
     process = Process(sqlite_engine, "first", "one")
     process.state.may_use_database = True
     assert process.may_claim_after()
-    with reading(sqlite_engine) as session:
+    with read_only_session(sqlite_engine) as session:
         assert session.query(DatabaseUse).count() == 0
 
 
@@ -138,7 +138,7 @@ def test_an_agent_that_may_not_use_the_database_sends_no_reports_and_runs_no_sha
         engine=parts.engine, fulcrum=shared.fulcrum, state=parts.state, http_403_counter=shared.http_403_counter
     )
     jobs = build_critical_jobs(shared, Mode.SERVE, build_reconciler(shared), parts.runner)
-    shared_jobs = [job for job in jobs if not job.runs_on_each_agent]
+    shared_jobs = [job for job in jobs if not job.is_executed_by_each_process]
     assert len(shared_jobs) >= 4
     for may_use in (True, False):
         parts.state.may_use_database = may_use
@@ -148,9 +148,12 @@ def test_an_agent_that_may_not_use_the_database_sends_no_reports_and_runs_no_sha
 
 
 def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: Engine) -> None:
-    for runs_on_each_agent in (False, True):
+    for is_executed_by_each_process in (False, True):
         job = CriticalJob(
-            name=f"each {runs_on_each_agent}", interval_s=60, run=lambda: None, runs_on_each_agent=runs_on_each_agent
+            name=f"each {is_executed_by_each_process}",
+            interval_s=60,
+            run=lambda: None,
+            is_executed_by_each_process=is_executed_by_each_process,
         )
         recorder = ExecutionRecorder(engine, [job], "this process")
         recorder.start()
@@ -158,7 +161,7 @@ def test_the_row_of_a_critical_job_names_the_process_that_executes_it(engine: En
         job.last_execution_started_at = utc_now()
         recorder.record_execution(job)
         recorder.stop(60)
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             assert session.get_one(CriticalJobRow, job.name).node == "this process"
 
 

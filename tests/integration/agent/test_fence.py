@@ -15,11 +15,11 @@ from sqlalchemy import Engine, insert, update
 from support.agent_parts import BOOT_ID, WITHIN_S, AgentParts
 from support.recorded_waits import RecordedWaits
 
-from executor.agent.fence import GUARD_SHARE_OF_LEASE
+from executor.agent.fence import DEADLINE_SHARE_OF_LEASE
 from executor.agent.leases import RENEWALS_PER_LEASE, LeaseKeeper
 from executor.agent.parts import build_lease_keeper
-from executor.database.engine import reading, transaction
-from executor.database.tables.agents import Node
+from executor.database.engine import read_only_session, transaction
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.runs.run_until_file import RUN_UNTIL_FILE
@@ -39,7 +39,7 @@ def keeper(parts: AgentParts) -> LeaseKeeper:
     add_agent(parts.engine, BOOT_ID)
     parts.state.stopping.set()
     keeper = build_lease_keeper(parts.shared, parts.dispatcher, parts.runner)
-    keeper.fence.set_first_deadline_of_runs()
+    keeper.fence.set_deadline_before_first_run()
     return keeper
 
 
@@ -47,7 +47,7 @@ def add_agent(engine: Engine, boot_id: str) -> None:
     columns = {"host": "host", "pid": 1, "version": "1", "started_at": LONG_AGO, "draining": False}
     columns |= {"concurrency": 1, "concurrency_wanted": 1}
     with transaction(engine) as session:
-        session.execute(insert(Node).values(id=boot_id, seen_at=utc_now(), **columns))
+        session.execute(insert(AgentProcessRow).values(id=boot_id, seen_at=utc_now(), **columns))
 
 
 def read_limit_from_file(parts: AgentParts) -> float | None:
@@ -58,7 +58,7 @@ def read_limit_from_file(parts: AgentParts) -> float | None:
 def test_runs_have_a_limit_before_the_first_renewal_and_while_other_agents_use_the_database(
     parts: AgentParts, keeper: LeaseKeeper
 ) -> None:
-    longest_s = keeper.lease_s * GUARD_SHARE_OF_LEASE
+    longest_s = keeper.lease_s * DEADLINE_SHARE_OF_LEASE
 
     assert (read_limit_from_file(parts) or 0) <= boottime_s() + longest_s
     keeper.maintain_leases()
@@ -77,15 +77,15 @@ def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
     limits: list[tuple[bool, bool]] = []
 
     def note_limit(until_s: float) -> None:
-        with reading(parts.engine) as session:
-            node = session.get(Node, BOOT_ID)
+        with read_only_session(parts.engine) as session:
+            node = session.get(AgentProcessRow, BOOT_ID)
         assert node is not None
         limits.append((until_s < NO_LIMIT, node.seen_at > LONG_AGO + timedelta(hours=1)))
 
     def maintain() -> list[tuple[bool, bool]]:
         limits.clear()
         with transaction(parts.engine) as session:
-            session.execute(update(Node).where(Node.id == BOOT_ID).values(seen_at=LONG_AGO))
+            session.execute(update(AgentProcessRow).where(AgentProcessRow.id == BOOT_ID).values(seen_at=LONG_AGO))
         keeper.maintain_leases()
         return limits
 
@@ -99,13 +99,13 @@ def test_the_limit_is_set_before_the_renewal_commits_and_is_removed_after_it(
 
 def stop_agent(engine: Engine, boot_id: str) -> None:
     with transaction(engine) as session:
-        session.execute(update(Node).where(Node.id == boot_id).values(stopped_at=utc_now()))
+        session.execute(update(AgentProcessRow).where(AgentProcessRow.id == boot_id).values(stopped_at=utc_now()))
 
 
 def does_row_say_that_agent_fences(engine: Engine) -> bool:
     """Return whether the row of the agent under test (BOOT_ID) says that it fences."""
-    with reading(engine) as session:
-        return session.get_one(Node, BOOT_ID).fences
+    with read_only_session(engine) as session:
+        return session.get_one(AgentProcessRow, BOOT_ID).fences
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_slow_renewal_that_finds_another_agent_is_repeated_instead_of_ending_t
     keeper.maintain_leases()
     assert does_row_say_that_agent_fences(parts.engine)
     assert not keeper.fence._are_runs_overdue()
-    assert set(limits) == {1000.0 + keeper.lease_s * (1 + GUARD_SHARE_OF_LEASE)}
+    assert set(limits) == {1000.0 + keeper.lease_s * (1 + DEADLINE_SHARE_OF_LEASE)}
 
 
 @pytest.mark.parametrize(("share_of_interval", "share_waited"), [(0.0, 1.0), (0.25, 0.75), (1.0, 0.0), (3.0, 0.0)])

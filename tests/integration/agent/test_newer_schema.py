@@ -85,7 +85,7 @@ def test_a_restarted_agent_waits_until_the_database_has_a_schema_that_it_knows(
         return False
 
     assert prepare_database_when_available(
-        lambda: schema.upgrade(postgres_database), downgrade_later, waits_for_upgrade=True
+        lambda: schema.upgrade(postgres_database), downgrade_later, waits_for_agent_upgrade=True
     )
     assert [record.message.count("start_waits_for_upgrade") for record in caplog.records].count(1) == 1
     assert database_check.find_problems(postgres_database) == []
@@ -99,6 +99,6 @@ def test_an_agent_that_waits_for_its_upgrade_ends_at_a_signal(
     def upgrade() -> None:
         schema.upgrade(postgres_database)
 
-    assert not prepare_database_when_available(upgrade, lambda: True, waits_for_upgrade=True)
+    assert not prepare_database_when_available(upgrade, lambda: True, waits_for_agent_upgrade=True)
     with pytest.raises(SchemaTooNew):
         prepare_database_when_available(upgrade, lambda: True)

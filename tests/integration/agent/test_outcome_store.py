@@ -14,7 +14,7 @@ from executor.agent import outcome_store
 from executor.agent.outcome import Outcome, outcome_of_attempt
 from executor.agent.stop_signal import StopSignal
 from executor.database import job_queue, mappings
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
@@ -55,7 +55,7 @@ def decision_of(job: Job, end: Any, **facts: Any) -> Callable[[bool], Outcome]:
 
 
 def read_row(engine: Engine, job: Job) -> Job:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return session.get_one(Job, job.id)
 
 
@@ -87,7 +87,7 @@ def test_a_taken_vmid_ends_the_reservation_and_the_job_is_retried(engine: Engine
 
     outcome_store.store_outcome(engine, decision_of(job, vmid_taken), job_queue.lease_of(job), mapping)
 
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.get_one(Mapping, mapping.id).state == "deleted"
     assert read_row(engine, job).status == "pending"
 

@@ -20,7 +20,7 @@ from support.databases import row
 from executor.agent.poller import MAX_DEPTH, MAX_PAYLOAD_CHARS, Poller, check_json_object
 from executor.agent.state import AgentState
 from executor.database import queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.times import utc_now
 from executor.fulcrum.client import FulcrumClient
 from executor.fulcrum.types import FulcrumJob
@@ -81,7 +81,7 @@ def poll_and_read_row(poller: Poller, simulator: SimulatorThread, **members: Any
     job = raw_job(poller, **members)
     simulator.add_raw_pending_items(job)
     poller.poll()
-    with reading(poller.engine) as session:
+    with read_only_session(poller.engine) as session:
         (listed,) = queries.list_jobs(session)
     return row(poller.engine, listed.id)
 
@@ -227,7 +227,7 @@ def test_invalid_jobs_do_not_prevent_the_storage_of_a_valid_job(poller: Poller, 
         valid_job,
     )
     poller.poll()
-    with reading(poller.engine) as session:
+    with read_only_session(poller.engine) as session:
         rows = queries.list_jobs(session)
     assert len(rows) == 2
     assert valid_job["id"] in {job_row.fulcrum_id for job_row in rows}
@@ -236,7 +236,7 @@ def test_invalid_jobs_do_not_prevent_the_storage_of_a_valid_job(poller: Poller, 
 def test_a_job_of_another_agent_is_not_stored(poller: Poller, simulator: SimulatorThread) -> None:
     simulator.add_raw_pending_items(raw_job(poller, agentId=str(uuid.uuid4())), raw_job(poller, agentId=None))
     poller.poll()
-    with reading(poller.engine) as session:
+    with read_only_session(poller.engine) as session:
         assert len(queries.list_jobs(session)) == 1
 
 
@@ -244,7 +244,7 @@ def test_polling_the_same_job_twice_writes_one_row(poller: Poller, simulator: Si
     simulator.add_raw_pending_items(raw_job(poller))
     for _ in range(3):
         poller.poll()
-    with reading(poller.engine) as session:
+    with read_only_session(poller.engine) as session:
         assert len(queries.list_jobs(session)) == 1
     assert poller.state.dispatch_requested.is_set()
 

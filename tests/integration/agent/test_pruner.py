@@ -17,8 +17,8 @@ from support.databases import new_job, submit
 from executor.agent import pruner
 from executor.agent.pruner import BATCH_SIZE, Pruner
 from executor.database import job_queue, job_runs, mappings, outbox
-from executor.database.engine import reading, transaction
-from executor.database.tables.agents import Node
+from executor.database.engine import read_only_session, transaction
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import Job, Run
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
@@ -69,7 +69,7 @@ def create_artifacts(tmp_path: Path, ident: str, *, age_s: float, mib: float = 0
 
 
 def row_counts(engine: Engine) -> dict[str, int]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return {table.__name__: session.scalar(select(func.count()).select_from(table)) or 0 for table in (Job, Run)}
 
 
@@ -83,7 +83,7 @@ def store_deleted_mapping(engine: Engine, vmid: int, *, age_s: float) -> None:
 
 
 def mapped_vmids(engine: Engine) -> list[int]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return list(session.scalars(select(Mapping.vmid).order_by(Mapping.vmid)))
 
 
@@ -203,10 +203,10 @@ def test_rows_of_agent_processes_that_were_last_seen_long_ago_are_deleted(
         for name, age_s in (("old", RETENTION_S + 60), ("living", 5)):
             seen_at = now - timedelta(seconds=age_s)
             facts = {"host": "h", "pid": 1, "version": "1", "concurrency_wanted": 1, "concurrency": 1}
-            session.add(Node(id=name, started_at=seen_at, seen_at=seen_at, **facts))
+            session.add(AgentProcessRow(id=name, started_at=seen_at, seen_at=seen_at, **facts))
     make_pruner().prune()
-    with reading(engine) as session:
-        assert session.scalars(select(Node.id)).all() == ["living"]
+    with read_only_session(engine) as session:
+        assert session.scalars(select(AgentProcessRow.id)).all() == ["living"]
 
 
 def test_other_writers_can_write_between_two_batches(

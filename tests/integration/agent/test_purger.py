@@ -17,7 +17,7 @@ from executor.agent.purger import VmPurger
 from executor.agent.refusals import Http403Counter
 from executor.agent.state import AgentState
 from executor.database import job_queue, mappings
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.errors import FulcrumUnavailable
 from executor.fulcrum.client import FulcrumClient
@@ -76,7 +76,7 @@ def store_vm_pending_deletion(engine: Engine, service_id: str, delete_at: int = 
 
 
 def list_jobs(engine: Engine) -> list[Job]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return list(session.scalars(select(Job)))
 
 
@@ -92,8 +92,8 @@ def create_ended_service(world: World) -> str:
 def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
     service_id = create_ended_service(world)
     store_vm_pending_deletion(engine, service_id)
-    purger.submit_due_deletions()
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
+    purger.add_jobs_to_delete_expired_vms()
     (job,) = list_jobs(engine)
     assert (job.action, job.service_id, job.status, job.report_state) == ("delete", service_id, "pending", "local")
     assert purger.state.dispatch_requested.is_set()
@@ -101,19 +101,19 @@ def test_a_vm_whose_service_has_ended_gets_one_local_delete_job(world: World, en
 
 def test_a_vm_within_its_grace_period_gets_no_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, create_ended_service(world), FUTURE)
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
 
 
 def test_a_vm_whose_service_has_not_ended_gets_no_delete_job(world: World, engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, world.created()["id"])
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
 
 
 def test_a_service_that_fulcrum_does_not_know_has_ended(engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert len(list_jobs(engine)) == 1
 
 
@@ -122,7 +122,7 @@ def test_a_single_403_is_no_proof_that_the_service_has_ended(world: World, engin
     service = world.created()
     store_vm_pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=1, status=403)
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
 
 
@@ -133,7 +133,7 @@ def test_several_403_for_a_service_delete_no_vm_if_fulcrumcore_then_returns_the_
     service = world.created()
     store_vm_pending_deletion(engine, service["id"])
     world.sim.add_fault("status", method="GET", path=f".*/services/{service['id']}$", times=5, status=403)
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
 
 
@@ -148,7 +148,7 @@ def test_a_refused_service_is_read_again_until_it_counts_as_deleted(
     job_counts: list[int] = []  #: the number of delete jobs at each wait
     wait = purger.wait
     purger.wait = lambda seconds: (job_counts.append(len(list_jobs(engine))), wait(seconds))
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert job_counts == [1, 1, 1], "the VM of the ended service does not wait for the others"
     assert {job.service_id for job in list_jobs(engine)} == {*unknown_ids, ended_service}
 
@@ -163,7 +163,7 @@ def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interv
     purger.wait = lambda seconds: (waits_s.append(seconds), wait(seconds))
     executions = 0
     while not list_jobs(engine):
-        purger.submit_due_deletions()
+        purger.add_jobs_to_delete_expired_vms()
         executions += 1
     assert set(waits_s) == {1}
     assert executions > 20
@@ -172,7 +172,7 @@ def test_an_execution_with_a_short_interval_does_not_wait_longer_than_the_interv
 def test_a_stopping_agent_does_not_read_a_refused_service_again(engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
     purger.wait = lambda _seconds: purger.state.stopping.set()
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
 
 
@@ -183,7 +183,7 @@ def test_no_delete_job_is_added_while_fulcrumcore_is_down(
     store_vm_pending_deletion(engine, create_ended_service(world))
     world.sim.add_fault("status", method="GET", path=".*", times=100, status=status)
     with pytest.raises(FulcrumUnavailable):
-        purger.submit_due_deletions()
+        purger.add_jobs_to_delete_expired_vms()
     world.sim.clear_faults()
     assert list_jobs(engine) == []
 
@@ -194,7 +194,7 @@ def test_an_unexpected_status_is_no_proof_that_the_service_has_ended(
 ) -> None:
     store_vm_pending_deletion(engine, create_ended_service(world))
     world.sim.add_fault("status", method="GET", path=".*/services/.*", times=2, status=status)
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
 
 
@@ -204,12 +204,12 @@ def test_a_service_has_ended_in_every_terminal_state_of_its_type(
     service = world.order_with({"properties": {"a": {"type": "string"}}}, {"a": "x"}).json()
     world.agent.complete(world.claimed(service), agentInstanceId="x/100000")
     store_vm_pending_deletion(engine, service["id"])
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []
     world.admin.delete_service(service["id"])
     world.agent.complete(world.claimed(service))
     assert world.service(service)["status"] == "Gone"
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert len(list_jobs(engine)) == 1
 
 
@@ -220,7 +220,7 @@ def test_one_service_that_fulcrum_cannot_return_does_not_delay_the_deletion_of_o
     store_vm_pending_deletion(engine, unreadable_service, PAST, vmid=100_000)
     store_vm_pending_deletion(engine, ended_service, PAST + 1, vmid=100_001)
     world.sim.add_fault("status", method="GET", path=f".*/services/{unreadable_service}$", times=100, status=500)
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     world.sim.clear_faults()
     assert [job.service_id for job in list_jobs(engine)] == [ended_service]
 
@@ -235,25 +235,25 @@ def test_many_vms_that_are_kept_do_not_delay_the_deletion_of_a_later_one(
         store_vm_pending_deletion(engine, kept_service_id, PAST + number // 50, vmid=100_001 + number)
     ended_service = create_ended_service(world)
     store_vm_pending_deletion(engine, ended_service, PAST + 100, vmid=100_000)
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     world.sim.clear_faults()
     assert [job.service_id for job in list_jobs(engine)] == [ended_service]
 
 
 def test_a_local_job_is_never_reported(world: World, engine: Engine, purger: VmPurger) -> None:
     store_vm_pending_deletion(engine, create_ended_service(world))
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     (job,) = list_jobs(engine)
     with transaction(engine) as session:
         job_queue.cancel_or_request_cancel(session, job.id)
     (job,) = list_jobs(engine)
     assert (job.status, job.report_state) == ("failed", ReportState.LOCAL)
-    purger.submit_due_deletions()  # adds a new job: only `smith mappings recall` keeps the VM
+    purger.add_jobs_to_delete_expired_vms()  # adds a new job: only `smith mappings recall` keeps the VM
     assert [row.status for row in list_jobs(engine)] == ["failed", "pending"]
 
 
 def test_no_delete_job_is_added_before_the_agent_id_is_known(engine: Engine, purger: VmPurger) -> None:
     purger.state.agent_id = ""
     store_vm_pending_deletion(engine, "99999999-0000-4000-8000-000000000000")
-    purger.submit_due_deletions()
+    purger.add_jobs_to_delete_expired_vms()
     assert list_jobs(engine) == []

@@ -19,7 +19,7 @@ from executor.agent.state import AgentState
 from executor.database import job_queue, job_runs, nodes, reaping
 from executor.database.engine import transaction
 from executor.database.nodes import AgentProcess
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.errors import StaleJob
@@ -190,4 +190,4 @@ def test_a_job_is_not_reaped_when_its_owner_renews_and_stops_fencing_after_the_l
     observer.observe_for(5)
     assert row(engine, job_id).owner == "alice"
     with transaction(engine) as session:
-        assert session.scalar(select(Node.fences).join(Job, Job.owner == Node.id)) is False
+        assert session.scalar(select(AgentProcessRow.fences).join(Job, Job.owner == AgentProcessRow.id)) is False

@@ -1,7 +1,7 @@
 """The scheduler and its database: jobs that only one of several agents executes, and when executions are stored.
 
-A job is a critical job here. A shared job has `runs_on_each_agent=False`: one agent executes it for all. A `FakeJob`
-counts its executions (`turns`).
+A job is a critical job here. A shared job has `is_executed_by_each_process=False`: one agent executes it for all. A
+`FakeJob` counts its executions (`turns`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_a_shared_job_is_executed_by_one_agent_only(engine: Engine, make_schedul
     shared, of_each_agent = [FakeJob(), FakeJob()], [FakeJob(), FakeJob()]
     for number in range(2):
         make_scheduler(
-            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], runs_on_each_agent=False),
+            CriticalJob(name="shared", interval_s=NEVER_S, run=shared[number], is_executed_by_each_process=False),
             CriticalJob(name="own", interval_s=NEVER_S, run=of_each_agent[number]),
             engine=engine,
         )
@@ -46,8 +46,8 @@ def test_the_other_agents_execute_their_own_part_of_a_shared_job(engine: Engine,
                 name="shared",
                 interval_s=NEVER_S,
                 run=whole[number],
-                run_if_other_agent_executes=part[number],
-                runs_on_each_agent=False,
+                run_if_other_process_executes=part[number],
+                is_executed_by_each_process=False,
             ),
             engine=engine,
         )
@@ -60,7 +60,7 @@ def test_a_shared_job_that_one_agent_may_not_start_is_executed_by_another_agent(
 ) -> None:
     """For example, a draining agent must not record that it polls, and then not poll."""
     draining, other = FakeJob(), FakeJob()
-    shared = {"name": "shared", "interval_s": NEVER_S, "runs_on_each_agent": False}
+    shared = {"name": "shared", "interval_s": NEVER_S, "is_executed_by_each_process": False}
     scheduler = make_scheduler(CriticalJob(run=draining, may_start=lambda: False, **shared), engine=engine)
     wait_for(lambda: scheduler.jobs["shared"].finished_at > scheduler.jobs["shared"].started_at, "a turn without work")
     make_scheduler(CriticalJob(run=other, **shared), engine=engine)
@@ -77,8 +77,8 @@ def test_a_requested_execution_of_a_shared_job_starts_at_once(engine: Engine, ma
                 name="shared",
                 interval_s=NEVER_S,
                 run=fake,
-                runs_on_each_agent=False,
-                starts_early_on_request=True,
+                is_executed_by_each_process=False,
+                ignores_period_if_requested=True,
             ),
             engine=engine,
         )
@@ -127,7 +127,9 @@ def test_the_start_of_a_shared_job_is_stored_before_its_execution(
         row = facts(sqlite_engine, "fake")
         seen.append((row.last_started_at is not None, row.last_finished_at, row.runs))
 
-    make_scheduler(CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(read_row), runs_on_each_agent=False))
+    make_scheduler(
+        CriticalJob(name="fake", interval_s=NEVER_S, run=FakeJob(read_row), is_executed_by_each_process=False)
+    )
     wait_for(lambda: seen, "the turn")
     assert seen == [(True, None, 0)]
 
@@ -136,7 +138,9 @@ def test_a_changed_interval_takes_effect_at_once(engine: Engine, make_scheduler:
     with transaction(engine) as session:
         periods.try_start_period(session, "fake", NEVER_S)
     fake = FakeJob()
-    make_scheduler(CriticalJob(name="fake", interval_s=60.0, run=fake, runs_on_each_agent=False), engine=engine)
+    make_scheduler(
+        CriticalJob(name="fake", interval_s=60.0, run=fake, is_executed_by_each_process=False), engine=engine
+    )
     wait_for(lambda: fake.turns == 1, "the turn")
 
 
@@ -205,7 +209,7 @@ def test_a_failure_and_the_success_after_it_are_stored_at_once(
 def test_an_execution_of_a_shared_job_is_stored_at_once(sqlite_engine: Engine, make_scheduler: MakeScheduler) -> None:
     """The stored start decides which agent executes the job."""
     fake = FakeJob()
-    make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake, runs_on_each_agent=False))
+    make_scheduler(CriticalJob(name="fake", interval_s=OFTEN_S, run=fake, is_executed_by_each_process=False))
     wait_for(lambda: (row := facts(sqlite_engine, "fake")) and row.runs >= 3, "three stored turns")
 
 
@@ -222,7 +226,7 @@ def test_the_end_of_a_failure_is_logged_even_if_an_outage_came_between(make_sche
 
 def test_an_execution_that_two_threads_store_at_shutdown_is_counted_once(sqlite_engine: Engine) -> None:
     """The thread of the job begins to store the execution when the recorder stops and stores all executions."""
-    job = CriticalJob(name="Prune", interval_s=NEVER_S, run=FakeJob(), runs_on_each_agent=False)
+    job = CriticalJob(name="Prune", interval_s=NEVER_S, run=FakeJob(), is_executed_by_each_process=False)
     recorder = ExecutionRecorder(sqlite_engine, [job])
     recorder.start()
     assert recorder.try_start_period(job)

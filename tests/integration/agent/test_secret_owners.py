@@ -18,7 +18,7 @@ from executor.agent import secret_owners
 from executor.agent.poller import Poller
 from executor.agent.secret_owners import MAX_BOUND_REFERENCES
 from executor.database import mappings, secret_references
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.fulcrum.vault import SecretResolver
 from executor.model import JobStatus
@@ -106,7 +106,7 @@ def start_vms(parts: AgentParts, poller: Poller, *services: dict[str, Any]) -> l
 def run_jobs(parts: AgentParts, fulcrum_ids: list[str]) -> list[Job]:
     parts.dispatch()
     parts.wait_until_idle()
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         by_id = {job.fulcrum_id: job for job in session.scalars(select(Job).where(Job.fulcrum_id.in_(fulcrum_ids)))}
     return [by_id[fulcrum_id] for fulcrum_id in fulcrum_ids]
 
@@ -178,13 +178,13 @@ def test_a_reference_without_a_row_is_bound_when_it_is_resolved(parts: AgentPart
     parts.world.admin.request_action(owner["id"], "start")
     core_job = parts.world.job_of(owner)
     parts.submit(core_job, service=owner)
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {}
 
     (job,) = run_jobs(parts, [core_job["id"]])
 
     assert (job.status, read_secret_and_note(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner["id"]}
     (attackers_job,) = start_vms(parts, poller, add_service(parts, type_id, ATTACKER_VMID, password=reference))
     assert (attackers_job.error_code, read_secret_and_note(parts, ATTACKER_VMID)) == (ErrorCode.INVALID_REQUEST, None)
@@ -215,7 +215,7 @@ def test_of_the_jobs_of_one_poll_the_oldest_binds_a_reference(
         sim_of_parts.add_raw_pending_items(job | {"serviceId": service_id, "service": service})
     poller.poll()
     sim_of_parts.delete_raw_pending_items()
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner_id}
 
 
@@ -227,11 +227,11 @@ def test_params_and_service_of_a_stored_job_bind_at_most_a_hundred_references(pa
     service = {"serviceTypeId": type_id, "properties": {"password": references[-1], "note": f"vault://{uuid.uuid4()}"}}
     job = new_job(params={"users": [{"password": reference} for reference in references[:-1]]}, service=service)
     assert secret_owners.store_jobs_and_secret_owners(parts.engine, secrets, [job]) == 1
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert set(secret_references.service_ids_by_reference(session, references)) == set(references[:-1])
     later_job = new_job(service_id=job.service_id, service=service)
     assert secret_owners.store_jobs_and_secret_owners(parts.engine, secrets, [job, later_job]) == 1
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert set(secret_references.service_ids_by_reference(session, references).values()) == {job.service_id}
         assert secret_references.count_rows_of_service(session, str(job.service_id)) == len(references)
 
@@ -246,9 +246,9 @@ def test_a_job_is_stored_although_its_service_type_cannot_be_read(
     sim_of_parts.add_fault("status", method="GET", path=".*/service-types/.*", times=1000, status=status)
     poller.poll()
     sim_of_parts.clear_faults()
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {}
     (job,) = run_jobs(parts, [parts.world.job_of(owner)["id"]])
     assert (job.status, read_secret_and_note(parts, OWNER_VMID)) == (JobStatus.COMPLETED, f"{SECRET} none")
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         assert secret_references.service_ids_by_reference(session, [reference]) == {reference: owner["id"]}

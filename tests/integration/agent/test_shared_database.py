@@ -369,7 +369,7 @@ def test_an_agent_that_waits_is_notified_of_new_jobs(postgres_engine: Engine) ->
     assert listener.wait(0.0), "a new connection may have missed a notification"
     assert not listener.wait(0.0)
     with transaction(postgres_engine) as session:
-        notifications.notify_agents_of_jobs(session)
+        notifications.notify_agent_processes_of_jobs(session)
     assert listener.wait(60.0)
     assert not listener.wait(0.0)
     listener.close()

@@ -20,7 +20,7 @@ from executor.agent.outcome import Ending, MappingChange, Outcome
 from executor.agent.reservation import MappingFinder
 from executor.agent.tenant_usage import TenantUsage
 from executor.database import job_queue, usage
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.database.usage import Amounts, TenantLimitReached
@@ -116,7 +116,7 @@ class Tenants:
 
     def used_amounts(self, tenant: str | None = TENANT) -> Amounts:
         """Return what the VMs and jobs of the tenant use."""
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             return usage.used_and_reserved_amounts(session, tenant)
 
 
@@ -223,7 +223,7 @@ def test_an_update_that_fails_or_shrinks_the_vm_gives_back_and_one_that_grows_it
 ) -> None:
     tenants = make_tenants(SMITH_TENANT_MAX_MEMORY_MIB="2048")
     service_id = tenants.create_vm()
-    assert tenants.exceed_limit("update", SMALL | {"memoryMb": 2049}, service_id).name == "memory_mib"
+    assert tenants.exceed_limit("update", SMALL | {"memoryMb": 2049}, service_id).resource == "memory_mib"
     failing = tenants.claim_job_and_find_mapping("update", SMALL | {"memoryMb": 2048}, service_id)
     assert tenants.used_amounts().memory_mib == 2048
     tenants.exceed_limit("create", SMALL)
@@ -247,7 +247,7 @@ def test_disks_that_an_update_no_longer_names_still_count(make_tenants: MakeTena
     pve.control("add", vmid=mapping.vmid, name="web", node="pve1", config=config)
     _end_processing_jobs(tenants)
     more = SMALL | {"disks": [{"disk": "scsi2", "sizeGb": 11, "storage": "ceph"}]}
-    assert tenants.exceed_limit("update", more, service_id).name == "disk_gib"
+    assert tenants.exceed_limit("update", more, service_id).resource == "disk_gib"
     named_first = SMALL | {"disks": [{"disk": "scsi0", "sizeGb": 20}]}  # the first disk counts once
     tenants.end_job(tenants.claim_job_and_find_mapping("update", named_first, service_id))
     assert tenants.used_amounts().disk_gib == 40

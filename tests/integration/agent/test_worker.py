@@ -14,9 +14,9 @@ from sqlalchemy.exc import OperationalError
 from support.agent_parts import WITHIN_S, AgentParts
 
 from executor.agent.parts import build_lease_keeper
-from executor.agent.retry import MAX_ATTEMPTS_AFTER_KILL
+from executor.agent.retry import MAX_ATTEMPTS_IF_EFFECT_UNKNOWN
 from executor.database import run_queries
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.tables.jobs import Run
 from executor.model import JobStatus, ReportState
 from executor.shared.error_codes import ErrorCode
@@ -29,7 +29,7 @@ PRINT_TASK = """
 
 
 def list_runs(parts: AgentParts) -> list[Run]:
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         return list(session.scalars(select(Run).order_by(Run.id)))
 
 
@@ -68,7 +68,7 @@ def test_the_story_of_a_run_is_stored_with_the_end_of_the_run(parts: AgentParts)
     job_id = parts.submit(parts.add_started_service())
     parts.runner.end_earlier_runs()
     run_next_attempt(parts, job_id)
-    with reading(parts.engine) as session:
+    with read_only_session(parts.engine) as session:
         (run,) = run_queries.runs_with_stories(session, [job_id])
     assert run.story is not None
     tasks = [(row["task"], row["outcome"]) for row in run.story["tasks"]]
@@ -90,7 +90,7 @@ def test_the_lease_keeper_stores_what_a_current_run_has_done(parts: AgentParts) 
 
     def stored_tasks() -> list[str]:
         keeper.maintain_leases()
-        with reading(parts.engine) as session:
+        with read_only_session(parts.engine) as session:
             stories = [run.story or {} for run in run_queries.runs_with_stories(session, [job_id])]
         return [row["task"] for story in stories for row in story.get("tasks", ())]
 
@@ -106,13 +106,17 @@ def test_a_job_whose_runner_always_fails_ends_after_a_few_attempts(parts: AgentP
     parts.runner.end_earlier_runs()
     shutil.rmtree(parts.folder / "run")
 
-    for _ in range(MAX_ATTEMPTS_AFTER_KILL):
+    for _ in range(MAX_ATTEMPTS_IF_EFFECT_UNKNOWN):
         run_next_attempt(parts, job_id)
 
     job = parts.job(job_id)
-    assert (job.status, job.attempt, job.report_state) == (JobStatus.FAILED, MAX_ATTEMPTS_AFTER_KILL, ReportState.DUE)
+    assert (job.status, job.attempt, job.report_state) == (
+        JobStatus.FAILED,
+        MAX_ATTEMPTS_IF_EFFECT_UNKNOWN,
+        ReportState.DUE,
+    )
     assert job.error_code == ErrorCode.PLAYBOOK_FAILED
-    assert len(list_runs(parts)) == MAX_ATTEMPTS_AFTER_KILL
+    assert len(list_runs(parts)) == MAX_ATTEMPTS_IF_EFFECT_UNKNOWN
 
 
 def test_a_job_whose_run_the_database_cannot_store_is_requeued_and_the_attempt_does_not_count(

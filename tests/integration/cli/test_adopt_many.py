@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 from support.drift_world import VMIDS, World, empty_world, end_service
 
 #: The table of the PHP agent that says which VM serves which service, as its Laravel migration creates it.
@@ -31,7 +31,7 @@ CREATE TABLE job_service_mappings (
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         yield system
 
 

@@ -164,7 +164,7 @@ def test_a_result_may_be_published_by_an_imported_file_or_a_role(smith: Cli, fol
     for specs, problem in (
         ("a: [", "is not valid YAML"),
         ("argument_specs: {main: {}}", "must have argument_specs.main.options"),
-        ("argument_specs: {main: {options: {size: {type: int}}}}", "does not describe the variable vm"),
+        ("argument_specs: {main: {options: {size: {type: int}}}}", "must have argument_specs.main.options.vm"),
     ):
         write_file(folder / "roles" / "mine" / "meta", "argument_specs.yml", specs)
         assert problem in validate_and_return_output(smith, "by-role")

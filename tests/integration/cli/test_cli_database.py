@@ -20,7 +20,7 @@ from executor.cli.database import holding_database_lock
 from executor.database import agent_queries, nodes, schema
 from executor.database.engine import open_engine, transaction
 from executor.database.nodes import AgentProcess
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.times import utc_now
 from executor.errors import DatabaseError
 
@@ -180,13 +180,17 @@ def test_a_downgrade_of_postgresql_finds_one_running_agent_among_many_stopped_on
             for number in range(15):
                 agent = AgentProcess(boot_id=f"n{number}", host="h", pid=number, version="1", concurrency=1)
                 nodes.store_agent_start(session, agent)
-            session.execute(update(Node).where(Node.id != "n14").values(stopped_at=utc_now()))
-            session.execute(update(Node).where(Node.id == "n14").values(seen_at=utc_now() - timedelta(seconds=1)))
+            session.execute(update(AgentProcessRow).where(AgentProcessRow.id != "n14").values(stopped_at=utc_now()))
+            session.execute(
+                update(AgentProcessRow)
+                .where(AgentProcessRow.id == "n14")
+                .values(seen_at=utc_now() - timedelta(seconds=1))
+            )
         refused = smith("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
         assert refused.returncode == 6
         assert "agent n14 on h uses this database: stop the agent first" in refused.stderr
         with transaction(engine) as session:
-            session.execute(update(Node).values(stopped_at=utc_now()))
+            session.execute(update(AgentProcessRow).values(stopped_at=utc_now()))
         engine.dispose()
         assert "the schema was downgraded from revision" in smith.ok("db", "downgrade", "--yes", SMITH_DATABASE_URL=url)
 
@@ -195,7 +199,7 @@ def test_a_downgrade_is_refused_if_an_agent_starts_while_the_downgrade_waits_for
     postgres: PostgresCluster,
 ) -> None:
     def refuse(session: Session) -> None:
-        assert agent_queries.processes_not_stopped(session) == []
+        assert agent_queries.processes_without_stop_time(session) == []
         raise DatabaseError("an agent has started")
 
     with postgres.fresh_database() as url:
@@ -205,7 +209,7 @@ def test_a_downgrade_is_refused_if_an_agent_starts_while_the_downgrade_waits_for
             schema.downgrade(engine, check_in_transaction=refuse)
         assert schema.current_revision(engine) == before
         schema.downgrade(
-            engine, check_in_transaction=lambda session: agent_queries.processes_not_stopped(session) and None
+            engine, check_in_transaction=lambda session: agent_queries.processes_without_stop_time(session) and None
         )
         assert schema.current_revision(engine) != before
         engine.dispose()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from smith_lab.fulcrum_setup import add_agent
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 from sqlalchemy import update
 from support.cli_world import claim, submit
 from support.drift_world import VMIDS, World, empty_world
@@ -33,7 +33,7 @@ def service_of_agent(world: World, agent_id: str) -> str:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         yield system
 
 

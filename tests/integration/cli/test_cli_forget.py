@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 from sqlalchemy import text, update
 from support.cli_world import Cli
 
@@ -186,7 +186,7 @@ def note_left_volumes(smith: Cli) -> None:
         (
             note_left_volumes,
             "volumes of the deleted VM may still exist (local-lvm:vm-100001-disk-0): remove these volumes, then "
-            "run `smith drift fix`, which deletes the mapping's note about them",
+            "run `smith drift fix`, which deletes the list of them in the mapping",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -274,7 +274,7 @@ def test_a_folder_outside_the_data_folder_is_not_deleted_even_if_the_database_na
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         yield system
 
 

@@ -14,7 +14,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli
 
 from executor.database import job_queue, mappings, nodes, outbox, periods
-from executor.database.tables.agents import CriticalJob, Node
+from executor.database.tables.agents import AgentProcessRow, CriticalJob
 from executor.model import JobResult, ReportState
 from executor.shared.error_codes import ErrorCode
 
@@ -256,7 +256,7 @@ def test_an_unknown_run_fails_with_a_hint(smith: Cli) -> None:
     assert "smith runs list" in done.stderr
 
 
-def _node(name: str, seen_at: datetime, **more: object) -> Node:
+def _node(name: str, seen_at: datetime, **more: object) -> AgentProcessRow:
     """Return the row of an agent process that last wrote to the database at `seen_at`."""
     values = {"host": "pve-host", "pid": 1, "version": "0.1.0", "concurrency_wanted": 8, "concurrency": 8} | more
-    return Node(id=name, started_at=seen_at, seen_at=seen_at, **values)
+    return AgentProcessRow(id=name, started_at=seen_at, seen_at=seen_at, **values)

@@ -25,7 +25,7 @@ from executor.database import database_check, manual_runs, move_queries, nodes, 
 from executor.database.engine import open_engine, transaction
 from executor.database.manual_runs import NewManualRun
 from executor.database.nodes import AgentProcess
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import ManualRun
 from executor.database.times import utc_now
 
@@ -216,7 +216,7 @@ def test_a_move_is_refused_during_a_run_by_hand_or_while_an_agent_runs(move: Mov
         code, printed = move.migrate()
         assert (code, "agent runs on h uses this database" in printed) == (6, True)
         with transaction(engine) as session:
-            session.execute(update(Node).values(stopped_at=utc_now()))
+            session.execute(update(AgentProcessRow).values(stopped_at=utc_now()))
     run = {"vmid": 1, "action": "update", "who": "root", "host": "h", "pid": 1}
     with transaction(engine) as session:
         manual_runs.start(session, NewManualRun(ident="by-hand", service_id="s-1", **run), lease_s=300)

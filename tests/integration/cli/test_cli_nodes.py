@@ -10,9 +10,9 @@ from sqlalchemy import update
 from support.cli_world import Cli, claim
 
 from executor.database import nodes
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.database.nodes import AgentProcess, OperatorLimits
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.times import utc_now
 
 HOSTS = ("alpha", "beta")
@@ -33,7 +33,7 @@ def smith(tmp_path: Path) -> Cli:
 
 
 def operator_limits(smith: Cli, name: str) -> OperatorLimits:
-    with smith.engine() as engine, reading(engine) as session:
+    with smith.engine() as engine, read_only_session(engine) as session:
         return nodes.operator_limits(session, f"{name}-1-abc")
 
 
@@ -46,8 +46,8 @@ def test_the_list_shows_jobs_slots_and_state(smith: Cli) -> None:
     with smith.database_session() as session:
         lease = claim(session)
         old = utc_now() - timedelta(days=1)
-        session.execute(update(Node).where(Node.host == "beta").values(seen_at=old))
-        session.execute(update(Node).where(Node.host == "alpha").values(id=lease.owner))
+        session.execute(update(AgentProcessRow).where(AgentProcessRow.host == "beta").values(seen_at=old))
+        session.execute(update(AgentProcessRow).where(AgentProcessRow.host == "alpha").values(id=lease.owner))
     nodes_by_host = list_nodes(smith)
     assert {name: (row["state"], row["jobs"], row["concurrency"]) for name, row in nodes_by_host.items()} == {
         "alpha": ("running", 1, 8),
@@ -91,5 +91,5 @@ def test_an_agent_process_is_named_by_its_host_or_the_beginning_of_its_id(smith:
     assert smith.json("nodes", "limit", "beta-1", "4")["node"] == "beta-1-abc"
     assert "no agent process" in smith("nodes", "resume", "gamma").stderr
     with smith.database_session() as session:
-        session.execute(update(Node).values(host="same"))
+        session.execute(update(AgentProcessRow).values(host="same"))
     assert "several agent processes" in smith("nodes", "resume", "same").stderr

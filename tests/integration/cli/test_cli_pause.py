@@ -9,7 +9,7 @@ import pytest
 from support.cli_world import GIVE_UP_S, Cli, claim
 
 from executor.database import agent_queries, job_queue
-from executor.database.engine import reading
+from executor.database.engine import read_only_session
 from executor.model import JobResult
 
 
@@ -21,7 +21,7 @@ def smith(tmp_path: Path) -> Cli:
 
 
 def is_paused(smith: Cli) -> bool:
-    with smith.engine() as engine, reading(engine) as session:
+    with smith.engine() as engine, read_only_session(engine) as session:
         return agent_queries.find_pause(session) is not None
 
 

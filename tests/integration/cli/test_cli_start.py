@@ -269,7 +269,8 @@ def test_a_missing_dependency_of_the_lab_is_named_in_one_line(command: str, smit
     """With None in sys.modules, an import fails as if the module were not installed."""
     (smith.folder / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
     done = smith(command, PYTHONPATH=str(smith.folder))
-    error = "needs the Python module uvicorn, which is not installed: pip install agent-smith-lab"
+    remedy = "pip install agent-smith-lab (installs the missing dependencies)"
+    error = f"needs the Python module uvicorn, which is not installed: {remedy}"
     assert (done.returncode, done.stderr) == (1, f"smith: `smith {command}` {error}\n")
 
 

@@ -13,7 +13,7 @@ from support.cli_world import GIVE_UP_S, Cli, claim
 
 from executor.database import job_queue, job_runs, mappings, nodes
 from executor.database.nodes import AgentProcess
-from executor.database.tables.agents import Node
+from executor.database.tables.agents import AgentProcessRow
 from executor.database.tables.jobs import Run
 from executor.model import JobResult
 from executor.shared.error_codes import ErrorCode
@@ -64,7 +64,7 @@ def test_every_running_agent_and_its_slots_are_counted(smith: Cli) -> None:
             agent = AgentProcess(boot_id=f"b{number}", host=f"host-{number}", pid=1, version="1", concurrency=8)
             nodes.store_agent_start(session, agent)
         session.flush()
-        nodes.set_job_limit(session, session.get_one(Node, "b3"), 2)
+        nodes.set_job_limit(session, session.get_one(AgentProcessRow, "b3"), 2)
     document = smith.json("top")
     assert (document["agents_running"], document["slots"]) == (15, 14 * 8 + 2)
     assert "15 running" in smith.ok("status")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from smith_lab.system import LabSystem, running_lab, wait_for
+from smith_lab.system import LabSystem, run_lab_system, wait_for
 from support import fork_server
 from support.cli_world import GIVE_UP_S, Cli
 
@@ -159,7 +159,7 @@ def test_the_module_imports_nothing_heavy(smith: Cli) -> None:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
     with socket.create_server(("127.0.0.1", 0)) as server_with_free_port:
         address = f"127.0.0.1:{server_with_free_port.getsockname()[1]}"
-    with running_lab(tmp_path_factory.mktemp("lab"), settings={"SMITH_HTTP_ADDR": address}) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab"), settings={"SMITH_HTTP_ADDR": address}) as system:
         system.start_executor()
         yield system
 

@@ -152,7 +152,7 @@ def test_check_shows_the_plan_and_changes_nothing(smith: Cli, pve: ProxmoxStandI
     assert done.returncode == 0, done.stdout + done.stderr
     assert pve.changing_requests() == []
     assert "Plan" in done.stdout
-    assert "nothing was changed" in done.stdout
+    assert "check mode: these changes were not made" in done.stdout
 
 
 def test_a_run_that_names_a_service_updates_its_mapping(smith: Cli, pve: ProxmoxStandIn) -> None:

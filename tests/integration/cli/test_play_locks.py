@@ -24,7 +24,7 @@ from support.cli_world import GIVE_UP_S, OWNER, Cli, submit
 from support.played_vms import WAITING_ACTION, made, mapped
 
 from executor.database import job_queue, run_queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import ManualRun
 from executor.database.times import db_now
 from executor.processes.process_tree import descendants, processes_with_variable
@@ -91,7 +91,7 @@ def try_to_claim_job(smith: Cli) -> int | None:
 
 
 def read_only_run(smith: Cli) -> ManualRun:
-    with smith.engine() as engine, reading(engine) as session:
+    with smith.engine() as engine, read_only_session(engine) as session:
         (run,) = run_queries.newest_manual_runs(session, 2)
         return run
 

@@ -15,7 +15,7 @@ from support.cli_world import Cli, claim
 from support.databases import PostgresCluster
 
 from executor.database import audit, audit_queries, database_check, job_queue, schema
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.tables.audit import AuditEntry
 from executor.redaction import redactor
 
@@ -56,7 +56,7 @@ def add_audit_entry(engine: Engine, **more: Any) -> None:
 
 
 def entries(engine: Engine) -> list[AuditEntry]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return list(audit_queries.list_entries(session))
 
 

@@ -18,7 +18,7 @@ from support.databases import new_job, row, submit
 from support.job_steps import LEASE_S, claim, claimed, end_backoff, finish, requeue
 
 from executor.database import job_queue, manual_runs, other_leases, outbox, periods, queries, reaping
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.statements import MAX_BACKOFF_S
 from executor.database.tables.jobs import Job
 from executor.database.times import db_now
@@ -69,7 +69,7 @@ def test_a_claim_stores_owner_and_attempt_and_starts_a_lease(engine: Engine) -> 
     submit(engine)
     job = claimed(engine, "alice")
     assert (job.status, job.owner, job.epoch, job.attempt) == ("processing", "alice", 1, 1)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         in_range = (Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S))
         assert session.execute(select(*in_range)).one() == (True, True)
 
@@ -162,7 +162,7 @@ def test_a_backoff_above_the_maximum_is_shortened_to_it(engine: Engine) -> None:
     submit(engine)
     requeue(engine, claimed(engine), backoff_s=86_400)
     assert claim(engine) is None
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.scalar(select(Job.available_at <= db_now(MAX_BACKOFF_S)))
 
 
@@ -178,7 +178,7 @@ def test_a_requeued_job_has_no_owner_and_keeps_the_reason(engine: Engine) -> Non
 def test_a_backoff_lasts_as_long_as_requested(engine: Engine, backoff_s: float) -> None:
     submit(engine)
     requeue(engine, claimed(engine), backoff_s=backoff_s)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         in_range = (Job.available_at > db_now(backoff_s - 5), Job.available_at <= db_now(backoff_s))
         assert session.execute(select(*in_range)).one() == (True, True)
 
@@ -214,13 +214,13 @@ def test_eight_threads_claim_every_job_once_and_never_two_of_a_service(engine: E
         for future in [pool.submit(claim_and_finish_jobs, f"node-{number}") for number in range(8)]:
             future.result()
     assert (len(claimed_ids), len(set(claimed_ids)), overlaps) == (160, 160, [])
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert queries.count_jobs(session)["completed"] == 160
         assert session.scalar(select(func.max(Job.attempt))) == 1
 
 
 def _has_pending(engine: Engine) -> bool:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return queries.count_jobs(session)["pending"] > 0
 
 

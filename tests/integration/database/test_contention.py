@@ -14,7 +14,7 @@ from support.databases import new_job
 from support.job_steps import claim, finish
 
 from executor.database import job_queue, queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 
 #: A limit of creates that is never reached here. Agents claim with a limit, and on PostgreSQL such claims wait for each
@@ -58,7 +58,7 @@ def claim_and_finish_jobs_together(engine: Engine, agents: int, on_claim: Callab
 
 
 def _has_pending_job(engine: Engine) -> bool:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return queries.count_jobs(session)["pending"] > 0
 
 

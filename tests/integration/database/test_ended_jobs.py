@@ -8,7 +8,7 @@ from sqlalchemy import Engine, update
 from support.cli_world import submit
 
 from executor.database import ended_jobs
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.model import JobStatus
 
@@ -28,7 +28,7 @@ def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
     _store_ended_job(engine, at=NOW.replace(minute=0), status=JobStatus.FAILED)
     _store_ended_job(engine, at=NOW.replace(hour=9, minute=59), status=JobStatus.COMPLETED)
     _store_ended_job(engine, at=NOW - timedelta(hours=3), status=JobStatus.COMPLETED)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         counts = ended_jobs.ended_job_counts_by_hour(session, NOW, hours=3)
     assert [(count.start.hour, count.completed, count.failed) for count in counts] == [(8, 0, 0), (9, 1, 0), (10, 1, 1)]
 
@@ -36,7 +36,7 @@ def test_ended_jobs_are_counted_by_hour_and_status(engine: Engine) -> None:
 def test_the_last_failures_are_those_of_the_jobs_that_failed_last(engine: Engine) -> None:
     for number, status in enumerate((JobStatus.FAILED, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.FAILED)):
         _store_ended_job(engine, at=NOW - timedelta(minutes=number), status=status)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [job.id for job in ended_jobs.last_failed_jobs(session, 2)] == [1, 3]
 
 
@@ -44,7 +44,7 @@ def test_the_last_durations_are_those_of_the_jobs_that_ended_last(engine: Engine
     for number in range(3):
         at = NOW - timedelta(minutes=number)
         _store_ended_job(engine, at=at, status=JobStatus.COMPLETED, wait_s=number, run_s=10 + number)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         times = ended_jobs.last_job_durations(session, since=NOW - timedelta(minutes=9), limit=2)
         assert [(time.wait_s, time.run_s) for time in times] == [(0, 10), (1, 11)]
         assert ended_jobs.last_job_durations(session, since=NOW + timedelta(seconds=1), limit=2) == []

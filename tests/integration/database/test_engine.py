@@ -27,7 +27,7 @@ from executor.database.engine import (
     BUSY_TIMEOUT_MS,
     file_system_of,
     open_engine,
-    reading,
+    read_only_session,
     sqlite_file,
     transaction,
     write_with_retry,
@@ -149,7 +149,7 @@ def test_only_the_owner_may_read_the_database_and_its_companion_files(
     [("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1), ("busy_timeout", BUSY_TIMEOUT_MS)],
 )
 def test_every_sqlite_connection_has_the_pragma_values(sqlite_engine: Engine, pragma: str, value: Any) -> None:
-    with transaction(sqlite_engine) as one, reading(sqlite_engine) as another:
+    with transaction(sqlite_engine) as one, read_only_session(sqlite_engine) as another:
         assert [session.scalar(text(f"PRAGMA {pragma}")) for session in (one, another)] == [value, value]
 
 
@@ -191,13 +191,13 @@ def test_a_writer_has_the_lock_from_its_first_statement_on(sqlite_engine: Engine
 
 def test_a_reader_neither_takes_the_lock_nor_waits_for_a_writer(sqlite_engine: Engine) -> None:
     job_id = submit(sqlite_engine)
-    with reading(sqlite_engine) as session:
+    with read_only_session(sqlite_engine) as session:
         assert session.get(Job, job_id) is not None
         assert not is_write_locked_by_another_connection(str(sqlite_engine.url.database))
     with transaction(sqlite_engine) as writer:
         job_queue.submit(writer, new_job())
         writer.flush()
-        with reading(sqlite_engine) as session:
+        with read_only_session(sqlite_engine) as session:
             assert session.scalar(select(func.count()).select_from(Job)) == 1
 
 
@@ -216,7 +216,7 @@ def test_a_transaction_whose_block_raises_stores_nothing(engine: Engine) -> None
 
     with pytest.raises(RuntimeError, match="in the block"):
         raise_in_block()
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 0
 
 
@@ -241,7 +241,7 @@ def test_the_clock_of_the_database_is_utc_and_can_be_compared_with_stored_times(
     assert before - 0.002 <= database_time.timestamp() - offset_s <= after + 0.002  # SQLite's clock counts milliseconds
 
 
-@pytest.mark.parametrize("open_session", [transaction, reading])
+@pytest.mark.parametrize("open_session", [transaction, read_only_session])
 def test_an_error_of_the_database_is_one_line_without_password_and_parameters(
     engine: Engine, open_session: Callable[[Engine], Any]
 ) -> None:
@@ -257,7 +257,7 @@ def test_an_error_of_the_database_is_one_line_without_password_and_parameters(
 
 
 def test_an_exception_that_is_not_of_sqlalchemy_is_not_translated(engine: Engine) -> None:
-    with pytest.raises(StaleJob), reading(engine):
+    with pytest.raises(StaleJob), read_only_session(engine):
         raise StaleJob("job 1 is no longer ours")
     with pytest.raises(DatabaseError) as caught, transaction(engine):
         raise DatabaseError("held by another installation")
@@ -292,7 +292,7 @@ def test_a_retried_write_succeeds_when_the_lock_is_free(
         assert writer.is_alive()
         holder.execute("ROLLBACK")
         writer.join()
-    with reading(sqlite_engine) as session:
+    with read_only_session(sqlite_engine) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1
 
 
@@ -337,7 +337,7 @@ def test_a_write_is_retried_on_a_standby_that_refuses_writes(postgres_engine_of_
         job_queue.submit(session, new_job())
 
     write_with_retry(postgres_engine_of_one_test, write)
-    with reading(postgres_engine_of_one_test) as session:
+    with read_only_session(postgres_engine_of_one_test) as session:
         assert (session.scalar(select(func.count()).select_from(Job)), attempts) == (1, 2)
 
 
@@ -356,5 +356,5 @@ def test_a_write_is_retried_on_a_new_connection_if_the_server_has_closed_the_fir
 
     write_with_retry(postgres_engine_of_one_test, write)
     assert attempts == 2
-    with reading(postgres_engine_of_one_test) as session:
+    with read_only_session(postgres_engine_of_one_test) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 1

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from support.cli_world import submit
 
 from executor.database import audit, audit_queries, erasure
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 
@@ -31,7 +31,7 @@ def test_an_erasure_deletes_the_rows_of_a_service_and_the_values_in_its_audit_en
         assert (data.job_ids, data.audit_entry_count) == ([job_id], 1)
         erasure.erase(session, data, who="bob", reason="")
     erasure.overwrite_deleted_rows(engine)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert erasure.find_stored_data(session, SERVICE).is_empty
         entries = [(entry.verb, entry.before, entry.reason) for entry in audit_queries.list_entries(session)]
     assert entries == [("erase", None, None), ("cancel", None, "kept"), ("cancel", None, None)]

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from support.databases import PostgresCluster
 
 from executor.database import schema
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.postgresql import RESPONSE_TIMEOUT_S, STATEMENT_TIMEOUT_S, open_postgresql_engine
 from executor.errors import DatabaseError, DatabaseUnavailable
 
@@ -30,7 +30,7 @@ def short_limit_engine(postgres: PostgresCluster) -> Iterator[Engine]:
 
 
 def select_one(engine: Engine) -> int | None:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return session.scalar(text("SELECT 1"))
 
 
@@ -63,7 +63,7 @@ def test_a_migration_may_take_longer_than_a_statement(short_limit_engine: Engine
 
 def test_a_responsive_server_ends_a_slow_statement_before_the_client_gives_up(postgres_engine: Engine) -> None:
     assert RESPONSE_TIMEOUT_S > STATEMENT_TIMEOUT_S
-    with reading(postgres_engine) as session:
+    with read_only_session(postgres_engine) as session:
         assert session.scalar(text("SHOW statement_timeout")) == f"{STATEMENT_TIMEOUT_S}s"
 
 
@@ -92,7 +92,7 @@ def test_statements_are_prepared_in_the_server_unless_the_url_forbids_it(
     postgres: PostgresCluster, parameter: str, is_prepared: bool
 ) -> None:
     engine = open_engine(postgres.empty_shared_database() + parameter)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         for _ in range(10):
             session.execute(text("SELECT 1"))
         count = session.scalar(text("SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT 1'"))

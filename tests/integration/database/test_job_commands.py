@@ -26,7 +26,7 @@ from support.job_steps import (
 )
 
 from executor.database import job_queue, job_runs, outbox, reopening
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job, Run
 from executor.database.times import db_now, utc_now
 from executor.model import JobResult, JobStatus, ReportState
@@ -264,7 +264,7 @@ def test_open_and_recently_ended_jobs_are_not_pruned(engine: Engine) -> None:
     claimed(engine)
     assert prune(engine, in_s=-60) == (0, [])
     assert prune(engine) == (1, [])
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 2
 
 
@@ -280,7 +280,7 @@ def test_the_job_that_ended_first_is_pruned_first(engine: Engine) -> None:
     with transaction(engine) as session:
         session.execute(update(Job).where(Job.id == second).values(finished_at=LONG_AGO))
     assert prune(engine, limit=1) == (1, [])
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.scalars(select(Job.id)).all() == [first]
 
 
@@ -298,5 +298,5 @@ def test_pruning_deletes_the_runs_and_returns_their_idents(engine: Engine) -> No
         job_runs.store_run_start(session, lease, run_ident="kept-1", playbook="create.yml")
     count, idents = prune(engine)
     assert (count, sorted(idents)) == (1, ["create-1", "create-2"])
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.scalars(select(Run.ident)).all() == ["kept-1"]

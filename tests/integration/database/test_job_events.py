@@ -12,14 +12,14 @@ from support.databases import LONG_AGO, row, submit
 from support.job_steps import BROKEN, claimed, end_backoff, ended, expire_lease, finish, reap, requeue
 
 from executor.database import job_events, job_queue, job_runs, outbox, reaping, reopening, run_queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job, JobEvent, Run
 from executor.database.times import utc_now
 from executor.model import JobEventKind, ReportState
 
 
 def events(engine: Engine, job_id: int) -> Sequence[JobEvent]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return run_queries.events_of_job(session, job_id)
 
 
@@ -121,5 +121,5 @@ def test_the_story_of_a_run_does_not_change_after_the_end_of_the_run(engine: Eng
 
 
 def _story(engine: Engine) -> object:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return session.scalar(select(Run.story))

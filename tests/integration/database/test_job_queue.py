@@ -27,7 +27,7 @@ from support.job_steps import (
 )
 
 from executor.database import job_queue, job_runs, queries, reaping, run_queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables.jobs import Job
 from executor.database.times import db_now
@@ -81,7 +81,7 @@ def test_payload_and_times_are_read_as_they_were_written(engine: Engine) -> None
     job_id = submit(engine, params=params, service=None, core_created_at=created)
     job = row(engine, job_id)
     assert (job.params, job.service, job.core_created_at) == (params, None, created)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert session.scalar(select(Job.id).where(Job.service.is_(None))) == job_id
 
 
@@ -142,7 +142,7 @@ def test_an_owner_that_no_longer_has_the_lease_writes_nothing(engine: Engine, wr
     with pytest.raises(StaleJob), transaction(engine) as session:
         write(session, stale)
     assert columns_of(engine, stale.job_id) == before
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert run_queries.runs_of_job(session, stale.job_id) == []
 
 
@@ -321,7 +321,7 @@ def test_a_run_is_stored_before_it_starts_and_its_end_is_stored_without_a_lease(
         job_runs.store_run_end(
             session, "create-1", status="failed", rc=2, reason="CAPACITY: x", folder="f", upids=["UPID:a"]
         )
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         run = run_queries.find_run(session, "create-1")
         assert run is not None
         assert run_queries.find_run(session, "create-2") is None

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from support.databases import migrated_sqlite_file, new_job
 
 from executor.database import free_vmids, job_queue, job_runs, mappings, other_leases, outbox, reaping, reopening
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.job_queue import Lease
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
@@ -249,7 +249,7 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def rows_are_consistent(self) -> None:
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             jobs = session.scalars(select(Job)).all()
             current = session.scalars(select(Mapping).where(Mapping.state != MappingState.DELETED)).all()
         for job in jobs:
@@ -270,7 +270,7 @@ class Queue(RuleBasedStateMachine):
         assert len({(mapping.cluster, mapping.vmid) for mapping in current}) == len(current)
 
     def _row(self, job_id: int) -> dict[str, Any] | None:
-        with reading(self.engine) as session:
+        with read_only_session(self.engine) as session:
             job = session.get(Job, job_id)
         return None if job is None else columns(job, tuple(column.key for column in Job.__table__.columns))
 

@@ -16,7 +16,7 @@ from support.job_steps import (
 )
 
 from executor.database import job_queue, other_leases, outbox, reaping
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.times import db_now
 from executor.model import MAX_CRASHES, JobResult, JobStatus
@@ -31,7 +31,7 @@ def test_renew_leases_extends_every_lease_of_the_owner_and_returns_cancel_reques
     with transaction(engine) as session:
         assert job_queue.cancel_or_request_cancel(session, cancelled.id) is JobStatus.PROCESSING
         assert job_queue.renew_leases(session, "alice", lease_s=LEASE_S) == {mine.id: False, cancelled.id: True}
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         in_range = Job.lease_until > db_now(LEASE_S - 10), Job.lease_until <= db_now(LEASE_S)
         assert session.execute(select(*in_range).where(Job.id == mine.id)).one() == (True, True)
     assert reap(engine) == [(others.id, JobStatus.PENDING)]
@@ -69,7 +69,7 @@ def test_a_lease_that_was_renewed_after_it_was_read_is_not_reaped(engine: Engine
     submit(engine)
     job = claimed(engine, "alice")
     expire_lease(engine, job.id)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         leases = other_leases.leases_of_other_processes(session, "bob")
     assert [(lease.job_id, lease.owner, lease.is_expired) for lease in leases] == [(job.id, "alice", True)]
     with transaction(engine) as session:
@@ -83,7 +83,7 @@ def test_a_reap_on_postgresql_skips_a_lease_that_its_owner_is_renewing(postgres_
     submit(postgres_engine)
     job = claimed(postgres_engine, "alice")
     expire_lease(postgres_engine, job.id)
-    with reading(postgres_engine) as session:
+    with read_only_session(postgres_engine) as session:
         leases = other_leases.leases_of_other_processes(session, "bob")
     with transaction(postgres_engine) as owner:
         job_queue.renew_leases(owner, "alice", lease_s=LEASE_S)
@@ -95,7 +95,7 @@ def test_a_reap_on_postgresql_skips_a_lease_that_its_owner_is_renewing(postgres_
 def test_a_lease_of_a_later_claim_of_the_job_is_not_reaped(engine: Engine) -> None:
     submit(engine)
     expire_lease(engine, claimed(engine, "alice").id)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         leases = other_leases.leases_of_other_processes(session, "bob")
     reap(engine)
     job = claimed(engine, "alice")
@@ -162,7 +162,7 @@ def test_a_local_job_is_never_reported(engine: Engine, end: str) -> None:
             reap(engine)
     assert row(engine, job_id).report_state == "local"
     assert row(engine, job_id).status == ("completed" if end == "finished" else "failed")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert outbox.jobs_with_due_report(session, 10) == []
 
 

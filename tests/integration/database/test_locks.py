@@ -97,7 +97,7 @@ def test_a_process_that_is_suspended_within_a_transaction_loses_its_locks(
 def test_an_agent_starts_no_period_whose_row_another_process_has_locked(open_engine_with: OpenEngine) -> None:
     """Otherwise each agent would poll, prune and send metrics while one of them is suspended."""
     suspended, waiting = open_engine_with(), open_engine_with(lock_timeout="100ms")
-    job = CriticalJob(name="PruneCompletedJobs", interval_s=60, run=lambda: None, runs_on_each_agent=False)
+    job = CriticalJob(name="PruneCompletedJobs", interval_s=60, run=lambda: None, is_executed_by_each_process=False)
     with transaction(suspended) as session:
         assert periods.try_start_period(session, job.name, job.interval_s)
     with transaction(suspended) as session:

@@ -16,7 +16,7 @@ from support.job_steps import claim, claimed, finish
 
 from executor.agent.pruner import Pruner
 from executor.database import busy_services, erasure, job_queue, manual_runs, run_queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.manual_runs import MAX_LEASE_S, NewManualRun
 from executor.database.tables.jobs import Job, ManualRun
 from executor.database.times import db_now, utc_now
@@ -84,7 +84,7 @@ def test_a_run_whose_lease_has_expired_blocks_neither_a_job_nor_a_run(engine: En
     assert start(engine) is None
     set_lease(engine, lease_s)
     assert start(engine, "start-2") is None
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         expired_run = run_queries.find_manual_run(session, "start-1")
         assert expired_run is not None
         assert (expired_run.status, expired_run.reason) == ("failed", manual_runs.REASON_END_NOT_STORED)
@@ -109,7 +109,7 @@ def test_a_lease_is_renewed_until_it_has_expired_or_the_run_has_ended(engine: En
 
 def test_the_output_is_stored_with_a_renewal_and_at_the_end(engine: Engine) -> None:
     def output() -> str | None:
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             run = run_queries.find_manual_run(session, "start-1")
             assert run is not None
             return run.output
@@ -129,7 +129,7 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
     set_lease(engine, -1)
     assert start(engine, "start-2") is None
     end(engine)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [(run.ident, run.status) for run in run_queries.newest_manual_runs(session, 10)] == [
             ("start-2", None),
             ("start-1", "failed"),
@@ -138,7 +138,7 @@ def test_the_end_of_a_run_that_another_run_has_replaced_changes_nothing(engine: 
 
 def test_a_service_with_a_run_in_progress_is_listed_as_busy_so_that_a_drift_check_skips_it(engine: Engine) -> None:
     def busy() -> tuple[bool, bool]:
-        with reading(engine) as session:
+        with read_only_session(engine) as session:
             return SERVICE in busy_services.find_busy_service_ids(
                 session
             ), SERVICE in busy_services.find_busy_service_ids(session, SERVICE)
@@ -206,7 +206,7 @@ def test_old_runs_are_pruned_and_a_run_in_progress_is_kept(engine: Engine, tmp_p
         session.execute(update(ManualRun).where(is_old).values(started_at=long_ago))
     settings = Settings(smith_data_dir=tmp_path, smith_run_dir=tmp_path / "run")
     Pruner(engine=engine, settings=settings).prune()
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert {run.ident for run in run_queries.newest_manual_runs(session, 10)} == {"start-2", "start-3"}
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, select, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, reserve, row, store_reservation
 
 from executor.database import mapping_queries, mappings, vm_names
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
 from executor.errors import StatementRefused
@@ -47,7 +47,7 @@ def test_active_mappings_are_filtered_by_cluster_and_ordered_by_vmid(engine: Eng
     for vmid, cluster in ((103, "c"), (101, "c"), (102, "d")):
         apply_result(engine, store_reservation(engine, str(uuid.uuid4()), vmid, cluster), status="running")
     store_reservation(engine, SERVICE, 104)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [mapping.vmid for mapping in mappings.active_mappings(session)] == [101, 102, 103]
         assert [mapping.vmid for mapping in mappings.active_mappings(session, "c")] == [101, 103]
         counts = mapping_queries.count_mappings_by_state(session)
@@ -58,7 +58,7 @@ def test_deleted_mappings_are_counted_unless_the_caller_excludes_them(engine: En
     apply_result(engine, store_reservation(engine), status="absent")
     store_reservation(engine, OTHER, 102)
     others = {"active": 0, "pending_deletion": 0, "vm_lost": 0}
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert mapping_queries.count_mappings_by_state(session) == {"reserved": 1, "deleted": 1} | others
         assert (
             mapping_queries.count_mappings_by_state(session, should_count_deleted_mappings=False)
@@ -70,19 +70,19 @@ def test_current_mappings_and_their_vmids_are_listed(engine: Engine) -> None:
     deleted, first = store_reservation(engine, SERVICE, 101), store_reservation(engine, OTHER, 102)
     second = store_reservation(engine, str(uuid.uuid4()), 103, "another cluster")
     apply_result(engine, deleted, status="absent")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert {mapping.id for mapping in mappings.all_current_mappings(session)} == {first, second}
         assert mappings.mapped_vmids(session, "c") == {102}
 
 
 def test_a_mapping_is_read_by_the_id_of_its_row(engine: Engine) -> None:
     mapping_id, _other = store_reservation(engine), store_reservation(engine, OTHER, 102)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = mappings.get(session, mapping_id)
         assert found is not None
         assert (found.id, mappings.get_one(session, mapping_id).id) == (mapping_id, mapping_id)
         assert mappings.get(session, 999) is None
-    with pytest.raises(StatementRefused), reading(engine) as session:
+    with pytest.raises(StatementRefused), read_only_session(engine) as session:
         mappings.get_one(session, 999)
 
 
@@ -95,12 +95,12 @@ def test_a_vm_with_a_time_of_deletion_is_pending_deletion_until_the_time_is_remo
         datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC),
         None,
     )
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [mapping.id for mapping in mappings.mappings_due_for_deletion(session, "c")] == [mapping_id]
         assert mappings.active_mappings(session) == []  # FulcrumCore accepts no metrics of the VM
         assert mappings.mappings_due_for_deletion(session, "another cluster") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=4_000_000_000)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert mappings.mappings_due_for_deletion(session, "c") == []
     apply_result(engine, mapping_id, status="stopped", delete_at=0)
     assert (row(engine, mapping_id).state, row(engine, mapping_id).delete_at) == ("active", None)
@@ -112,7 +112,7 @@ def test_due_deletions_are_listed_from_the_longest_overdue_on_up_to_the_limit(en
         mapping_id = store_reservation(engine, str(uuid.uuid4()), vmid)
         apply_result(engine, mapping_id, status="stopped", delete_at=delete_at)
         ids_by_time[delete_at] = mapping_id
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [mapping.id for mapping in mappings.mappings_due_for_deletion(session, "c")] == [
             ids_by_time[delete_at] for delete_at in sorted(ids_by_time)
         ]
@@ -125,7 +125,7 @@ def test_a_deleted_vm_is_not_due_for_deletion_again(engine: Engine) -> None:
     mapping_id = store_reservation(engine)
     apply_result(engine, mapping_id, status="stopped", delete_at=1_000)
     apply_result(engine, mapping_id, status="absent")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert row(engine, mapping_id).delete_at is not None
         assert mappings.mappings_due_for_deletion(session, "c") == []
 
@@ -146,7 +146,7 @@ def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> Non
     for vmid in reversed(delete_times):
         apply_result(engine, mapping_ids[vmid], status="stopped", delete_at=delete_times[vmid])
     pages, after = [], None
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         for _ in range(4):
             page = mappings.mappings_due_for_deletion(session, "c", limit=2, after=after)
             pages.append([mapping.vmid for mapping in page])
@@ -157,7 +157,7 @@ def test_pages_of_due_deletions_contain_each_mapping_once(engine: Engine) -> Non
 def test_a_list_of_mappings_has_a_limit(engine: Engine) -> None:
     for vmid in (101, 102, 103):
         store_reservation(engine, str(uuid.uuid4()), vmid)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [mapping.vmid for mapping in mapping_queries.list_mappings(session, limit=2)] == [103, 102]
 
 
@@ -197,7 +197,7 @@ def test_the_mapping_of_a_container_has_the_kind_lxc(engine: Engine) -> None:
 )
 def test_a_mapping_is_found_by_vmid_name_or_service(engine: Engine, reference: str, match_count: int) -> None:
     store_reservation(engine)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert len(mapping_queries.find_mappings_by_vm_or_service(session, reference)) == match_count
 
 
@@ -238,7 +238,7 @@ def test_the_current_mappings_of_services_do_not_include_deleted_ones(engine: En
     apply_result(engine, only_deleted, status="absent")
     not_requested = str(uuid.uuid4())
     store_reservation(engine, not_requested, 104)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = mapping_queries.current_mappings_by_service(session, [SERVICE, OTHER, str(uuid.uuid4())])
         assert {service_id: mapping.id for service_id, mapping in found.items()} == {SERVICE: current_mapping_id}
         assert mapping_queries.current_mappings_by_service(session, []) == {}
@@ -262,6 +262,6 @@ def test_at_most_the_newest_hundred_mappings_of_a_vmid_are_found(engine: Engine)
             assert mapping is not None
             mappings.mark_mapping_deleted(session, mapping.id, "")
         last = mapping.id
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = [mapping.id for mapping in mapping_queries.find_mappings_by_vmid(session, 101)]
     assert found == list(range(last, last - mapping_queries.MAX_FOUND_MAPPINGS, -1))

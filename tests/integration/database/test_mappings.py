@@ -10,7 +10,7 @@ from sqlalchemy import Engine, event, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, pick_free_vmid, reserve, row, store_reservation
 
 from executor.database import mapping_queries, mappings, volumes_left
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.mappings import Mapping
 from executor.database.times import db_now
 from executor.model import MappingState
@@ -48,7 +48,7 @@ def test_the_mappings_of_all_earlier_vms_of_a_service_can_still_be_found(engine:
     for vmid in (101, 102, 103):
         apply_result(engine, store_reservation(engine, SERVICE, vmid), status="absent")
     last = store_reservation(engine, SERVICE, 101)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [mapping.vmid for mapping in mapping_queries.find_mappings_by_vm_or_service(session, SERVICE)] == [
             101,
             103,
@@ -193,7 +193,7 @@ def test_the_current_mapping_of_a_service_is_read_from_its_index(sqlite_engine: 
         statements.append((statement, parameters))
 
     event.listen(sqlite_engine, "before_cursor_execute", record)
-    with reading(sqlite_engine) as session:
+    with read_only_session(sqlite_engine) as session:
         mappings.find_current_mapping(session, SERVICE)
     event.remove(sqlite_engine, "before_cursor_execute", record)
     ((statement, parameters),) = [executed for executed in statements if executed[0].startswith("SELECT")]
@@ -211,7 +211,7 @@ def test_delete_reservation_deletes_only_a_mapping_in_the_state_reserved(engine:
     before = row(engine, reservation)
     with transaction(engine) as session:
         for mapping_id in (reservation, with_vm):
-            mappings.delete_reservation(session, mapping_id, "VM_ID_TAKEN: another VM has the VMID")
+            mappings.mark_reserved_mapping_deleted(session, mapping_id, "VM_ID_TAKEN: another VM has the VMID")
 
     deleted, unchanged = row(engine, reservation), row(engine, with_vm)
     assert deleted.updated_at > before.updated_at

@@ -7,7 +7,7 @@ from support.databases import submit
 from support.job_steps import claim, claimed, finish
 
 from executor.database import agent_queries, pauses
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.redaction import redactor
 
 
@@ -37,7 +37,7 @@ def test_a_running_job_ends_while_the_agents_are_paused(engine: Engine) -> None:
 def test_a_second_pause_and_a_second_resume_change_nothing(engine: Engine) -> None:
     assert pause(engine, "first")
     assert not pause(engine, "second")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = agent_queries.find_pause(session)
     assert found is not None
     assert found.reason == "first"
@@ -52,7 +52,7 @@ def test_a_reason_with_a_secret_is_stored_masked(engine: Engine) -> None:
         pause(engine, "password hunter2-in-a-reason")
     finally:
         redactor.discard("hunter2-in-a-reason")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = agent_queries.find_pause(session)
     assert found is not None
     assert found.reason == "password ********"
@@ -64,5 +64,5 @@ def test_the_pause_of_one_node_does_not_prevent_the_claims_of_other_nodes(engine
     with transaction(engine) as session:
         assert pauses.start(session, who="root", reason="new kernel", scope="node:alpha")
         assert agent_queries.find_pause(session) is None
-        assert set(agent_queries.node_pauses_by_scope(session)) == {"node:alpha"}
+        assert set(agent_queries.process_pauses_by_scope(session)) == {"node:alpha"}
     assert claim(engine) is not None

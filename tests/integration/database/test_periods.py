@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from executor.database import agent_queries, periods
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.agents import CriticalJob
 from executor.database.times import db_now, utc_now
 
@@ -115,7 +115,7 @@ def test_the_executions_and_the_consecutive_failures_of_a_critical_job_are_count
         periods.try_start_period(session, "poll", 2)
         for error in ("no route", "no route", None, "refused"):
             periods.record_period_result(session, "poll", error=error)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         (critical,) = agent_queries.list_critical_jobs(session)
     assert (critical.runs, critical.failures, critical.last_error) == (4, 1, "refused")
     assert critical.last_ok_at is not None
@@ -131,7 +131,7 @@ def test_several_executions_of_one_agent_are_stored_together(engine: Engine, err
         periods.record_executions(session, "beat", 1000, started_at=started_at, execution_count=2, error=error)
         is_due = select(CriticalJob.due_at <= db_now(801), CriticalJob.due_at <= db_now(790))
         assert session.execute(is_due.where(CriticalJob.name == "beat")).one() == (True, False)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         jobs = {job.name: job for job in agent_queries.list_critical_jobs(session)}
         beat, poll = jobs["beat"], jobs["poll"]
     assert (beat.runs, beat.failures, beat.last_error) == (5, 0 if error is None else 2, error)
@@ -145,7 +145,7 @@ def test_a_new_critical_job_has_started_and_has_no_failures(engine: Engine) -> N
     with transaction(engine) as session:
         for name in ("poll", "beat", "prune"):
             periods.try_start_period(session, name, 2)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         rows = agent_queries.list_critical_jobs(session)
     assert [row.name for row in rows] == ["beat", "poll", "prune"]
     assert {(row.failures, row.runs, row.interval_s) for row in rows} == {(0, 0, 2)}

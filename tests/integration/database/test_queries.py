@@ -14,16 +14,16 @@ from support.databases import new_job, submit
 from support.job_steps import claimed, ended, finish, requeue
 
 from executor.database import job_queue, job_runs, queries, run_queries
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 
 
 def test_the_open_job_of_a_service_is_the_processing_one(engine: Engine) -> None:
     service_id = str(uuid.uuid4())
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert queries.find_open_job(session, service_id) is None
     first, _second = submit(engine, service_id=service_id, age=1), submit(engine, service_id=service_id, age=2)
     assert claimed(engine).id == first
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == first
@@ -38,7 +38,7 @@ def test_without_a_processing_job_the_open_job_of_a_service_is_its_oldest_pendin
     job = claimed(engine)
     assert job.id == ended_job
     finish(engine, job)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == waiting[0]
@@ -46,7 +46,7 @@ def test_without_a_processing_job_the_open_job_of_a_service_is_its_oldest_pendin
     requeue(engine, requeued, backoff_s=3600)
     running = claimed(engine)
     assert (requeued.id, running.id) == (waiting[0], waiting[1])
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = queries.find_open_job(session, service_id)
     assert found is not None
     assert found.id == running.id
@@ -59,7 +59,7 @@ def test_the_runs_of_a_job_are_returned_in_order_without_those_of_others(engine:
     with transaction(engine) as session:
         for ident, job_of_run in (("b-1", job), ("x-1", other), ("a-2", job)):
             job_runs.store_run_start(session, job_queue.lease_of(job_of_run), run_ident=ident, playbook="create.yml")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [run.ident for run in run_queries.runs_of_job(session, job.id)] == ["b-1", "a-2"]
 
 
@@ -90,14 +90,14 @@ OTHER_FULCRUM_ID = "12345678-bbbb-4000-8000-000000000002"
 def test_a_job_is_found_by_an_unambiguous_reference_only(engine: Engine, reference: str, expected: str | None) -> None:
     submit(engine, fulcrum_id=FULCRUM_ID)
     submit(engine, fulcrum_id=OTHER_FULCRUM_ID)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         job = queries.find_job(session, reference)
     assert (job.fulcrum_id if job else None) == expected
 
 
 def test_a_job_is_found_by_the_id_of_its_row(engine: Engine) -> None:
     job_id = submit(engine)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = queries.find_job(session, str(job_id))
         assert found is not None
         assert found.id == job_id
@@ -108,12 +108,12 @@ def test_a_job_is_found_by_the_id_of_its_row(engine: Engine) -> None:
 def test_an_empty_reference_does_not_find_the_only_job(engine: Engine) -> None:
     """`smith jobs cancel "$UNSET"` must not cancel anything."""
     submit(engine)
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [queries.find_job(session, pattern) for pattern in ("", "%", "_")] == [None, None, None]
 
 
 def test_an_empty_database_counts_no_jobs(engine: Engine) -> None:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert set(queries.count_jobs(session).values()) == {0}
         assert queries.count_jobs(session, should_count_ended_jobs=False) == queries.count_jobs(session)
 
@@ -122,7 +122,7 @@ def test_a_list_has_fifty_rows_by_default(engine: Engine) -> None:
     with transaction(engine) as session:
         for _ in range(52):
             job_queue.submit(session, new_job())
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert (len(queries.list_jobs(session)), len(queries.list_jobs(session, limit=60))) == (50, 52)
 
 
@@ -131,7 +131,7 @@ def test_a_list_has_the_newest_jobs_that_match(engine: Engine) -> None:
     done = ended(engine, service_id=service, action="stop")
     waiting = submit(engine, service_id=service, action="start")
     other = submit(engine, action="start")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
 
         def ids(**filters: Any) -> list[int]:
             return [job.id for job in queries.list_jobs(session, **filters)]
@@ -175,7 +175,7 @@ def test_a_list_of_open_or_unreported_jobs_is_read_from_a_partial_index(
     def record(_connection: Any, _cursor: Any, statement: str, values: Any, *_rest: Any) -> None:
         statements.append((statement, values))
 
-    with reading(sqlite_engine) as session:
+    with read_only_session(sqlite_engine) as session:
         event.listen(sqlite_engine, "before_cursor_execute", record)
         read(session)
         event.remove(sqlite_engine, "before_cursor_execute", record)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, update
 from support.mapping_rows import OTHER, SERVICE, apply_result, pick_free_vmid, reserve, row, store_reservation
 
 from executor.database import mapping_queries, mappings, vm_names, volumes_left
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.mappings import Mapping
 from executor.database.times import db_now, utc_now
 from executor.errors import JobError
@@ -93,7 +93,7 @@ def test_a_refused_reservation_leaves_the_transaction_usable(engine: Engine) -> 
         wanted = {"service_id": OTHER, "cluster": "c", "name": "vm"}
         assert mappings.reserve(session, vmid=101, **wanted) is None
         assert mappings.reserve(session, vmid=102, **wanted) is not None
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert [mapping.vmid for mapping in mapping_queries.list_mappings(session)] == [102, 101]
 
 

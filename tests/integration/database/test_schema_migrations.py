@@ -14,7 +14,7 @@ from support.databases import row, submit
 
 from executor.database import database_check, job_queue, job_runs, mappings, revisions, schema
 from executor.database.engine import (
-    reading,
+    read_only_session,
     transaction,
 )
 from executor.database.indexes import METADATA
@@ -69,7 +69,7 @@ def test_a_mapping_pending_deletion_is_active_for_a_version_without_a_grace_peri
     with own_engine.connect() as connection:
         assert connection.scalar(text("SELECT state FROM mappings")) == "active"
     schema.upgrade(own_engine)
-    with reading(own_engine) as session:
+    with read_only_session(own_engine) as session:
         assert (
             mappings.active_mappings(session)[0].kind == "qemu"
         )  # the older version has no such column, so the downgrade deletes the kind
@@ -163,7 +163,7 @@ def test_rebuilding_a_table_keeps_the_rows_that_refer_to_it(
         job_runs.store_run_start(session, job_queue.lease_of(job), run_ident="create-1", playbook="create.yml")
     monkeypatch.setattr(revisions, "MIGRATIONS_FOLDER", migrations)
     schema.upgrade(sqlite_engine)
-    with reading(sqlite_engine) as session:
+    with read_only_session(sqlite_engine) as session:
         assert session.scalars(select(Run.ident)).all() == ["create-1"]
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
     assert database_check.find_problems(sqlite_engine) == []

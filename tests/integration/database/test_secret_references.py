@@ -12,7 +12,7 @@ from support.databases import new_job
 
 from executor.agent.pruner import BATCH_SIZE, Pruner
 from executor.database import erasure, job_queue, mappings, secret_references
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import SecretReference
 from executor.database.times import utc_now
@@ -29,7 +29,7 @@ def test_a_reference_stays_bound_to_the_first_service(engine: Engine) -> None:
         secret_references.bind(session, OTHER, [])
     with transaction(engine) as session:
         secret_references.bind(session, OTHER, [FIRST])
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert secret_references.service_ids_by_reference(session, [FIRST, SECOND, UNKNOWN]) == {
             FIRST: OWNER,
             SECOND: OTHER,
@@ -67,7 +67,7 @@ def test_the_row_of_a_reference_is_kept_as_long_as_its_service_has_a_job_or_a_vm
         if kept_by == "job":
             job_queue.submit(session, new_job(service_id=OWNER))
     Pruner(engine=engine, settings=Settings(smith_data_dir=tmp_path)).prune()
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert list(session.scalars(select(SecretReference.service_id))) == ([] if kept_by == "nothing" else [OWNER])
 
 
@@ -82,7 +82,7 @@ def test_the_references_of_an_ended_service_are_erased_with_it(engine: Engine) -
         data = erasure.find_stored_data(session, OWNER)
         assert data.secret_reference_count == 1
         erasure.erase(session, data, who="bob", reason="")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         assert secret_references.service_ids_by_reference(session, [FIRST, SECOND]) == {SECOND: OTHER}
         assert erasure.find_stored_data(session, OWNER).is_empty
 

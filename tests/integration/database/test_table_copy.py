@@ -19,7 +19,7 @@ from support.databases import PostgresCluster, new_job, submit
 from support.table_contents import shape
 
 from executor.database import database_check, job_queue, move_queries, moves, nodes, pauses, schema, table_copy
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.postgresql import SESSION_SETTINGS, open_postgresql_engine
 from executor.database.tables.all_tables import METADATA
@@ -87,7 +87,7 @@ def test_new_rows_have_higher_ids_than_the_copied_ones(source_and_target: tuple[
     seal_and_copy(source, target)
     highest = {name: table_rows[-1] for name, table_rows in all_rows(target).items()}
     assert highest
-    with reading(target) as session:
+    with read_only_session(target) as session:
         last_job_id = max(session.scalars(select(Job.id)))
         last_entry_id = max(session.scalars(select(AuditEntry.id)))
     assert submit(target) == last_job_id + 1
@@ -125,7 +125,7 @@ def test_a_copy_that_fails_leaves_an_empty_target(source_and_target: tuple[Engin
     with pytest.raises(DatabaseError, match="the connection was lost"):
         seal_and_copy(source, target, fail_at_audit)
     assert table_copy.find_tables_with_rows(target) == []
-    with reading(source) as session:
+    with read_only_session(source) as session:
         move = move_queries.find_sealing_move(session.connection())
     assert move is not None
     table_copy.copy_tables(source, target, move, lambda *_: None)
@@ -166,7 +166,7 @@ def test_a_second_copy_to_the_same_database_is_refused_while_the_first_one_is_ru
     submit(source)
 
     def copy_again(_table: str, _row_count: int) -> None:
-        with reading(source) as session:
+        with read_only_session(source) as session:
             move = move_queries.find_sealing_move(session.connection())
         assert move is not None
         with pytest.raises(DatabaseError, match="another command is copying rows"):

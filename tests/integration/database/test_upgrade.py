@@ -24,7 +24,7 @@ from executor.agent.refusals import Http403Counter
 from executor.agent.reporter import Reporter
 from executor.agent.state import AgentState
 from executor.database import database_check, mapping_queries, mappings, outbox, queries, reopening, schema
-from executor.database.engine import open_engine, reading, transaction
+from executor.database.engine import open_engine, read_only_session, transaction
 from executor.database.revisions import head_revision
 from executor.database.tables.all_tables import METADATA
 from executor.database.tables.jobs import Job, Run
@@ -113,7 +113,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
     claimed_jobs = reap_and_claim_jobs(upgraded)
     for job in claimed_jobs.values():
         finish(upgraded, job)
-    with reading(upgraded) as session:
+    with read_only_session(upgraded) as session:
         waiting = queries.list_jobs(session, statuses=[JobStatus.PENDING])
         assert queries.count_jobs(session)[JobStatus.PROCESSING] == 0
     for job in waiting:
@@ -125,7 +125,7 @@ def test_after_an_upgrade_the_jobs_in_flight_and_the_pending_ones_finish_and_the
         assert again is not None
         assert (again.id, again.attempt) == (job.id, job.attempt + 1)
         finish(upgraded, again)
-    with reading(upgraded) as session:
+    with read_only_session(upgraded) as session:
         assert queries.count_jobs(session)[JobStatus.PENDING] == 0
         new_runs = set(session.scalars(select(Run.job_id).where(Run.ident.startswith("upgraded-"))))
     ended = claimed_jobs | {job.id: job for job in waiting}
@@ -185,7 +185,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 ) -> None:
     due = due_reports(upgraded)
     assert {job.status for job in due.values()} == {JobStatus.COMPLETED, JobStatus.FAILED}
-    with reading(upgraded) as session:
+    with read_only_session(upgraded) as session:
         unreported = {job.id: job for job in queries.list_jobs(session, only_unreported=True)}
     assert all(job.report_after is not None for job_id, job in unreported.items() if job_id not in due)
     client = FulcrumClient(f"http://127.0.0.1:{core.server_port}", lambda: "token", read_timeout_s=5)
@@ -212,7 +212,7 @@ def test_after_an_upgrade_due_reports_are_sent_and_postponed_ones_keep_their_bac
 
 @with_purges
 def test_after_an_upgrade_only_the_deleted_vm_whose_purge_is_due_is_purged(upgraded: Engine) -> None:
-    with reading(upgraded) as session:
+    with read_only_session(upgraded) as session:
         (due,) = mappings.mappings_due_for_deletion(session, CLUSTER)
         pending = mapping_queries.list_mappings(session, states=[MappingState.PENDING_DELETION])
     (later,) = (mapping for mapping in pending if mapping.id != due.id)
@@ -224,7 +224,7 @@ def test_after_an_upgrade_only_the_deleted_vm_whose_purge_is_due_is_purged(upgra
     assert (purge.action, purge.report_state) == ("delete", ReportState.LOCAL)
 
     finish(upgraded, purge)
-    with reading(upgraded) as session:
+    with read_only_session(upgraded) as session:
         purged, kept = session.get_one(MappingRow, due.id), session.get_one(MappingRow, later.id)
         assert mappings.mappings_due_for_deletion(session, CLUSTER) == []
     assert purged.state == MappingState.DELETED
@@ -251,7 +251,7 @@ def test_a_recorded_database_holds_every_state_of_a_mapping_and_of_a_report(upgr
         ReportState.ABANDONED,
         ReportState.LOCAL,
     }
-    with reading(upgraded) as session:
+    with read_only_session(upgraded) as session:
         assert states <= set(session.scalars(select(MappingRow.state)))
         assert reports <= set(session.scalars(select(Job.report_state)))
 

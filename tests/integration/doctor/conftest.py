@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from smith_lab.system import LabSystem, running_lab
+from smith_lab.system import LabSystem, run_lab_system
 from support.doctor_results import Doctor, Results
 
 from executor.doctor.run import run_checks
@@ -15,7 +15,7 @@ from executor.redaction import redactor
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabSystem]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as system:
+    with run_lab_system(tmp_path_factory.mktemp("lab")) as system:
         yield system
         redactor.discard(system.ids.agent_token, system.proxmox.token_secret)
 

@@ -47,7 +47,7 @@ def test_a_token_of_an_administrator_or_participant_fails_with_a_remedy(lab: Lab
         token = lab.admin.create_token("participant", "participant", lab.ids.provider_id)["value"]
     check = fulcrum_checks(fulcrum_api_url=lab.core.url, fulcrum_api_token=token).only("token")
     assert check.status is Status.FAILED
-    assert "belongs to an administrator or a participant, not to an agent" in check.text
+    assert "belongs to an administrator or a participant (a provider or a consumer), not to an agent" in check.text
     assert "--new-token" in check.hints[0]
     assert "FULCRUM_API_TOKEN_FILE" in check.hints[1]
 

@@ -145,7 +145,7 @@ def test_a_job_that_has_ended_in_the_database_but_not_in_fulcrumcore_is_shown(
     jobs: Jobs, claimed: bool, state: ReportState
 ) -> None:
     jobs.store_ended_row(jobs.order_job(claimed=claimed), NO_SPACE, state)
-    text = "its status in the database is failed; a running agent reports or executes the job again"
+    text = "its status in the database is failed; within 300 s, a running agent either reports the result or executes"
     assert text in jobs.check_with_one_warning().text
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, update
 from support.databases import LONG_AGO, submit
 
 from executor.database import audit_queries, busy_services, job_queue, mappings
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
 from executor.database.tables.mappings import Mapping
 from executor.drift import rows
@@ -34,12 +34,12 @@ def insert(engine: Engine, state: MappingState = ACTIVE, **changes: Any) -> Mapp
 
 
 def mappings_in(engine: Engine) -> dict[str, MappingFacts]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return {row.service_id: row for row in rows.read_database_facts(session, "c").mappings}
 
 
 def audit_entries(engine: Engine) -> list[tuple[str, str, Any, Any]]:
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         return [(entry.who, entry.verb, entry.before, entry.after) for entry in audit_queries.list_entries(session)]
 
 
@@ -137,6 +137,6 @@ def test_services_mapped_on_another_cluster_are_read_as_foreign_services(engine:
     insert(engine)
     with transaction(engine) as session:
         mappings.reserve(session, service_id=SERVICE_B, cluster="elsewhere", vmid=100, name="db")
-    with reading(engine) as session:
+    with read_only_session(engine) as session:
         found = rows.read_database_facts(session, "c")
     assert ([row.service_id for row in found.mappings], found.services_on_other_clusters) == ([SERVICE_A], {SERVICE_B})

@@ -13,7 +13,7 @@ import pytest
 from smith_lab.lab_command import LabIsRunning, main
 from smith_lab.lab_faults import FAULTS, UnknownFault, begin_fault, clear_faults
 from smith_lab.running_lab import NoLab, RunningLab, find_lab, read_lab
-from smith_lab.system import running_lab, wait_for
+from smith_lab.system import run_lab_system, wait_for
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 START_LIMIT_S = 60
@@ -114,7 +114,7 @@ def test_doctor_has_no_warning_in_a_new_lab_and_the_lab_prints_paths_without_a_l
 
 
 def test_each_fault_can_be_begun_twice_and_clearing_restores_the_lab(tmp_path: Path) -> None:
-    with running_lab(tmp_path) as system:
+    with run_lab_system(tmp_path) as system:
         ids = system.ids
         RunningLab(
             fulcrum_base_url=system.fulcrum_base_url,

@@ -124,7 +124,7 @@ def test_a_new_run_removes_the_guests_that_an_expired_run_has_left_in_its_range(
 ) -> None:
     expired = reserve_any_range(cluster, time.time() - GRACE_S)
     vmid = add_vm(stand_in, expired)
-    for vmids in cluster.lab.ranges():
+    for vmids in cluster.lab_settings.ranges():
         if vmids != expired.vmids:
             stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
     reserved = reserve_any_range(cluster, time.time() + 600)
@@ -136,7 +136,7 @@ def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     for number, use in enumerate(({"status": "running"}, {"config": {"scsi0": "ceph:vm-1-disk-0,size=8G"}})):
-        vmids = cluster.lab.ranges()[number]
+        vmids = cluster.lab_settings.ranges()[number]
         lease = acquire_lease(cluster, vmids, cluster.guests(vmids), time.time() - GRACE_S)
         assert lease
         config = {"description": lease.notes(), **use.get("config", {})}  # type: ignore[dict-item]
@@ -151,7 +151,7 @@ def test_a_lease_that_runs_or_has_a_disk_is_neither_taken_over_nor_removed(
         "it has the name of a VM that reserves VMIDs, but runs or has a disk"
     }
     assert sweep(cluster) == {}
-    assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab.ranges()[2]
+    assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab_settings.ranges()[2]
     assert stand_in.guest(FIRST)["status"] == "running"  # type: ignore[index]
 
 
@@ -235,13 +235,13 @@ def test_a_range_is_not_reserved_if_another_run_has_just_reserved_a_part_of_it(s
 
 
 def test_a_range_whose_expired_lease_is_locked_is_not_reserved(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    for vmids in cluster.lab.ranges():
+    for vmids in cluster.lab_settings.ranges():
         assert acquire_lease(cluster, vmids, [], time.time() - GRACE_S)
-        if vmids != cluster.lab.ranges()[1]:
+        if vmids != cluster.lab_settings.ranges()[1]:
             stand_in.control("lock", vmid=vmids[0], lock="backup")
     for vmid in (FIRST + SIZE + 1, FIRST + SIZE + 2):  # VMs of others, so that this range is tried last
         stand_in.control("add", vmid=vmid, name="foreign", node="pve1")
-    assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab.ranges()[1]
+    assert reserve_any_range(cluster, time.time() + 600).vmids == cluster.lab_settings.ranges()[1]
 
 
 def test_a_range_is_reserved_although_the_response_to_the_request_was_lost(
@@ -285,7 +285,7 @@ def test_a_lease_names_only_earlier_runs_that_have_guests_in_its_range(
     stand_in: ProxmoxStandIn, cluster: LabCluster
 ) -> None:
     """Each earlier run may have been killed and may have left guests, but Proxmox limits the length of the notes."""
-    vmids = cluster.lab.ranges()[1]
+    vmids = cluster.lab_settings.ranges()[1]
     first = acquire_lease(cluster, vmids, [], time.time() - GRACE_S)
     assert first
     name_of_first_run = f"smith-lab-{first.token}-web"
@@ -318,7 +318,7 @@ def test_a_run_waits_until_another_run_has_ended(stand_in: ProxmoxStandIn, clust
 
 
 def test_a_run_does_not_wait_if_no_other_run_has_a_reservation(stand_in: ProxmoxStandIn, cluster: LabCluster) -> None:
-    for vmids in cluster.lab.ranges():
+    for vmids in cluster.lab_settings.ranges():
         stand_in.control("add", vmid=vmids[0], name="foreign", node="pve1")
     messages: list[str] = []
     with pytest.raises(NoFreeRange):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from smith_lab.fulcrum_setup import read_type_file
 from smith_lab.simulator.control import SimulatorThread, running_simulator
-from smith_lab.simulator.definitions import normalize_lifecycle, normalize_schema
+from smith_lab.simulator.definitions import lifecycle_as_stored, schema_as_stored
 from support.simulator_world import SIMPLE_LIFECYCLE, UNKNOWN_ID, World
 
 
@@ -41,12 +41,12 @@ def test_the_types_in_deploy_are_stored_in_the_form_of_fulcrumcore(world: World)
     service_type = read_type_file("service-type-vm.json")
     stored = world.admin.call("GET", f"/service-types/{world.ids.service_type_id}")
     assert (stored["propertySchema"], stored["lifecycleSchema"]) == (
-        normalize_schema(service_type["propertySchema"]),
-        normalize_lifecycle(service_type["lifecycleSchema"]),
+        schema_as_stored(service_type["propertySchema"]),
+        lifecycle_as_stored(service_type["lifecycleSchema"]),
     )
     agent_type = read_type_file("agent-type-proxmox.json")
     stored = world.admin.call("GET", f"/agent-types/{world.ids.agent_type_id}")
-    assert stored["configurationSchema"] == normalize_schema(agent_type["configurationSchema"])
+    assert stored["configurationSchema"] == schema_as_stored(agent_type["configurationSchema"])
     assert {name: stored[name] for name in ("configTemplate", "cmdTemplate")} == {
         name: agent_type[name] for name in ("configTemplate", "cmdTemplate")
     }

@@ -47,11 +47,11 @@ def folders(tmp_path: Path) -> Folders:
 def test_unmoved_artifacts_are_moved_by_a_retry(folders: Folders) -> None:
     stored = folders.store_run("run-1", mtime=LONG_AGO)
     assert stored == folders.unmoved / "run-1"
-    folders.store.retry_artifact_moves_to_data_folder()
+    folders.store.retry_artifact_moves()
     assert stored.is_dir()
     folders.remove_blocking_file()
 
-    folders.store.retry_artifact_moves_to_data_folder()
+    folders.store.retry_artifact_moves()
 
     assert (folders.artifacts_dir / "run-1" / "status").read_text() == "successful"
     assert not folders.unmoved.exists()
@@ -70,7 +70,7 @@ def test_artifacts_of_a_recent_run_are_not_moved_because_their_result_may_be_unr
     stored = folders.store_run("run-1")
     folders.remove_blocking_file()
 
-    folders.store.retry_artifact_moves_to_data_folder()
+    folders.store.retry_artifact_moves()
 
     assert stored.is_dir()
 

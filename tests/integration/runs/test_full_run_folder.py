@@ -52,7 +52,7 @@ try:
         PlaybookRun(ident="run-1", action="test", playbook=home / "play.yml", vm={}, timeout_s=100)
     )
     result = results.read_result(artifacts)
-    answer = {"status": artifacts.status, "rc": artifacts.rc, "killed": result.was_killed, "vm": result.vm}
+    answer = {"status": artifacts.status, "rc": artifacts.rc, "killed": result.is_effect_unknown, "vm": result.vm}
 except OSError as error:
     answer = {"errno": error.errno}
 (folder / "run" / "full").unlink(missing_ok=True)

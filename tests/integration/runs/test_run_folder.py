@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from executor.errors import SettingsError
 from executor.runs.private_folder import CREATED_BY_AGENT_FILE
-from executor.runs.run_folder_record import RECORD_FILE, current_and_earlier_run_folders
+from executor.runs.run_folder_record import RECORD_FILE, current_and_earlier_values_of_run_dir
 from executor.runs.runner import Runner, RunnerPaths
 
 #: An agent process. It starts a process with the environment variable by which an agent finds the processes of a run,
@@ -97,7 +97,7 @@ def test_two_agents_of_one_user_with_one_run_folder_setting_get_two_folders_and_
     assert ended_runs == []
     assert other_agent.is_run_alive()
     assert (tmpfs_folder / "run" / "run-1" / "credentials.yml").exists()
-    assert current_and_earlier_run_folders(tmp_path / "data") == [tmpfs_folder / "run-2"]
+    assert current_and_earlier_values_of_run_dir(tmp_path / "data") == [tmpfs_folder / "run-2"]
     (warning,) = [entry for entry in logs if entry["event"] == "run_folder_not_usable"]
     assert (warning["reason"], warning["used"]) == ("another agent uses it", str(tmpfs_folder / "run-2"))
 
@@ -125,7 +125,7 @@ def test_a_restart_with_another_run_folder_ends_the_runs_in_the_earlier_one(
         time.sleep(0.05)
     assert (data_dir / "artifacts" / "run-1" / "status").read_text() == "failed"
     assert not (tmpfs_folder / "run").exists()
-    assert current_and_earlier_run_folders(data_dir) == [tmpfs_folder / "new"]
+    assert current_and_earlier_values_of_run_dir(data_dir) == [tmpfs_folder / "new"]
 
 
 def test_an_earlier_run_folder_that_another_agent_uses_now_is_not_touched(
@@ -173,7 +173,7 @@ def test_a_path_that_is_not_a_private_folder_is_not_touched_and_another_name_is_
     assert not kind.startswith("folder") or (existing / "run-1" / CREATED_BY_AGENT_FILE).exists()
     used = tmpfs_folder / "run-2"
     assert used.stat().st_mode & 0o777 == 0o700
-    assert current_and_earlier_run_folders(tmp_path / "data") == [used]
+    assert current_and_earlier_values_of_run_dir(tmp_path / "data") == [used]
 
 
 def test_an_unusable_run_folder_on_a_disk_is_not_replaced_by_another_one(tmp_path: Path) -> None:
@@ -218,4 +218,4 @@ def test_the_lock_of_a_run_folder_ends_with_its_agent(
 
     assert runner_in(tmpfs_folder / "run", tmp_path / "data").end_earlier_runs() == ["run-1"]
 
-    assert current_and_earlier_run_folders(tmp_path / "data") == [tmpfs_folder / "run"]
+    assert current_and_earlier_values_of_run_dir(tmp_path / "data") == [tmpfs_folder / "run"]

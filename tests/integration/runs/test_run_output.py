@@ -48,7 +48,7 @@ def test_f25_the_output_of_20_mb_is_truncated_and_the_result_is_read(site: Site)
     assert run_output.LEFT_OUT_TEXT in (artifacts.folder / "stdout").read_text()
     sizes = {path.name: path.stat().st_size for path in artifacts.folder.iterdir()}
     assert sizes["stdout"] < run_output.MAX_OUTPUT_BYTES
-    assert sizes["events.jsonl"] < run_output.MAX_TOTAL_EVENTS_BYTES + run_output.MAX_EVENT_BYTES
+    assert sizes["events.jsonl"] < run_output.MAX_FILE_BYTES_FOR_ORDINARY_EVENTS + run_output.MAX_EVENT_BYTES
 
 
 def _install_callback(site: Site, body: str) -> None:
@@ -145,7 +145,7 @@ def test_beyond_the_output_limit_event_marks_are_found_however_the_output_is_spl
 def test_failures_and_results_are_stored_even_if_the_event_file_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_output, "MAX_TOTAL_EVENTS_BYTES", 1000)
+    monkeypatch.setattr(run_output, "MAX_FILE_BYTES_FOR_ORDINARY_EVENTS", 1000)
     output = run_output.RunOutput(tmp_path / "kept", Redactor())
     for number in range(50):
         output.add_event({"event": "runner_on_ok", "counter": number, "event_data": {"res": {"msg": "x" * 100}}})

@@ -52,7 +52,7 @@ run = PlaybookRun(ident="run-1", action="t", playbook=folder / "ansible/playbook
 artifacts = runner.run(run)
 result = results.read_result(artifacts)
 print(json.dumps({
-    "status": artifacts.status, "rc": artifacts.rc, "code": result.code, "was_killed": result.was_killed,
+    "status": artifacts.status, "rc": artifacts.rc, "code": result.code, "is_effect_unknown": result.is_effect_unknown,
 }), flush=True)
 runner.stop_warm_server()
 """
@@ -134,7 +134,7 @@ def test_the_run_of_a_suspended_agent_ends_when_its_leases_were_not_renewed_in_t
         tick_count = agent.tick_count()
         outcome = agent.resume_and_wait()
 
-    assert outcome == {"status": "failed", "rc": 253, "code": "LEASE_LOST", "was_killed": True}
+    assert outcome == {"status": "failed", "rc": 253, "code": "LEASE_LOST", "is_effect_unknown": True}
     assert agent.tick_count() == tick_count
 
 
@@ -147,4 +147,4 @@ def test_the_run_of_a_suspended_agent_continues_while_its_leases_are_valid(tmp_p
         eventually(lambda: not agent.processes_of_run())
         outcome = agent.resume_and_wait()
 
-    assert outcome == {"status": "successful", "rc": 0, "code": None, "was_killed": False}
+    assert outcome == {"status": "successful", "rc": 0, "code": None, "is_effect_unknown": False}

@@ -64,11 +64,15 @@ def test_a_payload_is_not_recognised_after_an_upgrade_of_the_installed_file(inst
 
 
 def list_called_modules() -> set[str]:
-    """Return the modules that our actions call with `change`, according to the source of the plugins."""
+    """Return the modules that our actions call with `change_with_module`, according to the source of the plugins."""
     names = set()
     for file in (ROOT / "plugins").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "change":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "change_with_module"
+            ):
                 texts = [item.value for item in ast.walk(node.args[0]) if isinstance(item, ast.Constant)]
                 names |= {text for text in texts if isinstance(text, str) and text.startswith("proxmox")}
     return names

@@ -76,7 +76,8 @@ def test_a_changed_ansible_cfg_is_used_by_the_next_run(site: Site, monkeypatch: 
     assert all(said(run).startswith("7 ") for run in (*runs_after_the_change, warm_again))
     assert was_warm(warm_again)
     assert unavailable(logs) == [
-        "ansible.cfg, ansible-core, a module or a plugin of Agent Smith has changed since the server started"
+        "ansible.cfg, ansible-core, a module of community.proxmox or a plugin of Agent Smith has changed since "
+        "the server started"
     ]
 
 

@@ -104,7 +104,7 @@ def make_site(tmp_path: Path, proxmox: ProxmoxStandIn, database_file: Path) -> I
                 proxmox=ProxmoxReader(ProxmoxConnection.from_settings(settings), timeout_s=5),
                 meters=PrometheusMetrics(),
                 measure_memory_mib=lambda: 12.0,
-                count_drift_findings=lambda: {"vm_gone": 2},
+                count_drift_by_kind=lambda: {"vm_gone": 2},
             )
             return Site(handle, view)
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from support.web_world import TOKEN, PagesSite
 
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.tables.web_sessions import WebSession
 from executor.database.times import utc_now
 from executor.errors import SettingsError
@@ -51,7 +51,7 @@ def test_after_a_login_from_an_https_origin_the_cookie_is_sent_over_tls_only(pag
 
 def test_the_database_has_no_key_that_opens_a_session(pages: PagesSite) -> None:
     browser = pages.logged_in()
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         row = session.scalars(select(WebSession).order_by(WebSession.created_at.desc())).first()
     assert row is not None
     assert browser.cookie.partition("=")[2] not in row.digest
@@ -66,7 +66,7 @@ def test_a_session_ends_when_it_expires(pages: PagesSite) -> None:
         session.execute(update(WebSession).values(expires_at=utc_now() - timedelta(seconds=1)))
     assert browser.get("/").status == 303
     pages.logged_in()
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         assert len(session.scalars(select(WebSession)).all()) == 1
 
 

@@ -11,7 +11,7 @@ from support.web_jobs import Filled, fill
 from support.web_world import TOKEN, PagesSite, running_pages
 
 from executor.database import agent_queries, nodes
-from executor.database.engine import reading, transaction
+from executor.database.engine import read_only_session, transaction
 from executor.database.nodes import AgentProcess
 from executor.database.tables.audit import AuditEntry
 from executor.database.tables.jobs import Job
@@ -38,7 +38,7 @@ def jobs(pages: PagesSite) -> Filled:
 
 def list_users_in_the_audit_log(site: PagesSite, verb: str) -> list[str]:
     """Return who has made the changes of this kind, according to the audit log."""
-    with reading(site.engine) as session:
+    with read_only_session(site.engine) as session:
         return list(session.scalars(select(AuditEntry.who).where(AuditEntry.verb == verb)))
 
 
@@ -76,7 +76,7 @@ def test_a_retry_and_a_cancel_change_the_job_in_the_name_of_the_session(pages: P
     answer = browser.act("/actions/retry", job=job, confirmed="yes")
     assert (answer.status, answer.headers["location"]) == (303, f"../jobs/{job}")
     assert browser.act("/actions/cancel", job=job, confirmed="yes", reason="not needed").status == 303
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         assert session.scalars(select(Job.error_code).where(Job.id == jobs.pending)).one() == "CANCELLED"
     assert list_users_in_the_audit_log(pages, "retry") == list_users_in_the_audit_log(pages, "cancel") == ["Ada (web)"]
     again = browser.act("/actions/cancel", job=job, confirmed="yes")
@@ -91,7 +91,7 @@ def test_a_pause_has_a_reason_and_is_ended_by_a_resume(pages: PagesSite) -> None
     assert browser.act("/actions/pause", confirmed="yes", reason=" ").status == 409
     assert browser.act("/actions/pause", confirmed="yes", reason="update\0of pve2" + "x" * 600).status == 303
     assert "update of pve2" in browser.get("/").text
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         assert agent_queries.find_pause(session) is not None
         reasons = session.scalars(select(AuditEntry.reason).where(AuditEntry.verb == "pause")).all()
         assert [(reason or "")[:14] for reason in reasons] == ["update of pve2"]
@@ -107,7 +107,7 @@ def test_one_agent_process_is_drained_and_resumed(pages: PagesSite) -> None:
     process_form = {"node": "boot-1", "confirmed": "yes"}
     assert browser.act("/actions/drain", **process_form, reason=" ").status == 409
     assert browser.act("/actions/drain", **process_form, reason="new kernel").headers["location"] == "../executors"
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         assert nodes.operator_limits(session, "boot-1").is_paused
         assert agent_queries.find_pause(session) is None, "only this agent process"
     assert "new kernel" in browser.get("/executors").text
@@ -116,7 +116,7 @@ def test_one_agent_process_is_drained_and_resumed(pages: PagesSite) -> None:
     assert browser.act("/actions/resume-node", **process_form).status == 409
     for unknown in ("", "boot-9", "x" * 1000):
         assert browser.act("/actions/drain", node=unknown, reason="x", confirmed="yes").status == 409
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         rows = session.execute(select(AuditEntry.who, AuditEntry.verb, AuditEntry.reason))
         assert ("Ada (web)", "drain", "new kernel") in {tuple(row) for row in rows}
         assert not nodes.operator_limits(session, "boot-1").is_paused
@@ -148,7 +148,7 @@ def test_an_unmapped_vm_that_a_drift_check_found_is_adopted(pages: PagesSite) ->
     form = {"kind": "unmapped_vm", "service": service_id, "vmid": "100555", "confirmed": "yes"}
     assert browser.act("/actions/repair", **form | {"vmid": "1"}).status == 409
     assert browser.act("/actions/repair", **form).status == 303
-    with reading(pages.engine) as session:
+    with read_only_session(pages.engine) as session:
         assert session.scalars(select(Mapping.vmid).where(Mapping.service_id == service_id)).one() == 100555
     assert list_users_in_the_audit_log(pages, "adopt") == ["Ada (web)"]
 

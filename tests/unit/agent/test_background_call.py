@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from executor.agent.background_call import call_in_background
+from executor.agent.background_call import call_while_reporting_progress
 from executor.errors import DatabaseUnavailable
 
 WITHIN_S = 60
@@ -20,7 +20,7 @@ def test_progress_is_reported_until_the_function_has_ended() -> None:
         if len(reports) == 3:
             enough.set()
 
-    assert call_in_background(lambda: enough.wait(WITHIN_S), report)
+    assert call_while_reporting_progress(lambda: enough.wait(WITHIN_S), report)
 
     assert enough.is_set()
     assert set(reports) == {threading.current_thread()}
@@ -31,7 +31,7 @@ def test_an_exception_of_the_function_is_raised_in_the_calling_thread() -> None:
         raise DatabaseUnavailable("locked")
 
     with pytest.raises(DatabaseUnavailable, match="locked"):
-        call_in_background(fail, lambda: None)
+        call_while_reporting_progress(fail, lambda: None)
 
 
 def test_a_function_that_has_not_ended_in_time_is_no_longer_waited_for() -> None:
@@ -41,7 +41,7 @@ def test_a_function_that_has_not_ended_in_time_is_no_longer_waited_for() -> None
         release.wait(WITHIN_S)
         ended.set()
 
-    assert not call_in_background(wait, lambda: None, timeout_s=0)
+    assert not call_while_reporting_progress(wait, lambda: None, timeout_s=0)
 
     assert not ended.is_set()
     release.set()

@@ -76,7 +76,7 @@ def test_the_deadline_of_the_runs_counts_from_the_beginning_of_the_last_renewal(
     now, deadlines_s = [100.0], list[float]()
     fence = fence_at(now, deadlines_s=deadlines_s)
 
-    fence.set_first_deadline_of_runs()
+    fence.set_deadline_before_first_run()
     now[0] = 107.0
     fence.record_renewal(105.0, has_other_agents=True)
     fence.record_renewal(110.0, has_other_agents=False)

@@ -58,7 +58,7 @@ def outcome(result_or_error: Any, *, of: Job | None = None, stop_reason: str | N
         (failed_result(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": True}, "requeue", "delete", None),
         (failed_result(ErrorCode.VM_ID_TAKEN), {"is_mapping_reserved": False}, "finish", "apply_result", "VM_ID_TAKEN"),
         (
-            failed_result(ErrorCode.VM_ID_TAKEN, was_killed=True),
+            failed_result(ErrorCode.VM_ID_TAKEN, is_effect_unknown=True),
             {"is_mapping_reserved": False},
             "requeue",
             "none",
@@ -87,7 +87,7 @@ def outcome(result_or_error: Any, *, of: Job | None = None, stop_reason: str | N
         (DATABASE_OUTAGE, {}, "requeue", "none", None),
         (DATABASE_OUTAGE, {"stop_reason": StopSignal.AGENT_STOPPING}, "requeue", "none", None),
         (DATABASE_OUTAGE, {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
-        (failed_result(ErrorCode.LEASE_LOST, was_killed=True), {"of": job(8)}, "requeue", "none", None),
+        (failed_result(ErrorCode.LEASE_LOST, is_effect_unknown=True), {"of": job(8)}, "requeue", "none", None),
         (failed_result(ErrorCode.LEASE_LOST), {"of": job(8), "is_mapping_reserved": True}, "requeue", "none", None),
         (failed_result(ErrorCode.LEASE_LOST), {"stop_reason": StopSignal.LEASE_LOST}, "leave_row", "none", None),
         (UNAVAILABLE, {}, "requeue", "none", None),
@@ -115,7 +115,7 @@ def test_the_outcome_of_an_attempt(
         (UNAVAILABLE, None, False),
         (FulcrumUnavailable("the vault cannot read this secret", status=500), None, True),
         (failed_result(ErrorCode.CANCELLED), StopSignal.AGENT_STOPPING, False),
-        (failed_result(ErrorCode.LEASE_LOST, was_killed=True), None, False),
+        (failed_result(ErrorCode.LEASE_LOST, is_effect_unknown=True), None, False),
         (DATABASE_OUTAGE, None, False),
     ],
 )
@@ -137,13 +137,13 @@ def test_the_wait_after_an_unavailability_respects_retry_after() -> None:
 
 
 def test_an_attempt_whose_lease_is_lost_is_discarded() -> None:
-    lost = Outcome(ending=Ending.LEAVE_ROW, reason="the lease was lost")
+    lost = Outcome(ending=Ending.KEEP_ROW_UNCHANGED, reason="the lease was lost")
     assert outcome(DONE, stop_reason=StopSignal.LEASE_LOST) == lost
 
 
 def test_the_outcome_of_a_job_that_can_never_be_claimed() -> None:
     result = JobResult(succeeded=False, code=ErrorCode.JOB_GONE, detail="deleted")
-    assert outcome(GONE) == Outcome(ending=Ending.ABANDON, result=result, reason="deleted")
+    assert outcome(GONE) == Outcome(ending=Ending.END_WITHOUT_REPORT, result=result, reason="deleted")
 
 
 def test_the_outcome_while_fulcrumcore_does_not_answer() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from executor.agent import retry
-from executor.agent.retry import MAX_ATTEMPTS, MAX_ATTEMPTS_AFTER_KILL, MIN_RUN_S, REPORT_MARGIN_S
+from executor.agent.retry import MAX_ATTEMPTS, MAX_ATTEMPTS_IF_EFFECT_UNKNOWN, MIN_RUN_S, REPORT_MARGIN_S
 from executor.database.tables.jobs import Job
 from executor.database.times import utc_now
 from executor.errors import JobError
@@ -104,7 +104,7 @@ def test_a_job_after_its_deadline_has_no_negative_time_left() -> None:
     ("result", "attempt", "facts", "is_retried"),
     [
         (JobResult(succeeded=True, vm={"vmid": 100}), 1, {}, False),
-        (JobResult(succeeded=True, vm={"vmid": 100}, was_killed=True), 1, {}, False),
+        (JobResult(succeeded=True, vm={"vmid": 100}, is_effect_unknown=True), 1, {}, False),
         (JobResult(succeeded=True, vm={"vmid": 100}, code=ErrorCode.NODE_DOWN), 1, {}, False),
         (JobResult(succeeded=False, detail="no code"), 1, {}, False),
         (failed_result(ErrorCode.NODE_DOWN), 1, {}, True),
@@ -116,7 +116,7 @@ def test_a_job_after_its_deadline_has_no_negative_time_left() -> None:
         (failed_result(ErrorCode.TASK_FAILED), 1, {}, True),
         (failed_result(ErrorCode.TASK_FAILED), 2, {}, False),
         (failed_result(ErrorCode.TASK_TIMEOUT), 1, {}, True),
-        (failed_result(ErrorCode.CAPACITY, was_killed=True), 1, {}, True),
+        (failed_result(ErrorCode.CAPACITY, is_effect_unknown=True), 1, {}, True),
         (failed_result(ErrorCode.INVALID_REQUEST), 1, {}, False),
         (failed_result(ErrorCode.PVE_API_ERROR), 1, {}, True),
         (failed_result(ErrorCode.PVE_API_ERROR), 2, {}, False),
@@ -126,10 +126,15 @@ def test_a_job_after_its_deadline_has_no_negative_time_left() -> None:
         (failed_result(ErrorCode.NODE_DOWN), 1, {"gets_new_vmid": True}, True),
         (failed_result(ErrorCode.PLAYBOOK_FAILED), 1, {}, True),
         (failed_result(ErrorCode.PLAYBOOK_FAILED), 2, {}, False),
-        (failed_result(ErrorCode.PLAYBOOK_FAILED, was_killed=True), 1, {}, True),
-        (failed_result(ErrorCode.PLAYBOOK_FAILED, was_killed=True), MAX_ATTEMPTS_AFTER_KILL - 1, {}, True),
-        (failed_result(ErrorCode.PLAYBOOK_FAILED, was_killed=True), MAX_ATTEMPTS_AFTER_KILL, {}, False),
-        (failed_result(ErrorCode.NODE_DOWN), MAX_ATTEMPTS_AFTER_KILL, {}, True),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED, is_effect_unknown=True), 1, {}, True),
+        (
+            failed_result(ErrorCode.PLAYBOOK_FAILED, is_effect_unknown=True),
+            MAX_ATTEMPTS_IF_EFFECT_UNKNOWN - 1,
+            {},
+            True,
+        ),
+        (failed_result(ErrorCode.PLAYBOOK_FAILED, is_effect_unknown=True), MAX_ATTEMPTS_IF_EFFECT_UNKNOWN, {}, False),
+        (failed_result(ErrorCode.NODE_DOWN), MAX_ATTEMPTS_IF_EFFECT_UNKNOWN, {}, True),
     ],
 )
 def test_which_jobs_are_attempted_again(

@@ -20,7 +20,7 @@ from bench.__main__ import PARTS, _print_too_high_figures
 from bench.actions import ACTIONS, MAX_RATIOS_TO_PLAIN
 from bench.burst import busy_slot_counts
 from bench.measuring import measure_cpu_use, tree_cpu_s
-from bench.part import Goal, in_alternating_order
+from bench.part import Goal, reversed_in_odd_rounds
 
 BURN_CPU = "import time\nwhile time.process_time() < 0.3: pass"
 SPANS = [(0.5, 11.0), (0.6, 12.0), (11.0, 22.5)]
@@ -64,7 +64,7 @@ def test_the_share_of_other_processes_is_between_0_and_1() -> None:
 
 
 def test_every_second_round_runs_the_variants_in_reverse() -> None:
-    assert [in_alternating_order(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
+    assert [reversed_in_odd_rounds(["a", "b"], number) for number in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
 
 
 def test_a_job_occupies_a_slot_from_its_start_to_its_end() -> None:
@@ -73,7 +73,7 @@ def test_a_job_occupies_a_slot_from_its_start_to_its_end() -> None:
 
 @pytest.mark.parametrize(("is_minimum", "expected"), [(False, [True, True, False]), (True, [False, True, True])])
 def test_a_goal_is_a_maximum_or_a_minimum(is_minimum: bool, expected: list[bool]) -> None:
-    goals = [Goal(text="x", limit=10, measured=measured, is_minimum=is_minimum) for measured in (9, 10, 11)]
+    goals = [Goal(figure_name="x", limit=10, measured=measured, is_minimum=is_minimum) for measured in (9, 10, 11)]
     assert [goal.is_reached for goal in goals] == expected
 
 

@@ -68,4 +68,4 @@ def test_the_rate_of_several_agents_is_compared_with_as_many_times_the_rate_of_o
 
 def test_there_is_no_goal_for_a_rate_that_the_cores_have_limited() -> None:
     (goal,) = scale.PART.goals(scale_figures(0.8))
-    assert goal.text == "statements per job with 3 agents, ratio to one agent"
+    assert goal.figure_name == "statements per job with 3 agents, ratio to one agent"

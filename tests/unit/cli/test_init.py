@@ -94,9 +94,12 @@ def test_two_templates_with_the_same_name_are_proposed_once() -> None:
 
 def test_values_of_an_earlier_smith_init_and_of_options_replace_the_proposed_ones() -> None:
     proposal = {"PROXMOX_NODES": "pve1", "PROXMOX_POOL": "agent-smith", "PROXMOX_STORAGE": "ceph"}
-    assert InitSettings({}, {}).merge_into_proposal(proposal) == proposal
-    assert InitSettings({}, {"PROXMOX_POOL": ""}).merge_into_proposal(proposal) == {**proposal, "PROXMOX_POOL": ""}
-    merged = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).merge_into_proposal(proposal)
+    assert InitSettings({}, {}).proposal_with_earlier_values(proposal) == proposal
+    assert InitSettings({}, {"PROXMOX_POOL": ""}).proposal_with_earlier_values(proposal) == {
+        **proposal,
+        "PROXMOX_POOL": "",
+    }
+    merged = InitSettings({"PROXMOX_NODES": "pve2"}, {"PROXMOX_STORAGE": "zfs"}).proposal_with_earlier_values(proposal)
     assert merged == {"PROXMOX_NODES": "pve2", "PROXMOX_POOL": "", "PROXMOX_STORAGE": "zfs"}
 
 

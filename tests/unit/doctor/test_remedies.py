@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from executor.doctor.checks import command_line, setting_line
+from executor.doctor.checks import command_line, quoted_setting_line
 from executor.doctor.fulcrum_types import command_to_add_service_type
 from executor.fulcrum.types import FulcrumAgent
 
@@ -23,14 +23,14 @@ def test_a_shell_reads_a_name_as_one_word(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shell_reads_the_value_of_a_setting_unchanged(name: str) -> None:
-    script = f'{setting_line("NAME", name)}; printf %s "$NAME"'
+    script = f'{quoted_setting_line("NAME", name)}; printf %s "$NAME"'
     assert subprocess.run(["/bin/bash", "-c", script], capture_output=True, check=True).stdout.decode() == name
 
 
 def test_a_placeholder_stays_readable() -> None:
     assert command_line("qm", "set", 9000, "--ide2", "<storage>:cloudinit") == "qm set 9000 --ide2 <storage>:cloudinit"
-    assert setting_line("PROXMOX_TEMPLATES", "suse-15=<vmid>") == "PROXMOX_TEMPLATES=suse-15=<vmid>"
-    assert setting_line("PROXMOX_BRIDGES", "") == "PROXMOX_BRIDGES="
+    assert quoted_setting_line("PROXMOX_TEMPLATES", "suse-15=<vmid>") == "PROXMOX_TEMPLATES=suse-15=<vmid>"
+    assert quoted_setting_line("PROXMOX_BRIDGES", "") == "PROXMOX_BRIDGES="
 
 
 def test_the_names_of_an_agent_and_its_provider_are_quoted() -> None:

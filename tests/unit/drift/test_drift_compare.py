@@ -123,7 +123,7 @@ DRIFT: list[tuple[str, dict[str, Any], list[tuple[DriftKind, int | None, Repair 
     (
         "volumes of a deleted VM, removed since then",
         NOTHING_EXCEPT_VOLUMES | {"volumes_left": (volumes_left_of_deleted_vm(),)},
-        [(DriftKind.VOLUMES_LEFT, 100, Repair.REMOVE_VOLUMES_NOTE)],
+        [(DriftKind.VOLUMES_LEFT, 100, Repair.CLEAR_VOLUMES_NOTE)],
     ),
     (
         "the deletion of the VM was interrupted",
@@ -291,12 +291,12 @@ def test_every_finding_except_a_moved_vm_and_removed_volumes_needs_attention() -
     harmless = [finding for finding in found if not finding.needs_operator]
     assert {finding.kind for finding in harmless} == {DriftKind.VM_MOVED, DriftKind.VOLUMES_LEFT}
     assert {finding.repair for finding in harmless if finding.kind is DriftKind.VOLUMES_LEFT} == {
-        Repair.REMOVE_VOLUMES_NOTE
+        Repair.CLEAR_VOLUMES_NOTE
     }
 
 
 def test_automatic_repairs_neither_create_nor_end_a_mapping() -> None:
-    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.REMOVE_VOLUMES_NOTE} == AUTOMATIC_REPAIRS
+    assert {Repair.CORRECT_NODE, Repair.MARK_VM_LOST, Repair.CLEAR_VOLUMES_NOTE} == AUTOMATIC_REPAIRS
 
 
 any_service_id = st.sampled_from([A, B])
@@ -343,9 +343,9 @@ def test_no_repair_is_proposed_without_proof(
         if finding.kind is DriftKind.VM_GONE or finding.repair in (Repair.MARK_VM_LOST, Repair.FORGET):
             assert finding.vmid in vmids_without_guest
         if finding.repair is Repair.ADOPT:
-            (found,) = [each for each in guests if each.belongs_to(finding.service_id)]
+            (found,) = [each for each in guests if each.has_only_marker_of(finding.service_id)]
             assert found.vmid == finding.vmid
             assert not any(each.may_have_vm for each in mappings if each.service_id == finding.service_id)
             assert not any(each.vmid == found.vmid for each in mappings if each.service_id != finding.service_id)
         if finding.repair is Repair.CORRECT_NODE:
-            assert any(each.belongs_to(finding.service_id) and each.node == finding.node for each in guests)
+            assert any(each.has_only_marker_of(finding.service_id) and each.node == finding.node for each in guests)

@@ -71,7 +71,7 @@ def test_the_operator_can_confirm_that_a_list_with_few_guests_is_complete(
     listed: int, count: int, is_inconclusive: bool
 ) -> None:
     assert (
-        bool(why_proxmox_is_inconclusive(cluster(listed), mappings_of(count), is_short_list_trusted=True))
+        bool(why_proxmox_is_inconclusive(cluster(listed), mappings_of(count), may_many_vms_be_missing=True))
         is is_inconclusive
     )
 
@@ -82,7 +82,7 @@ def test_the_operator_can_confirm_that_a_list_with_few_guests_is_complete(
 def test_the_operator_cannot_override_a_lost_quorum_a_missing_privilege_or_an_offline_node(
     changes_of_cluster: dict[str, Any],
 ) -> None:
-    assert why_proxmox_is_inconclusive(cluster(10, **changes_of_cluster), mappings_of(10), is_short_list_trusted=True)
+    assert why_proxmox_is_inconclusive(cluster(10, **changes_of_cluster), mappings_of(10), may_many_vms_be_missing=True)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from smith_lab.lab_test.lab_settings import REQUIRED_VARIABLES, LabSettings, require_vmids_outside_production
+from smith_lab.lab_test.lab_settings import REQUIRED_VARIABLES, LabSettings, require_vmids_outside_agent_range
 from support.lab_settings import lab_settings
 
 from executor.errors import SettingsError
@@ -46,7 +46,7 @@ def test_the_error_names_each_missing_variable() -> None:
 )
 def test_a_wrong_value_is_refused(changed: Mapping[str, str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        settings_with(**changed).require_enough_vmids_for_one_run()
+        settings_with(**changed).require_enough_vmids_for_one_test_run()
 
 
 def test_the_vmids_are_divided_into_ranges_and_the_remaining_vmids_stay_unused() -> None:
@@ -65,9 +65,9 @@ def test_the_executors_settings_name_the_labs_objects() -> None:
 @pytest.mark.parametrize(("first", "last"), [(90_059, 99_999), (80_000, 90_000), (90_010, 90_011)])
 def test_vmids_in_the_production_range_are_refused(first: int, last: int) -> None:
     with pytest.raises(SettingsError, match="overlap the VMIDs of production"):
-        require_vmids_outside_production(lab_settings(), Settings(proxmox_vmid_min=first, proxmox_vmid_max=last))
+        require_vmids_outside_agent_range(lab_settings(), Settings(proxmox_vmid_min=first, proxmox_vmid_max=last))
 
 
 def test_vmids_outside_the_production_range_are_accepted() -> None:
-    require_vmids_outside_production(lab_settings(), Settings())
-    require_vmids_outside_production(lab_settings(), Settings(proxmox_vmid_min=90_060, proxmox_vmid_max=90_100))
+    require_vmids_outside_agent_range(lab_settings(), Settings())
+    require_vmids_outside_agent_range(lab_settings(), Settings(proxmox_vmid_min=90_060, proxmox_vmid_max=90_100))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from smith_lab.lab_test.cluster import Guest
-from smith_lab.lab_test.removal_rules import GRACE_S, check_archives, check_guests
+from smith_lab.lab_test.removal_rules import GRACE_S, decide_archive_removals, decide_guest_removals
 from smith_lab.lab_test.reserved_range import (
     Lease,
     ReservedRange,
@@ -46,7 +46,7 @@ def vm(reserved: ReservedRange, **changes: Any) -> Guest:
 
 def are_removable(*guests: Guest, token_of_caller: str = "") -> list[bool]:
     """Return for each guest whether it may be removed."""
-    return [finding.is_removable for finding in check_guests(guests, LAB, NOW, token_of_caller)]
+    return [finding.is_removable for finding in decide_guest_removals(guests, LAB, NOW, token_of_caller)]
 
 
 def test_a_service_id_of_the_lab_names_its_lease_and_is_a_valid_id() -> None:
@@ -145,7 +145,9 @@ def test_backups_of_expired_runs_are_removed() -> None:
         ArchiveRow(volume="backups:outside", vmid=FIRST - 1, notes=notes),
         ArchiveRow(volume="backups:foreign", vmid=FIRST + 1, notes="web"),
     ]
-    is_removable_by_name = {finding.name: finding.is_removable for finding in check_archives(archives, [], LAB, NOW)}
+    is_removable_by_name = {
+        finding.name: finding.is_removable for finding in decide_archive_removals(archives, [], LAB, NOW)
+    }
     assert is_removable_by_name == {"backups:expired": True, "backups:live": False}
     lease_guest = lease_vm(ReservedRange(vmids=VMIDS, lease=extended, lab_name_prefix=LAB.name_prefix))
-    assert not any(finding.is_removable for finding in check_archives(archives, [lease_guest], LAB, NOW))
+    assert not any(finding.is_removable for finding in decide_archive_removals(archives, [lease_guest], LAB, NOW))

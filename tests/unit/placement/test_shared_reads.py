@@ -65,7 +65,7 @@ def get(
 ) -> int | ErrorCode:
     """Return the value that a caller gets, or the code of its error."""
     try:
-        return reads.get("key", source.read, not_before=reads.clock() - max_age_s, may_wait=may_wait)
+        return reads.get("key", source.read, earliest_read_start=reads.clock() - max_age_s, may_wait=may_wait)
     except JobError as error:
         return error.code
 

@@ -17,9 +17,9 @@ from executor.shared.error_codes import ErrorCode
 from executor.shared.error_patterns import RULES
 from executor.shared.error_rules import (
     MAX_TEXT_LENGTH,
-    classify_action_failure,
     classify_ansible_task_failure,
     classify_failure,
+    classify_failure_keeping_code,
 )
 from executor.shared.reactions import TABLE, Outcome, Reaction, outcome_of, reaction_to
 
@@ -55,7 +55,7 @@ def test_the_recorded_texts_name_their_versions_and_sources() -> None:
 
 
 def test_each_rule_has_a_recorded_text() -> None:
-    texts = [error_rules.without_module_prefix(row["text"]) for row in ROWS]
+    texts = [error_rules.without_words_before_proxmox_text(row["text"]) for row in ROWS]
     unused = [code for code, pattern in RULES if not any(re.search(pattern, text) for text in texts)]
     assert unused == []
 
@@ -74,13 +74,13 @@ def test_a_code_with_an_unknown_outcome_is_not_final() -> None:
 
 
 def test_a_code_at_the_beginning_of_the_text_of_an_action_plugin_is_its_code() -> None:
-    found = classify_action_failure("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
+    found = classify_failure_keeping_code("VM_IDENTITY_MISMATCH: VM 301 is locked with 403 Forbidden: no quorum")
     assert (found.code, found.text) == ("VM_IDENTITY_MISMATCH", "VM 301 is locked with 403 Forbidden: no quorum")
 
 
 def test_classifying_a_classified_failure_again_changes_nothing() -> None:
     once = classify_failure("clone failed: No space left on device")
-    again = classify_action_failure(f"{once.code}: {once.text}")
+    again = classify_failure_keeping_code(f"{once.code}: {once.text}")
     assert again == once
 
 
@@ -96,7 +96,7 @@ def test_a_code_at_the_beginning_of_a_text_of_proxmox_is_not_used(code: ErrorCod
 
 
 def test_a_word_in_capitals_that_is_no_error_code_is_not_used_as_code() -> None:
-    assert classify_action_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
+    assert classify_failure_keeping_code("ERROR: VM is locked (backup)").code == "VM_LOCKED"
     assert classify_failure("ERROR: VM is locked (backup)").code == "VM_LOCKED"
 
 

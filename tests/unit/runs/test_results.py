@@ -109,11 +109,11 @@ def test_a_run_whose_ansible_task_has_no_result_counts_as_killed(tmp_path: Path)
     task_start = event("playbook_on_task_start")
     worker_error = verbose("[ERROR]: A worker was found in a dead state")
     result = read(tmp_path, early(), task_start, worker_error, final(), rc=1)
-    assert (result.code, result.was_killed) == (ErrorCode.PLAYBOOK_FAILED, True)
+    assert (result.code, result.is_effect_unknown) == (ErrorCode.PLAYBOOK_FAILED, True)
     assert "the process of an Ansible task was killed" in result.message
     for task_end in (failed("VM_LOCKED: busy"), event("runner_on_ok", res={})):
-        assert not read(tmp_path, task_start, task_end, rc=2).was_killed
-    assert not read(tmp_path, verbose("[ERROR]: the playbook could not be found"), rc=1).was_killed
+        assert not read(tmp_path, task_start, task_end, rc=2).is_effect_unknown
+    assert not read(tmp_path, verbose("[ERROR]: the playbook could not be found"), rc=1).is_effect_unknown
 
 
 # --- failure ------------------------------------------------------------------------------------------------------
@@ -229,35 +229,35 @@ def test_a_failed_ansible_task_takes_precedence_over_error_output(tmp_path: Path
 @pytest.mark.parametrize(("rc", "signum"), [(137, 9), (143, 15)])
 def test_a_killed_run_names_the_signal_and_no_ansible_task(tmp_path: Path, rc: int, signum: int) -> None:
     result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=rc)
-    assert result.was_killed
+    assert result.is_effect_unknown
     assert result.message.startswith(f"PLAYBOOK_FAILED: the playbook was killed by signal {signum}")
     assert ("memory" in result.message) is (signum == 9)
 
 
 def test_a_run_that_its_guard_ended_without_a_reason_of_the_agent_was_killed(tmp_path: Path) -> None:
     result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=254)
-    assert result.was_killed
+    assert result.is_effect_unknown
     assert result.message.startswith("PLAYBOOK_FAILED: the playbook was killed, or could not be started")
     for status in (RunStatus.CANCELED, RunStatus.TIMEOUT):
-        assert not read(tmp_path, rc=254, status=status).was_killed
+        assert not read(tmp_path, rc=254, status=status).is_effect_unknown
 
 
 def test_a_run_that_its_guard_ended_because_of_the_lease_was_killed(tmp_path: Path) -> None:
     result = read(tmp_path, failed("VM_LOCKED: most likely rescued"), rc=253)
-    assert (result.was_killed, result.code) == (True, ErrorCode.LEASE_LOST)
+    assert (result.is_effect_unknown, result.code) == (True, ErrorCode.LEASE_LOST)
     for status in (RunStatus.CANCELED, RunStatus.TIMEOUT):
         assert read(tmp_path, rc=253, status=status).code is not ErrorCode.LEASE_LOST
 
 
 def test_a_run_whose_action_plugin_refused_a_change_because_of_the_lease_was_not_killed(tmp_path: Path) -> None:
     result = read(tmp_path, failed("LEASE_LOST: nothing more is changed"), rc=2)
-    assert (result.was_killed, result.code) == (False, ErrorCode.LEASE_LOST)
+    assert (result.is_effect_unknown, result.code) == (False, ErrorCode.LEASE_LOST)
 
 
 @pytest.mark.parametrize("rc", [1, 2, 4, 127, 128, 250])
 def test_a_run_with_an_exit_code_of_ansible_was_not_killed(tmp_path: Path, rc: int) -> None:
     result = read(tmp_path, failed("VM_LOCKED: VM is locked (backup)"), rc=rc)
-    assert (result.was_killed, result.code) == (False, ErrorCode.VM_LOCKED)
+    assert (result.is_effect_unknown, result.code) == (False, ErrorCode.VM_LOCKED)
 
 
 def test_a_failed_run_without_events_has_a_message(tmp_path: Path) -> None:

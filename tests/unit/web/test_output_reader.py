@@ -25,9 +25,9 @@ def test_an_incomplete_line_waits_for_its_end(tmp_path: Path) -> None:
     assert reader.read([_output(file)]) == []
     file.write_text("one\ntwo\nend")
     assert [text.text for text in reader.read([_output(file)])] == ["two\n"]
-    assert not reader.is_complete
+    assert not reader.has_read_all_outputs
     assert [text.text for text in reader.read([_output(file, has_run_ended=True)])] == ["end"]
-    assert reader.is_complete
+    assert reader.has_read_all_outputs
 
 
 def test_after_the_end_of_a_run_the_next_run_is_read(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_pieces_of_any_size_make_up_the_whole_output(parts: list[str]) -> None:
             text_read += "".join(text.text for text in texts)
             position = texts[-1].position
     assert text_read == content
-    assert reader.is_complete
+    assert reader.has_read_all_outputs
 
 
 def test_a_line_that_is_too_long_for_one_event_is_sent_in_parts(tmp_path: Path) -> None:

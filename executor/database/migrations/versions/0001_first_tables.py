@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("last_finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_ok_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
+        # The executions of the critical job: how many have failed since the last success, and how many there were.
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("runs", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
@@ -31,31 +32,33 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("fulcrum_id", sa.String(length=36), nullable=False),
         sa.Column("service_id", sa.String(length=36), nullable=True),
-        sa.Column("group_id", sa.String(length=36), nullable=True),
+        sa.Column("group_id", sa.String(length=36), nullable=True),  # the id of the service's group in FulcrumCore
         sa.Column("action", sa.String(length=100), nullable=False),
         sa.Column("params", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("service", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("defect", sa.Text(), nullable=True),
+        sa.Column("service", sa.JSON(none_as_null=True), nullable=True),  # JSON from FulcrumCore's API
+        sa.Column("defect", sa.Text(), nullable=True),  # what is invalid in the job that FulcrumCore sent
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("status", sa.String(length=20), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
-        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("crashes", sa.Integer(), nullable=False),  # the number of attempts whose result was not stored
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("available_at", sa.DateTime(timezone=True), nullable=True),
+        # When FulcrumCore created the job.
         sa.Column("core_created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deadline_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("received_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("owner", sa.String(length=64), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("epoch", sa.Integer(), nullable=False),
-        sa.Column("claim_sent_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("claim_sent_at", sa.DateTime(timezone=True), nullable=True),  # when the claim was sent to FulcrumCore
+        sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),  # when FulcrumCore accepted the claim
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("reported_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("report_state", sa.String(length=20), nullable=False),
         sa.Column("report_attempts", sa.Integer(), nullable=False),
         sa.Column("report_after", sa.DateTime(timezone=True), nullable=True),
+        # While the report is retried: why it failed. Afterwards: why report_state has its value; NULL if not explained.
         sa.Column("report_note", sa.Text(), nullable=True),
         sa.Column("error_code", sa.String(length=40), nullable=True),
         sa.Column("error_message", sa.Text(), nullable=True),
@@ -108,6 +111,7 @@ def upgrade() -> None:
         sa.Column("marker", sa.String(length=100), nullable=False),
         sa.Column("mac_address", sa.String(length=20), nullable=True),
         sa.Column("state", sa.String(length=20), nullable=False),
+        # The reason for `state`, or the volumes that Proxmox did not delete with the VM.
         sa.Column("note", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
@@ -141,7 +145,9 @@ def upgrade() -> None:
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("stopped_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("stop_reason", sa.String(length=40), nullable=True),
+        # How many jobs the process may run in parallel now. An operator can set it lower than `concurrency`.
         sa.Column("concurrency_wanted", sa.Integer(), nullable=False),
+        # The configured maximum number of jobs that the process runs in parallel.
         sa.Column("concurrency", sa.Integer(), nullable=False),
         sa.Column("draining", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
@@ -157,7 +163,7 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("rc", sa.Integer(), nullable=True),
         sa.Column("status", sa.String(length=20), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),  # the error message of the run
         sa.Column("folder", sa.Text(), nullable=True),
         sa.Column("upids", sa.JSON(none_as_null=True), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),

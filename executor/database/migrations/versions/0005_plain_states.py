@@ -12,7 +12,7 @@ depends_on = None
 
 #: The table, the column, the earlier value and the new value. The values in audit entries do not change.
 RENAMED_VALUES = (
-    ("jobs", "report_state", "orphaned", "overtaken"),
+    ("jobs", "report_state", "orphaned", "overtaken"),  # FulcrumCore ended the job before it got the agent's result
     ("mappings", "state", "doomed", "pending_deletion"),
     ("mappings", "state", "orphaned", "vm_lost"),
     ("critical_jobs", "name", "DestroyDoomed", "PurgeDeletedVms"),
@@ -39,11 +39,13 @@ def downgrade() -> None:
 def _rename_value(table: str, column: str, source_value: str, target_value: str) -> None:
     rows = sa.table(table, sa.column(column))
     value = rows.c[column]
-    if table == "critical_jobs":  # an agent of another version may already have inserted a row with the target value
+    if table == "critical_jobs":
+        # Two rows cannot have the same name. If an agent of another version has already inserted a row with the target
+        # value, this row is deleted before the rename.
         row_to_rename = (
             sa.select(sa.literal(1))
-            .select_from(rows.alias("renamed"))
-            .where(sa.literal_column("renamed.name") == source_value)
+            .select_from(rows.alias("source_row"))
+            .where(sa.literal_column("source_row.name") == source_value)
         )
         op.execute(rows.delete().where(value == target_value, row_to_rename.exists()))
     op.execute(rows.update().where(value == source_value).values({column: target_value}))

@@ -1,4 +1,8 @@
-"""Add columns for the amounts that VMs use and that open jobs reserve, and for an error text for operators."""
+"""Add columns for used and reserved resources, for the tenant of a mapping, and for an error text for operators.
+
+A tenant is a customer (a consumer in FulcrumCore). A mapping stores how much of each resource, such as cores, its VM
+uses. A job stores how much it will add to this use.
+"""
 
 from __future__ import annotations
 

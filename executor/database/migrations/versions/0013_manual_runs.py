@@ -12,7 +12,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Migrate the schema one revision forwards. An agent of an earlier version ignores the runs in this table."""
+    """Migrate the schema one revision forwards.
+
+    An agent of an earlier version does not read this table, so it may run a job of a service while an operator's
+    playbook run changes the service's VM. `reason` is the error message of a run that failed.
+    """
     op.create_table(
         "manual_runs",
         sa.Column("id", sa.Integer(), nullable=False),

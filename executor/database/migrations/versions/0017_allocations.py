@@ -17,12 +17,14 @@ def upgrade() -> None:
         "allocations",
         sa.Column("cluster", sa.String(length=100), nullable=False),
         sa.Column("vmid", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("boot_id", sa.String(length=64), nullable=False),
-        sa.Column("node", sa.String(length=100), nullable=False),
+        sa.Column("boot_id", sa.String(length=64), nullable=False),  # the agent process that wrote the row
+        sa.Column("node", sa.String(length=100), nullable=False),  # the Proxmox node
         sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
         sa.Column("cores", sa.Integer(), nullable=False),
+        # The start and the end of the playbook run to which the memory and the cores are allocated.
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        # The name of a row of clone_targets; NULL until a clone has started.
         sa.Column("clone_target", sa.String(length=200), nullable=True),
         sa.Column("is_cloning", sa.Boolean(), nullable=False),
         sa.PrimaryKeyConstraint("cluster", "vmid"),
@@ -30,8 +32,10 @@ def upgrade() -> None:
     op.create_table(
         "clone_targets",
         sa.Column("cluster", sa.String(length=100), nullable=False),
+        # A storage. For a local storage, the name is `<storage>@<Proxmox node>`.
         sa.Column("name", sa.String(length=200), nullable=False),
-        sa.Column("max_clones", sa.Integer(), nullable=False),
+        sa.Column("max_clones", sa.Integer(), nullable=False),  # simultaneous clones
+        # The number of successful clones since the last change of max_clones.
         sa.Column("successes", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("cluster", "name"),
     )

@@ -1,4 +1,8 @@
-"""Add the tables `database_use` and `drift_checks`, and columns that name an agent, a cluster or an agent process."""
+"""Add the tables `database_use` and `drift_checks`, and columns that name an agent, a cluster or an agent process.
+
+`database_use` names the only agent that may use a PostgreSQL database. A row of `nodes` describes an agent process.
+Each new column `node` contains the id of an agent process.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +16,20 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Migrate the schema one revision forwards. `database_use` stays empty until an agent uses the database."""
+    """Migrate the schema one revision forwards. `database_use` stays empty until an agent uses PostgreSQL."""
     op.create_table(
         "database_use",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("agent_id", sa.String(length=36), nullable=False),
         sa.Column("cluster", sa.String(length=100), nullable=False),
+        # When FulcrumCore last accepted the token of this agent.
         sa.Column("confirmed_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
         "drift_checks",
         sa.Column("cluster", sa.String(length=100), nullable=False),
+        # When the findings of the drift check (differences between the mappings, Proxmox and FulcrumCore) were stored.
         sa.Column("concluded_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("findings", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("cluster"),
@@ -35,7 +41,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Migrate the schema one revision backwards. Several agents may then use the database by mistake."""
+    """Migrate the schema one revision backwards. Without `database_use`, several agents can use the database."""
     op.drop_column("runs", "node")
     op.drop_column("critical_jobs", "node")
     op.drop_column("nodes", "cluster")

@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_to_claim_of_tenant",
         "jobs",
+        # `core_created_at` is the time at which FulcrumCore created the job.
         [sa.text("priority DESC"), sa.text("coalesce(tenant_id, '')"), "core_created_at", "id"],
         sqlite_where=sa.text("status = 'pending'"),
         postgresql_where=sa.text("status = 'pending'"),

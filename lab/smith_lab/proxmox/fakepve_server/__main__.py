@@ -19,8 +19,8 @@ its guests. The API's lists of guests show the statistics of the last broadcast.
 If a port is 0, the operating system chooses the port.
 Once both ports answer, the server writes their numbers to the file that `ready_file` names. The server stops when its
 standard input closes, which also happens when the process that started the server ends. If `changes_file` names a file,
-the stopping server adds a line to this file. The line maps each simulated version of Proxmox VE to the number of
-successful POST, PUT and DELETE requests.
+the stopping server adds a line to this file. The line maps each version of Proxmox VE that the server has simulated (a
+test can change the version) to the number of successful POST, PUT and DELETE requests.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster = Cluster(user="root@pam", password=settings["root_password"], host=settings["host"], port=settings["port"])
     cluster.time_scale = settings["time_scale"]
     seed_cluster(cluster, settings)
+    # The cluster lists these certificates, by their names in Proxmox, in its answers about a node's certificates.
     cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
     # Tests may change the interval and the delay. `clear_faults` of the control port sets them to the defaults again.
     cluster.statistics_interval_s = cluster.default_statistics_interval_s = settings["statistics_interval_s"]

@@ -34,7 +34,9 @@ _MUST_CHECK_POWER: ContextVar[bool] = ContextVar("must_check_power", default=Tru
 
 
 class AccessChecks(BridgeAccess):
-    """Checks the privileges that Proxmox checks and fakepve does not check. Adds members to answers about nodes and HA.
+    """Checks the privileges that Proxmox checks and fakepve does not check.
+
+    Adds the capacity and use of nodes, and the HA state of nodes, to fakepve's answers.
 
     The base class BridgeAccess checks the access to network bridges.
 
@@ -101,7 +103,7 @@ class AccessChecks(BridgeAccess):
             for row in answer["data"]
             if row["type"] != "storage" or self.allowed(request[USER], f"/storage/{row['storage']}", "Datastore.Audit")
         ]
-        self._complete_node_rows([row for row in visible_rows if row["type"] == "node"], request[USER])
+        self._adapt_node_rows_to_caller([row for row in visible_rows if row["type"] == "node"], request[USER])
         for row in visible_rows:
             if row["type"] == "storage":
                 row.update(self._bytes_of_storage(row["storage"]))
@@ -118,11 +120,11 @@ class AccessChecks(BridgeAccess):
     async def _nodes(self, request: web.Request) -> web.Response:
         """List the nodes with their capacity and use. If the cluster has no quorum, only the first node is online."""
         answer = json.loads((await super()._nodes(request)).text)
-        self._complete_node_rows(answer["data"], request[USER])
+        self._adapt_node_rows_to_caller(answer["data"], request[USER])
         return ok(answer["data"])
 
-    def _complete_node_rows(self, rows: list[dict[str, Any]], user: str) -> None:
-        """Add capacity and use to the rows of online nodes. Remove both if the caller has no Sys.Audit on the node.
+    def _adapt_node_rows_to_caller(self, rows: list[dict[str, Any]], user: str) -> None:
+        """Add capacity and use to the rows of online nodes. Without Sys.Audit on the node, remove NODE_STATISTICS.
 
         If the cluster has no quorum, set all rows except the first to `offline`.
         """

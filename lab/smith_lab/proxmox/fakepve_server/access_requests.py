@@ -39,8 +39,9 @@ class AccessRequests(UserConfig):
     `v` contains the values of a request, as in fakepve: the parameters of the path, the query and the body.
     `die` and `param_error` make the exception for an error answer. `accounts` contains every user with the values of
     USER_MEMBERS. fakepve's members `users` and `apitokens` contain only secrets: the passwords by user, and the secrets
-    by token. fakepve's method `need_quorum` raises PveError if the cluster has no quorum.
-    `refused_users_and_tokens` contains the disabled users and the expired tokens.
+    by token. `user_tokens` contains the properties of each user's tokens, such as `privsep`. fakepve's method
+    `need_quorum` raises PveError if the cluster has no quorum. `refused_users_and_tokens` contains the disabled users
+    and the expired tokens.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -137,7 +138,7 @@ class AccessRequests(UserConfig):
         self.need_quorum()
         if name in self.accounts:
             raise die(f"create user failed: user '{name}' already exists")
-        self.add_account(name)
+        self.add_account(name)  # adds the user to `accounts` and `user_tokens`
         self.accounts[name] = {key: v[key] for key in USER_MEMBERS if v.get(key) is not None}
         if v.get("password") is not None:
             self.users[name] = v["password"]
@@ -211,11 +212,11 @@ class AccessRequests(UserConfig):
                 self.acl_entries[path, kind, ugid, role] = int(v.get("propagate", 1))
 
     def _requested_entries(self, v: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-        """Yield the kind, id and role of each requested entry. Raises PveError if user, token or role do not exist."""
+        """Yield the kind, id and role of each requested entry. Raises PveError if an id or a role does not exist."""
         prefix = "ACL update failed: "
         for role in split_list(v["roles"]):
             self._require_role(role, prefix)
-            for group in split_list(v.get("groups")):
+            for group in split_list(v.get("groups")):  # the simulation has no groups
                 raise die(f"{prefix}group '{group}' does not exist")
             for user in split_list(v.get("users")):
                 if user not in self.accounts:
@@ -235,7 +236,8 @@ class AccessRequests(UserConfig):
         """Log in. With a second factor, the first answer has a challenge, which the second request repeats."""
         values = await params(request)
         challenge = values.get("tfa-challenge")
-        # Below `/api2/extjs`, the prefix for Proxmox's web UI, a password is enough in this simulation.
+        # `API` is the path prefix `/api2/json`. With the prefix of Proxmox's web UI, `/api2/extjs`, a password is
+        # enough in this simulation.
         if not self.totp_code or not request.path.startswith(API):
             return await super()._ticket(request)
         user = str(values.get("username", ""))

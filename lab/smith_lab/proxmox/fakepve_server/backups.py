@@ -57,7 +57,8 @@ class Backups(TimedTasks):
             self._check_backup_limit(guest, storage, may_remove_old_archives=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
-                # The base class has waited this time already, but without the guest's lock.
+                # As in Proxmox, the guest is locked during the backup. The Proxmox task takes twice this time: `task`
+                # waits as long, without the lock, before it calls `back_up`.
                 await self.pause(self.task_seconds["vzdump"])
             finally:
                 self._qm_lock(guest, None)
@@ -76,7 +77,7 @@ class Backups(TimedTasks):
             raise TaskError(f"could not get storage information for '{storage}': {cause}")
 
     def _log_backup_error(self, vmid: int, cause: str) -> TaskError:
-        """Write the cause to the log of the guest's newest backup task; return the task's error, without the cause."""
+        """Write the cause to the log of the guest's newest backup task. Return the exception that ends this task."""
         self._log_of("vzdump", str(vmid)).append(f"ERROR: Backup of VM {vmid} failed - {cause}")
         return TaskError("job errors")
 

@@ -21,8 +21,9 @@ class BridgeAccess(FakePve):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bridges: set[str] = set(DEFAULT_BRIDGES)
-        self.unlisted_bridges: set[str] = set()  #: bridges that exist, but are not in /etc/network/interfaces
-        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet; tests add VNets (`do_vnet` in verbs_cluster.py)
+        #: Bridges that exist, but that Proxmox does not list. They are not in `bridges`.
+        self.unlisted_bridges: set[str] = set()
+        self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet that a test has added
 
     def _check_bridges(self, user: str, values: dict[str, Any]) -> None:
         """Require SDN.Use for each NIC in these values of a guest's configuration."""

@@ -17,8 +17,8 @@ from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, Conf
 
 #: The keys whose changes Proxmox records for the cloud-init drive.
 RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
-#: The recorded keys whose new values become part of a running VM's configuration at once. The other recorded keys are
-#: `name` and `netN`; their new values may stay pending.
+#: The recorded keys whose pending values `_apply_config` moves into the configuration. The base classes apply the other
+#: recorded keys: `name` at once, and `netN` at once unless the VM's network hotplug is off.
 KEY_APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 
 
@@ -27,12 +27,14 @@ class CloudInitDrives(ConfigurationChanges):
 
     The record of a VM maps each changed key to the value on the drive, or to None if the drive does not have the key.
     `v` contains the values of a request: the parameters of the path, the query and the body.
-    fakepve is the simulation of Proxmox that this package extends.
+    fakepve is the simulation of Proxmox that this package extends. Its method `find` returns the VM, or raises an error
+    if the node does not have the VM.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._records: dict[tuple[int, float | None], dict[str, Any]] = {}  #: by VMID and time of the VM's last start
+        #: The records by VMID and start time. The start time is None for a VM that was never started.
+        self._records: dict[tuple[int, float | None], dict[str, Any]] = {}
 
     def _routes_cloud_init(self) -> list[tuple[str, str, Any]]:
         """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
@@ -74,6 +76,7 @@ class CloudInitDrives(ConfigurationChanges):
         vm = self.find(v["node"], v["vmid"])
         record = self._record_of(vm)
         rows = [{"key": key, "pending": vm.config[key]} for key, old in record.items() if old is None]
+        # Keys that the drive does not have (None in the record) are already in `rows`. "" means: not in the record.
         for key in CLOUD_INIT_KEYS:
             if key in vm.config and record.get(key, "") is not None:
                 changed_values = {"value": record[key], "pending": vm.config[key]} if key in record else {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Combines fakepve and all additions of this package into the cluster that the stand-in serves."""
+"""Combines the Proxmox simulation fakepve and all additions of this package into the cluster of the stand-in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from smith_lab.proxmox.fakepve_server.cluster_options import ClusterOptions
 from smith_lab.proxmox.fakepve_server.config_refusals import ConfigChangeChecks
 from smith_lab.proxmox.fakepve_server.disturbances import DisturbancesByRequestCount
 from smith_lab.proxmox.fakepve_server.faults import RequestFaults
-from smith_lab.proxmox.fakepve_server.features import FeatureRequests
+from smith_lab.proxmox.fakepve_server.features import SnapshotAndCloneSupportRequests
 from smith_lab.proxmox.fakepve_server.guests import GuestAgentAndUsage
 from smith_lab.proxmox.fakepve_server.listener import HttpsPort
 from smith_lab.proxmox.fakepve_server.networks import Networks
@@ -36,7 +36,7 @@ class Cluster(
     PartialClones,
     ChecksInProxmoxTasks,
     Networks,
-    FeatureRequests,
+    SnapshotAndCloneSupportRequests,
     PowerRequests,
     Rollbacks,
     ClusterOptions,
@@ -49,5 +49,6 @@ class Cluster(
 ):
     """The simulated cluster. Each base class adds functions of one area to the class FakePve.
 
-    FakePve is the simulation of Proxmox in the library fakepve.
+    FakePve is the simulation of Proxmox in the library fakepve. Tests add faults and disturbances: a request that
+    matches a fault fails, and a disturbance changes a guest, or makes a request fail, after a given number of requests.
     """

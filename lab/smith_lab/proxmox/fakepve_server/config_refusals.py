@@ -102,8 +102,8 @@ class ConfigChangeChecks(ConfigurationChanges):
     def _take_unreleased_devices(self, vm: FakeVm, updates: dict[str, Any]) -> dict[str, Any]:
         """Remove from `updates` the changes of devices that a running VM does not release, and return these changes.
 
-        The value of a removed device is None. A change of a NIC's model or MAC address is included, because the VM
-        would have to release the old NIC.
+        The keys of the result are the devices. The values are their new configuration; None: the device is deleted. A
+        change of a NIC's model or MAC address is included, because the VM would have to release the old NIC.
         """
         if vm.status != "running" or vm.vmid not in self.vmids_without_hot_unplug:
             return {}

@@ -23,9 +23,9 @@ class ConfigurationChanges(AccessChecks):
     """Handles pending values, new and detached disks, and tags as Proxmox does.
 
     A pending value is a changed value that takes effect when the VM is started again. The pending value None removes
-    the key. fakepve is the simulation of Proxmox that this package extends. Its methods `_qm_…`
-    work on VMs and their volumes. Their argument `default` is the storage for a new disk whose value names no storage.
-    `die` makes the exception for an error answer.
+    the key. fakepve is the simulation of Proxmox that this package extends. Its methods `_qm_…` work on VMs and their
+    volumes. Their argument `default` is the storage for a new disk whose value names no storage. `die` makes the
+    exception for an answer with status 500.
     """
 
     async def _config_get(self, request: web.Request) -> web.Response:
@@ -52,8 +52,9 @@ class ConfigurationChanges(AccessChecks):
         if updates.get("digest"):
             await self._wait_for_config_lock(vm)
         self._check_bridges(user, updates)
-        self._check_lock(vm)
+        self._check_lock(vm)  # raises PveError if an operation such as `backup` has locked the VM (`vm.lock`)
         changed_keys = {*updates, *split_list(updates.get("delete"))}
+        # As in Proxmox, the user also needs the privileges for the old bridge of a changed or removed network device.
         self._check_bridges(user, {key: value for key, value in vm.config.items() if key in changed_keys})
         for key in list(updates):
             if DRIVE_KEY.match(key):
@@ -76,12 +77,14 @@ class ConfigurationChanges(AccessChecks):
         self._apply_hotplug(vm)
 
     async def _wait_for_config_lock(self, vm: FakeVm) -> None:
-        """Wait until no other operation has the lock of the VM's configuration file, which is not `vm.lock`.
+        """Wait until no other operation has the lock of the VM's configuration file.
+
+        This lock is not `vm.lock`, which names an operation that has locked the VM, such as `backup`.
 
         Proxmox compares the digest in the request with the configuration while it has the lock (qemu-server:
-        `update_vm_api` in PVE/API2/Qemu.pm). fakepve compares without the lock. The lock may be released here, because
-        no other coroutine runs before fakepve compares. The second argument of `acquire` and `release` names the holder
-        of the lock.
+        `update_vm_api` in PVE/API2/Qemu.pm). fakepve compares them after this method, without the lock. No other
+        coroutine runs between this method and the comparison, so this method can release the lock. The second argument
+        of `acquire` and `release` names the holder of the lock.
         """
         try:
             await self.acquire(vm, "digest")
@@ -90,7 +93,7 @@ class ConfigurationChanges(AccessChecks):
         self.release(vm, "digest")
 
     def _detach_disks(self, vm: FakeVm, removed_values: dict[str, str]) -> None:
-        """Free the volumes of removed CD-ROMs and `unusedN` disks. Keep every other removed disk as `unusedN`."""
+        """Free the volumes of removed cloud-init drives and `unusedN` disks. Keep other removed disks as `unusedN`."""
         for key, value in removed_values.items():
             volume, props = split_drive(value)
             if key.startswith("unused"):
@@ -100,7 +103,7 @@ class ConfigurationChanges(AccessChecks):
                 vm.config.pop(key, None)
                 vm.pending.pop(key, None)
                 if is_cdrom(volume, props):
-                    self._qm_free(volume)
+                    self._qm_free(volume)  # frees the volume of a cloud-init drive; does nothing for an ISO image
                 else:
                     vm.config[self._next_unused_key(vm)] = volume
 

@@ -24,10 +24,11 @@ MAX_REQUEST_BYTES = 64 * 1024 * 1024
 class ControlPort(ClusterVerbs, GuestVerbs):
     """Handles the requests of the control port. GET /<collection> reads data. POST /<verb> calls `do_<verb>`.
 
-    Lists of guests show the statistics that the simulated nodes last sent. The nodes send them at an interval, and also
-    after each verb, so lists show the change at once. If the body of a verb's request contains `"is_new": true`, the
-    statistics sent after the verb leave out the guest whose VMID is the member `vmid` of the body. So lists show this
-    guest as Proxmox shows a guest that was just created.
+    In the list `/cluster/resources` of the simulated Proxmox API, a guest's name, status and usage are statistics that
+    the nodes send at an interval. After each verb, the nodes send statistics at once, so the list shows the change.
+    If the body of a verb's request contains `"is_new": true`, no statistics are sent for the guest whose VMID is the
+    body's member `vmid`. The list then shows the guest with the status `unknown`, as Proxmox shows a guest that was
+    just created.
     """
 
     def __init__(self, cluster: Cluster) -> None:

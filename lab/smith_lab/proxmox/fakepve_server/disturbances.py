@@ -14,7 +14,7 @@ from smith_lab.proxmox.fakepve_server.statistics import Statistics
 from smith_lab.proxmox.fakepve_server.task_answers import TaskStatusAndLogs
 
 #: How a request fails, by the kind of the disturbance: the status (0: the connection is closed without an answer), the
-#: text, and whether the request is processed before the failure.
+#: error message, and whether the request is processed before the failure.
 FAILURE_BY_KIND: dict[str, tuple[int, str, bool]] = {
     "refused_login": (401, "Authentication failed!", False),
     "unreachable_node": (595, "No route to host", False),
@@ -25,11 +25,12 @@ FAILURE_BY_KIND: dict[str, tuple[int, str, bool]] = {
 
 
 class DisturbancesByRequestCount(RequestFaults, TaskStatusAndLogs, Statistics):
-    """Applies the disturbances that tests set with the verb `disturb` of the control port, an HTTP port for tests.
+    """Applies the disturbances that tests set by `POST /disturb` at the control port, an HTTP port for tests.
 
-    A disturbance has the members `kind`, `vmid` and `requests`. Each request reduces `requests` by one. The disturbance
-    is applied just before the answer to the request with which `requests` becomes 0. `_apply_disturbance` and
-    `_apply_to_guest` apply the kinds.
+    A disturbance has the members `kind`, `vmid` and `requests`. The member `requests` is a
+    number, which each request reduces by one. When it becomes 0, the disturbance is applied before this last request is
+    answered. A kind in FAILURE_BY_KIND makes the last request fail, and `vmid` is not used. Any other kind affects the
+    guest with this VMID.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -37,17 +38,17 @@ class DisturbancesByRequestCount(RequestFaults, TaskStatusAndLogs, Statistics):
         self.disturbances: list[dict[str, Any]] = []
         self.hidden_vmids: set[int] = set()  #: VMIDs of guests that the list of resources must not contain
 
-    async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+    async def _answer(self, request: web.Request, handler: Any, schema_entry: Any, path_node: str | None) -> Any:
         """Apply the disturbances that are due with this request, and then answer it.
 
-        `handler`, `generic` and `path_node` come from fakepve, the simulation of Proxmox, and are only passed on.
+        `handler`, `schema_entry` and `path_node` come from fakepve, the simulation of Proxmox, and are only passed on.
         """
         for disturbance in list(self.disturbances):
             disturbance["requests"] -= 1
             if not disturbance["requests"]:
                 self.disturbances.remove(disturbance)
                 self._apply_disturbance(disturbance["kind"], disturbance["vmid"], request)
-        return await super()._answer(request, handler, generic, path_node)
+        return await super()._answer(request, handler, schema_entry, path_node)
 
     async def _resources(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._resources(request)).text)["data"]
@@ -58,14 +59,15 @@ class DisturbancesByRequestCount(RequestFaults, TaskStatusAndLogs, Statistics):
         if kind in FAILURE_BY_KIND:
             status, text, is_processed = FAILURE_BY_KIND[kind]
             fault = {"method": request.method, "path": request.path.removeprefix(API), "times": 1, "delay_s": 0}
-            # `after` means that the request fails after it is processed.
+            # RequestFaults applies the first fault in the list that matches a request. So it applies this fault to this
+            # request. `after` means that the request fails after it is processed.
             self.faults.insert(0, {**fault, "status": status, "text": text, "after": is_processed})
         elif kind == "hide":
             self.hidden_vmids.add(vmid)
         elif kind == "show":
             self.hidden_vmids.discard(vmid)
         elif kind == "forget_tasks":
-            self.forget_tasks(vmid)
+            self.forget_tasks(vmid)  # removes the guest's Proxmox tasks and their logs
         elif guest is not None:
             self._apply_to_guest(kind, guest)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Logs every request, and applies the faults that tests add through the control port."""
+"""Logs every request, and applies the faults that tests add."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RequestFaults(FakePve):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.answer_delay_s = 0.0  #: delay of every answer, in real seconds
+        self.answer_delay_s = 0.0  #: delay of every answer, in seconds of real (not simulated) time
         self.faults: list[dict[str, Any]] = []  #: tests add them; `do_fail` in verbs_cluster.py explains the keys
         self.request_log: list[dict[str, Any]] = []
         #: Each POST, PUT or DELETE request reduces this number. The answer to the request that reduces it to 0 is
@@ -40,15 +40,16 @@ class RequestFaults(FakePve):
         self.changes_until_hold = 0
         #: Method and path (a regular expression) of the request whose answer a test wants to hold.
         self.request_to_hold: tuple[str, str] | None = None
-        #: The number of successful POST, PUT and DELETE requests, by version of Proxmox VE.
+        #: The number of successful POST, PUT and DELETE requests, by version of Proxmox VE: a test can change the
+        #: version that is simulated.
         self.accepted_changes: Counter[str] = Counter()
         self.is_holding = False  #: whether an answer is held now
 
-    async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+    async def _answer(self, request: web.Request, handler: Any, schema_entry: Any, path_node: str | None) -> Any:
         """Log the request and answer it. If a fault matches, send the fault's error or close the connection.
 
         fakepve calls this method for every request, except one that needs a valid token or ticket and has none.
-        `handler`, `generic` and `path_node` are only passed on.
+        `handler`, `schema_entry` and `path_node` are only passed on.
         """
         path = request.path.removeprefix(API)
         arrival = {"time": time.time(), "client": request.remote}
@@ -58,15 +59,15 @@ class RequestFaults(FakePve):
         await asyncio.sleep(self.answer_delay_s)
         fault = self._use_fault(request.method, path)
         if fault is None:
-            answer = await super()._answer(request, handler, generic, path_node)
+            answer = await super()._answer(request, handler, schema_entry, path_node)
             self.accepted_changes[self.version] += request.method != "GET" and answer.status < 400
             if self._count_and_check_hold(request.method, path):
                 await self._wait_for_clear_faults()
             return answer
         if fault["after"]:  # process the request before it fails
-            await super()._answer(request, handler, generic, path_node)
+            await super()._answer(request, handler, schema_entry, path_node)
         await asyncio.sleep(fault["delay_s"])
-        if not fault["status"]:
+        if not fault["status"]:  # status 0: close the connection without an answer
             if request.transport is not None:
                 request.transport.close()
             raise ConnectionResetError("stand-in: connection dropped")

@@ -15,8 +15,10 @@ from fakepve.qemu import drives_of
 from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
-class FeatureRequests(AccessChecks):
-    """Handles the requests whose path ends with `feature`. Their parameter `feature` may be `snapshot` or `clone`.
+class SnapshotAndCloneSupportRequests(AccessChecks):
+    """Handles the requests whose path ends with `feature`.
+
+    Their parameter `feature` is `snapshot`. For a VM, it may also be `clone`.
 
     `v` contains the values of a request: the parameters of the path, the query and the body.
     fakepve is the simulation of Proxmox that this package extends.
@@ -32,8 +34,10 @@ class FeatureRequests(AccessChecks):
     async def _feature_of_vm(self, v: dict[str, Any], user: str) -> dict[str, Any]:
         vm = self.find(v["node"], v["vmid"])
         if v["feature"] == "clone":
+            # A linked clone is possible only from base volumes, such as `base-9000-disk-0`. Templates have them.
             volumes = [volume for _key, volume, _props in drives_of(vm.config, skip_cdrom=True)]
             return self._feature_answer(v, user, all("base-" in volume for volume in volumes))
+        # `_qm_can_snapshot` of fakepve returns whether every disk of a VM can have snapshots.
         return self._snapshot_feature(v, user, self._qm_can_snapshot(vm.config))
 
     async def _feature_of_container(self, v: dict[str, Any], user: str) -> dict[str, Any]:

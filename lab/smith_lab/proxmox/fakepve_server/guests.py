@@ -13,7 +13,7 @@ from fakepve.server import FakePve
 #: Seconds of simulated Proxmox time between the start of a VM and the first answer of its guest agent. A simulated
 #: second is `time_scale` real seconds.
 GUEST_AGENT_START_SECONDS = 5
-#: By how many bytes each usage counter of a running VM grows in a second.
+#: By how many bytes each usage counter of a running VM grows in a real second.
 BYTES_PER_SECOND = {"netin": 2000, "netout": 900, "diskread": 4000, "diskwrite": 7000}
 #: The requests that Proxmox answers with the states of VMs, or with the state of one VM.
 VM_STATE_PATHS = ("/nodes/{node}/qemu", "/nodes/{node}/qemu/{vmid}/status/current")
@@ -30,8 +30,9 @@ class GuestAgentAndUsage(FakePve):
         self.vmids_without_guest_agent: set[int] = set()  #: VMIDs of VMs in which no guest agent runs
 
     async def _agent_call(self, match: Any, values: dict[str, Any]) -> Any:
-        """Answer a guest agent request. Raises PveError unless the VM's configuration enables the guest agent.
+        """Answer a guest agent request.
 
+        Raises PveError if the VM is not running, or if its configuration does not enable the guest agent.
         `match` is the entry for the request's path in the schema of Proxmox's API.
         """
         vm = self.find(values["node"], values["vmid"])
@@ -45,10 +46,7 @@ class GuestAgentAndUsage(FakePve):
         return await super()._agent_call(match, values)
 
     def _guest_agent_data(self, vm: FakeVm) -> dict[str, Any] | None:
-        """Return the data that the guest agent reports, or None if no guest agent answers.
-
-        fakepve does not make such data for a clone. Without this method, no guest agent would answer in a clone.
-        """
+        """Return the data that the guest agent reports, or None if no guest agent answers."""
         guest_agent_starts_at = (vm.started_at or 0) + GUEST_AGENT_START_SECONDS * self.time_scale
         is_booting = time.time() < guest_agent_starts_at
         if vm.vmid in self.vmids_without_guest_agent or vm.status != "running" or is_booting:
@@ -72,11 +70,14 @@ class GuestAgentAndUsage(FakePve):
             for counter, bytes_per_second in BYTES_PER_SECOND.items():
                 usage[counter] = int(uptime_s * bytes_per_second)
         if self.version.startswith("8."):
-            del usage["memhost"]
+            del usage["memhost"]  # Proxmox VE 8 does not send this member
         return usage
 
     def _complete(self, path: str, answer: Any, **values: Any) -> Any:
-        """Add the members that Proxmox sends and the answer lacks. Proxmox VE 8 does not send `memhost`."""
+        """Return the answer with the members that fakepve adds to it from the schema of Proxmox's API.
+
+        If Proxmox VE 8 is simulated, `memhost` is removed from the states of VMs: Proxmox VE 8 does not send it.
+        """
         completed = super()._complete(path, answer, **values)
         if path in VM_STATE_PATHS and self.version.startswith("8."):
             for row in completed if isinstance(completed, list) else [completed]:

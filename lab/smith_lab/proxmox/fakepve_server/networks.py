@@ -29,9 +29,10 @@ class Networks(AccessChecks):
     """Answers the requests for bridges, VNets and CPU models, and checks bridges when a guest starts.
 
     `v` contains the values of a request: the parameters of the path, the query and the body.
-    `ttype` is the type of a Proxmox task, such as `qmstart`. `tid` is the id of its object, mostly a VMID. `vm` is its
-    guest: a VM, a container or None. `body` does the work of the Proxmox task. `die` makes the exception for an error
-    answer. fakepve is the simulation of Proxmox that this package extends.
+    `ttype` is the type of a Proxmox task, such as `qmstart`. `tid` is the id of the object on which the Proxmox task
+    works, mostly a VMID. `vm` is the VM or container on which the Proxmox task works, or None. `body` does the work of
+    the Proxmox task. `die` makes the exception for an error answer. fakepve is the simulation of Proxmox that this
+    package extends.
     """
 
     def _routes_networks(self) -> list[tuple[str, str, Any]]:
@@ -50,7 +51,7 @@ class Networks(AccessChecks):
 
     def _is_visible(self, user: str, bridge: str) -> bool:
         """Return whether the caller has SDN.Use or SDN.Audit on a bridge, or on one VLAN of the bridge."""
-        path = self._path_of_bridge(bridge)
+        path = self._path_of_bridge(bridge)  # the permission path, such as /sdn/zones/localnetwork/vmbr0
         paths = {path, *(each for each in self.granted_paths(user) if each.startswith(f"{path}/"))}
         return any(self.allowed(user, each, PRIVILEGES_TO_SEE_BRIDGE) for each in paths)
 
@@ -63,7 +64,7 @@ class Networks(AccessChecks):
         ]
 
     async def _vnet_read(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        """Return one VNet. As in Proxmox, the error for a caller without a privilege names the zone of the VNet."""
+        """Return one VNet. As in Proxmox, the error for a missing privilege contains the path with the VNet's zone."""
         name = str(v["vnet"])
         if name not in self.vnets:
             raise die(f"sdn vnet '{name}' does not exist")
@@ -91,6 +92,7 @@ class Networks(AccessChecks):
     def _require_existing_bridges(self, guest: Any) -> None:
         nics = [str(value) for key, value in guest.config.items() if re.fullmatch(r"net\d+", key)]
         for bridge in [bridge for nic in nics for bridge in BRIDGE_IN_NIC.findall(nic)]:
-            # `unlisted_bridges` are bridges that exist, but that Proxmox does not list.
+            # `unlisted_bridges` exist, but Proxmox does not list them. Example: a bridge that is defined in
+            # /etc/network/interfaces.d.
             if bridge not in {*self.bridges, *self.unlisted_bridges, *self.vnets}:
                 raise TaskError(f"bridge '{bridge}' does not exist")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Handles the requests resize, migrate, move_disk and unlink. fakepve itself answers them, but changes nothing."""
+"""Handles the requests resize, migrate, move_disk and unlink to fakepve, a simulation of Proxmox.
+
+This package extends fakepve. Without this module, fakepve answers these requests, but changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from fakepve.routing import die, param_error
 from smith_lab.proxmox.fakepve_server.configuration import ConfigurationChanges
 from smith_lab.proxmox.fakepve_server.tasks import TimedTasks
 
-GIB = 1024**3
-
 
 class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
     """Handles requests that change disks or migrate VMs.
 
     `v` contains the values of a request: the parameters of the path, the query and the body. `die` and `param_error`
-    make the exception for an error answer. fakepve is the simulation of Proxmox that this package extends. Its
-    methods `_qm_…` work on VMs and their volumes, and `need_quorum` raises PveError if the cluster has no quorum.
+    make the exception for an error answer. fakepve's methods `_qm_…` work on VMs and their volumes, and `need_quorum`
+    raises PveError if the cluster has no quorum. If a VM does not exist, `find` raises PveError, and `vm` returns None.
+    `task` starts a Proxmox task. Its argument `vm` is the VM that the Proxmox task changes: two Proxmox tasks never
+    change one VM at once.
     """
 
     def _routes_disk_and_node_operations(self) -> list[tuple[str, str, Any]]:
@@ -66,7 +69,7 @@ class DiskAndNodeOperations(ConfigurationChanges, TimedTasks):
 
     @staticmethod
     def _check_lock_in_task(vm: FakeVm) -> None:
-        """Make the running Proxmox task fail if another operation locked the VM after the request."""
+        """Make the running Proxmox task fail if the VM is locked."""
         if vm.lock:
             raise TaskError(f"VM is locked ({vm.lock})")
 

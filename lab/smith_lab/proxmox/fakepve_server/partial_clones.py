@@ -23,9 +23,9 @@ TEMPORARY_CONFIG = {"description": " qmclone temporary file", "lock": "clone"}
 class PartialClones(TimedTasks):
     """Hides a clone's configuration until its first drive is copied. The drives are copied in order of their keys.
 
-    fakepve is the simulation of Proxmox that this package extends. `time_scale` is the number of real
-    seconds for each second of simulated Proxmox time; with 0, every Proxmox task ends at once. `task_seconds` contains
-    the simulated seconds of each type of Proxmox task.
+    fakepve is the library on which the Proxmox stand-in is built. `time_scale` is the number of real seconds for each
+    second of simulated Proxmox time; with 0, every Proxmox task ends at once. `task_seconds` contains the simulated
+    seconds of each type of Proxmox task. `pause` waits for a number of simulated seconds.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class PartialClones(TimedTasks):
 def _hide_config(vm: FakeVm) -> Callable[[], None]:
     """Replace the configuration and the name of a clone; return the function that restores them."""
     config, name, temporary_config = vm.config, vm.name, dict(TEMPORARY_CONFIG)
-    vm.config, vm.name = temporary_config, f"VM {vm.vmid}"
+    vm.config, vm.name = temporary_config, f"VM {vm.vmid}"  # Proxmox lists a VM without a name as `VM <VMID>`
 
     def restore() -> None:
         if vm.config is temporary_config:
@@ -77,9 +77,12 @@ def _hide_config(vm: FakeVm) -> Callable[[], None]:
 def _share_of_first_drive(config: dict[str, Any]) -> float:
     """Return the fraction (0 to 1) of a `qmclone`'s duration that the copying of the first drive takes.
 
-    Return 0 if the first drive is a cloud-init drive, or if the source has no drive to copy.
+    Return 0 if the first drive is a cloud-init drive, for which Proxmox copies no data, or if the source has no drive
+    to copy.
     """
     drives = [split_drive(value) for key, value in sorted(config.items()) if DRIVE_KEY.match(key)]
+    # All new volumes get equal shares. Proxmox makes a new volume for a cloud-init drive, but not for other CD-ROM
+    # drives.
     copied_volumes = [volume for volume, props in drives if _is_cloud_init(volume) or not is_cdrom(volume, props)]
     return 0.0 if not copied_volumes or _is_cloud_init(copied_volumes[0]) else 1 / len(copied_volumes)
 

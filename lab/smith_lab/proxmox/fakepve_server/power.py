@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Answers requests for power states as Proxmox does, in two cases in which fakepve's answers differ.
+"""Answers power actions, such as `start`, as Proxmox does, in two cases in which fakepve answers differently.
 
-In one case, the guest's HA resource has the state `error`. In the other, the VM is not on the node in the request.
+fakepve is the simulation of Proxmox that this package extends. In one case, the guest's HA resource has the state
+`error`. In the other, the VM is not on the node in the request.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ ERROR_STATE = "error"
 
 
 class PowerRequests(FakePve):
-    """Handles requests for power states.
+    """Handles power actions on guests.
 
-    fakepve is the simulation of Proxmox that this package extends. Its methods `_ha_request` (for a VM) and `_ct_ha`
-    (for a container) start the Proxmox task that requests a state from the HA manager.
+    fakepve's methods `_ha_request` (for a VM) and `_ct_ha` (for a container) start the Proxmox task that
+    requests a state from the HA manager.
     """
 
     async def _status_action(self, request: web.Request) -> web.Response:
@@ -31,6 +32,7 @@ class PowerRequests(FakePve):
             return await super()._status_action(request)
         except PveError as exc:
             action, node, vmid = (request.match_info[name] for name in ("action", "node", "vmid"))
+            # fakepve's text is "Configuration file 'nodes/…' does not exist" if the VM is not on this node.
             is_on_another_node = exc.message.startswith("Configuration file") and action in ACTIONS_ON_A_RUNNING_VM
             if not is_on_another_node:
                 raise
@@ -38,15 +40,15 @@ class PowerRequests(FakePve):
 
     async def _ha_request(self, vm: FakeVm, user: str, state: str) -> str:
         if vm.ha_state == ERROR_STATE:
-            return await self._start_task_refused_by_ha(vm, "vm", user, state)
+            return await self._start_failing_ha_task(vm, "vm", user, state)
         return str(await super()._ha_request(vm, user, state))
 
     async def _ct_ha(self, ct: Any, user: str, state: str, timeout: Any = None) -> str:
         if ct.ha_state == ERROR_STATE:
-            return await self._start_task_refused_by_ha(ct, "ct", user, state)
+            return await self._start_failing_ha_task(ct, "ct", user, state)
         return str(await super()._ct_ha(ct, user, state, timeout))
 
-    async def _start_task_refused_by_ha(self, guest: Any, kind: str, user: str, state: str) -> str:
+    async def _start_failing_ha_task(self, guest: Any, kind: str, user: str, state: str) -> str:
         """Start a Proxmox task that fails as `ha-manager` does. Only the log of this Proxmox task names the cause."""
         verb, ha_service = "start" if state == "started" else "stop", f"{kind}:{guest.vmid}"
         log = [

@@ -55,22 +55,27 @@ class CredentialAndPathChecks(FakePve):
             raise PveError(401, "Authentication failed!")
         return user_or_token
 
-    async def _answer(self, request: web.Request, handler: Any, generic: Any, path_node: str | None) -> Any:
+    async def _answer(self, request: web.Request, handler: Any, schema_entry: Any, path_node: str | None) -> Any:
         """Answer a request. If the node in the path does not exist, answer with an error.
 
         fakepve calls this method for every request, except one that needs a valid token or ticket and has none.
-        `handler` and `generic` are only passed on.
+        `handler` is the function for the path, and `path_node` is the node in the path. `schema_entry` is the entry for
+        the path in the schema of the Proxmox API. It is None if the schema has no entry for the path. It is also None
+        if fakepve has a handler for exactly this path, because this handler looks up the entry itself.
         """
         if path_node and path_node not in self.nodes:
             cause = f"failed to get address info for: {path_node}: Name or service not known"
             return error(500, f"hostname lookup '{path_node}' failed - {cause}")
-        return await super()._answer(request, handler, generic, path_node)
+        return await super()._answer(request, handler, schema_entry, path_node)
 
-    async def answer(self, request: web.Request, match: Any, params: Any, user: str, call: Any = None) -> Any:
+    async def answer(self, request: web.Request, schema_entry: Any, params: Any, user: str, call: Any = None) -> Any:
         """Return the data for a request that fakepve checks by the schema of the Proxmox API.
 
-        `match` is the schema's entry for the path. Raises PveError (501) if there is no entry.
+        `_answer` calls the handler of the request, and the handler calls this method. fakepve chose both names.
+        `schema_entry` is the entry for the path in the schema. It is None if the schema has no entry for the path;
+        then, this method raises PveError (501). `call` is a function that makes the data. If it is None, fakepve makes
+        the data from the schema.
         """
-        if match is None:
+        if schema_entry is None:
             raise PveError(501, f"Method '{request.method} {request.path.removeprefix(API)}' not implemented")
-        return await super().answer(request, match, params, user, call)
+        return await super().answer(request, schema_entry, params, user, call)

@@ -14,7 +14,7 @@ MIB = 1024**2
 #: installations, grants the same privileges.
 VM_PRIVILEGES = [
     *("VM.Audit", "VM.Clone", "VM.Allocate", "VM.PowerMgmt", "VM.Snapshot", "VM.Migrate"),
-    "VM.Backup",  # only with --backup
+    "VM.Backup",  # the script grants it only with `--backup`
     *("VM.Config.CPU", "VM.Config.Memory", "VM.Config.Disk", "VM.Config.Options", "VM.Config.Network"),
     *("VM.Config.Cloudinit", "VM.Config.HWType", "VM.GuestAgent.Audit"),
 ]
@@ -30,9 +30,10 @@ def seed_cluster(cluster: Cluster, settings: dict[str, Any]) -> None:
     for node in ("pve1", "pve2"):
         cluster.add_node(node)
     cluster.storages["local-lvm"].update(avail=2000 * GIB, total=2100 * GIB, volumes={})
-    cluster.add_ceph_storage("ceph", "vms")
+    cluster.add_ceph_storage("ceph", pool="vms")
     cluster.storages["ceph"].update(avail=5000 * GIB, total=6000 * GIB, volumes={})
     cluster.storages["local"]["content"] += ",snippets"
+    # `files` is the set of the names of ISO images. `volumes` maps the name of each other volume to its properties.
     cluster.storages["local"]["files"].add("debian-12.iso")
     container_template = {"content": "vztmpl", "format": "tzst", "size": 120 * MIB, "ctime": int(time.time())}
     local_volumes = cluster.storages["local"].setdefault("volumes", {})

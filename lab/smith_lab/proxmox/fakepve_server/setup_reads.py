@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Answers the requests for the certificates of a node.
 
-The sources are pve-manager: PVE/API2/Certificates.pm and pve-common: PVE/Certificate.pm.
+Only `smith init`, the command that sets up an agent, sends these requests. The answers follow the source code of
+Proxmox: PVE/API2/Certificates.pm of pve-manager and PVE/Certificate.pm of pve-common.
 """
 
 from __future__ import annotations
@@ -16,22 +17,26 @@ from smith_lab.proxmox.fakepve_server.access import AccessChecks
 
 
 class CertificateRequests(AccessChecks):
-    """Handles the requests for certificates. Only `smith init` sends them.
-
-    `v` contains the values of a request: the parameters of the path, the query and the body.
-    fakepve is the simulation of Proxmox that this package extends.
-    """
+    """Handles the requests for certificates."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.certificate_files: dict[str, Path] = {}  #: the stand-in's PEM files, by their names in Proxmox
+        #: Maps Proxmox's name of a certificate file, such as `pve-ssl.pem`, to the stand-in's file.
+        self.certificate_files: dict[str, Path] = {}
 
     def _routes_setup(self) -> list[tuple[str, str, Any]]:
-        """Return the routes of the requests. fakepve calls every method whose name starts with `_routes_`."""
+        """Return the routes of the requests for certificates.
+
+        fakepve, the library on which the Proxmox stand-in is built, calls every method whose name starts with
+        `_routes_`.
+        """
         return [("GET", "/nodes/{node}/certificates/info", self._certificates)]
 
     async def _certificates(self, _v: dict[str, Any], _user: str) -> list[dict[str, Any]]:
-        """Describe the CA of the cluster and the certificate of the node. Every user may read both."""
+        """Describe the CA of the cluster and the certificate of the node. Every user may read both.
+
+        `_v` contains the parameters of the request, which are not used.
+        """
         return [_describe_certificate(name, file.read_bytes()) for name, file in self.certificate_files.items()]
 
 

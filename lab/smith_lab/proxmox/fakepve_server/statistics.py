@@ -40,7 +40,7 @@ class Statistics(AccessChecks):
         super().__init__(**kwargs)
         #: Seconds between two broadcasts. With 0, there is a broadcast about every 0.1 s.
         self.statistics_interval_s = 0.0
-        #: Tests set `statistics_interval_s` to this value again (`do_clear_faults` in verbs_cluster.py).
+        #: The interval with which the stand-in was started. `do_clear_faults` in verbs_cluster.py restores it.
         self.default_statistics_interval_s = 0.0
         self.silent_nodes: set[str] = set()  #: nodes whose pvestatd sends nothing
         #: The newest statistics that were sent for each guest.
@@ -63,9 +63,9 @@ class Statistics(AccessChecks):
     def send_statistics(self, *, without_vmid: int | None = None) -> None:
         """Send a broadcast of each node that is online and not in `silent_nodes`.
 
-        The broadcast contains nothing about the guest with the VMID `without_vmid`, which a test has just added. If a
-        removed guest had the same VMID, lists show the removed guest's statistics until the next broadcast, as in
-        Proxmox.
+        The broadcast omits the guest with the VMID `without_vmid`, which a test has just added. As in Proxmox, lists
+        show this guest without statistics until the next broadcast, or with the statistics of a removed guest that had
+        the same VMID.
         """
         self._reporting_nodes = {name for name in self.nodes if self._is_reporting(name)}
         for row in self._guest_statistics():
@@ -96,7 +96,8 @@ class Statistics(AccessChecks):
             }
             for vm in self.vms
         ]
-        return vms + self.ct_resources(ROOT, "vm")  # the type `vm` includes containers
+        # The rows of all containers: root may read all of them, and the resource type `vm` includes containers.
+        return vms + self.ct_resources(ROOT, "vm")
 
     async def _resources(self, request: web.Request) -> web.Response:
         rows = json.loads((await super()._resources(request)).text)["data"]

@@ -19,14 +19,17 @@ UPID = re.compile(r"UPID:[^:\s]+:[0-9A-Fa-f]{8}:[0-9A-Fa-f]{8,9}:[0-9A-Fa-f]{8}:
 
 
 class TaskStatusAndLogs(FakePve):
-    """Handles the list, the status and the log of Proxmox tasks. A log has 50 lines unless the request has `limit`.
+    """Handles the list, the status and the log of Proxmox tasks.
 
     fakepve is the simulation of Proxmox that this package extends. `request[USER]` is the user or token that sent the
     request, and None without credentials. `param_error` makes the exception for an error answer.
     """
 
     def forget_tasks(self, vmid: int) -> None:
-        """Remove the Proxmox tasks of a guest and their logs, as the rotation of the logs does."""
+        """Remove the Proxmox tasks of a guest and their logs, as the rotation of the logs does.
+
+        `tasklog` is a list of all Proxmox tasks. `tasks` contains the same Proxmox tasks by UPID.
+        """
         self.tasklog = [task for task in self.tasklog if task["id"] != str(vmid)]
         self.tasks = {upid: task for upid, task in self.tasks.items() if task["id"] != str(vmid)}
 
@@ -50,7 +53,10 @@ class TaskStatusAndLogs(FakePve):
         return task
 
     async def _task_log(self, request: web.Request) -> web.Response:
-        """Return the log of a Proxmox task. If it was removed, return Proxmox's line for a missing file."""
+        """Return the log of a Proxmox task.
+
+        If the Proxmox task does not exist, and the request has credentials, return Proxmox's line for a missing file.
+        """
         try:
             answer: web.Response = await super()._task_log(request)
         except PveError as exc:

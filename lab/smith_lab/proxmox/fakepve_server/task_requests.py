@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Starts Proxmox tasks that fail, for invalid requests that Proxmox accepts and fakepve refuses.
+"""Simulates checks that Proxmox makes inside a Proxmox task: the request succeeds, and the Proxmox task fails.
 
-fakepve is the library that simulates the Proxmox API. Proxmox reads the guest of such a request only in the Proxmox
-task. So the request succeeds, and the Proxmox task fails (qemu-server: PVE/API2/Qemu.pm).
+fakepve, the library that simulates the Proxmox API, makes some of the checks when the request arrives, so that the
+request fails. It lacks the rest of the checks. In Proxmox, the checks are in the package qemu-server: in
+PVE/API2/Qemu.pm, PVE/QemuServer.pm and PVE/VZDump/QemuServer.pm.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ChecksInProxmoxTasks(TimedTasks):
         try:
             return await super()._status_action(request)
         except PveError as exc:
-            # The message for a missing VM is `Configuration file '…' does not exist`.
+            # If the VM is missing or on another node, fakepve's message is `Configuration file '…' does not exist`.
             if action not in TASK_TYPE_BY_ACTION or not exc.message.startswith("Configuration file"):
                 raise
             text = exc.message
@@ -61,7 +62,7 @@ class ChecksInProxmoxTasks(TimedTasks):
     async def task(  # noqa: PLR0917 - the signature is fakepve's
         self, node: str, ttype: str, tid: Any, user: str, body: Any, vm: Any = None, **kwargs: Any
     ) -> str:
-        """Start a Proxmox task. The start, backup or removal of a VM first makes the checks for this type of task."""
+        """Start a Proxmox task. A Proxmox task that starts, backs up or removes a VM first checks the VM."""
 
         async def checked_body() -> Any:
             if ttype == "qmstart" and vm is not None:
@@ -73,7 +74,7 @@ class ChecksInProxmoxTasks(TimedTasks):
             if ttype == "qmdestroy" and vm is not None:
                 _remove_drives_from_snapshots(vm)
                 if vm.lock == "suspended":
-                    self._qm_lock(vm, None)  # clear the lock, because Proxmox destroys a hibernated VM
+                    self._qm_lock(vm, None)  # fakepve would refuse to destroy the VM; Proxmox destroys a hibernated VM
             return await body()
 
         return str(await super().task(node, ttype, tid, user, checked_body, vm=vm, **kwargs))
@@ -116,6 +117,9 @@ class ChecksInProxmoxTasks(TimedTasks):
 
 
 def _remove_drives_from_snapshots(vm: FakeVm) -> None:
-    """Remove the drives from a VM's snapshots. So volumes that only a snapshot names are not deleted, as in Proxmox."""
+    """Remove the drives from a VM's snapshots before the VM is removed.
+
+    Otherwise fakepve deletes the volumes of these drives. Proxmox keeps a volume that only a snapshot names.
+    """
     for name, snapshot in vm.snapshots.items():
         vm.snapshots[name] = {key: value for key, value in snapshot.items() if not DRIVE_KEY.match(key)}

@@ -32,12 +32,12 @@ COPYING_TASKS = ("qmclone", "qmmove")
 CREATING_TASKS = ("qmclone", "qmcreate", "vzcreate")
 #: Types of Proxmox tasks that allocate a disk.
 ALLOCATING_TASKS = (*CREATING_TASKS, "qmmove")
-#: Proxmox's error texts if the lock of a storage is not free in time (pve-cluster: PVE/Cluster.pm, cfs_lock).
+#: Proxmox's error texts for a busy storage. The first two are from pve-cluster: PVE/Cluster.pm, cfs_lock.
 LOCK_TIMEOUT_TEXTS = (
-    "cfs-lock 'storage-local-lvm' error: got lock request timeout",
-    "'storage-local-lvm'-locked command timed out - aborting",
-    "can't acquire lock '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",
-    "command '/usr/bin/qemu-img resize' failed: got timeout",
+    "cfs-lock 'storage-local-lvm' error: got lock request timeout",  # the lock is not free in time
+    "'storage-local-lvm'-locked command timed out - aborting",  # the work under the lock takes too long
+    "can't acquire lock '/var/lock/pve-manager/pve-storage-local-lvm' - got timeout",  # the lock is not free in time
+    "command '/usr/bin/qemu-img resize' failed: got timeout",  # the command takes too long
 )
 #: Matches the name of a cloud-init volume, such as `vm-100-cloudinit` or `100/vm-100-cloudinit.qcow2`.
 CLOUD_INIT_VOLUME = re.compile(r"(?:^|/)vm-\d+-cloudinit")
@@ -87,8 +87,7 @@ class TimedTasks(FakePve):
             return result
 
         if ttype == "qmclone" and self.version.startswith("8."):
-            # The argument `log` is the first line of the log, with the VMIDs of template and clone. Proxmox 8 does not
-            # write this line.
+            # `log` contains the first line of the Proxmox task's log. Proxmox 8 does not write this line.
             kwargs["log"] = []
         return str(await super().task(node, ttype, tid, user, timed_body, vm=vm, **kwargs))
 

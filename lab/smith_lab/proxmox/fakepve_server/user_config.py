@@ -28,14 +28,16 @@ AclKey = tuple[str, str, str, str]
 class UserConfig(AccessChecks):
     """The content of Proxmox's file user.cfg, and the privileges that follow from it.
 
-    The base class AccessChecks checks the privileges that `grant` has granted. This class adds those from roles.
+    The base class AccessChecks checks the privileges that `grant` has granted. This class adds the privileges that
+    roles grant.
 
     In `allowed`, `granted_paths` and `_permissions`, `user` is the id of a user or of a token, such as `smith@pve!job`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.acl = {}  # the privileges that `grant` has granted; with None, fakepve would allow everything
+        # `acl` is fakepve's name: the privileges that `grant` has granted. With None, fakepve would allow everything.
+        self.acl = {}
         #: The properties of each user, such as `comment`, by user id.
         self.accounts: dict[str, dict[str, Any]] = {ROOT: {}}
         self.user_tokens: dict[str, dict[str, dict[str, Any]]] = {ROOT: {}}  #: the tokens of each user, by token id
@@ -68,8 +70,10 @@ class UserConfig(AccessChecks):
 
     def granted_paths(self, user: str) -> set[str]:
         """Return the paths on which `grant` or an access control entry has granted privileges to a user or a token."""
-        owners = (user, user.partition("!")[0])
-        return super().granted_paths(user) | {path for path, _kind, owner, _role in self.acl_entries if owner in owners}
+        ids = (user, user.partition("!")[0])
+        return super().granted_paths(user) | {
+            path for path, _kind, entry_id, _role in self.acl_entries if entry_id in ids
+        }
 
     def privileges_from_roles(self, user_or_token: str, path: str) -> frozenset[str]:
         """Return the privileges of a user or token on a path.
@@ -98,9 +102,9 @@ class UserConfig(AccessChecks):
     def _roles_on(self, user_or_token: str, kind: str, path: str) -> set[str]:
         """Return the roles of a user or token on a path.
 
-        The entries for the user or token on this path name the roles. If this path has no such entries, the entries of
-        the nearest path above apply. If a pool contains the guest or storage of the path, the roles on the pool are
-        added.
+        Each access control entry for the user or token on this path has a role. If there is no entry for the user or
+        token on this path, the entries on the nearest path above apply. If a pool contains the guest or storage of the
+        path, the roles on the pool are added.
         """
         roles: set[str] = set()
         for each_path in _paths_down_to(path):
@@ -128,9 +132,11 @@ class UserConfig(AccessChecks):
         return [name for name, info in self.pool_info.items() if path != storage and storage in info["storage"]]
 
     async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
-        """Return the privileges that roles grant, and the privileges that `grant` has granted.
+        """Return the privileges of a user or token by path: those that roles grant and those that `grant` has granted.
 
-        `v` contains the parameters of the request. `userid` and `path` are optional.
+        `v` contains the parameters of the request. Without `userid`, the privileges are the caller's. Without `path`,
+        the paths are TOP_PATHS, the paths of access control entries and the paths of `grant`, except those on
+        which the user or token has no privilege.
         """
         granted = await super()._permissions(v, user)
         user_or_token = v.get("userid") or user

@@ -20,7 +20,9 @@ GUEST_AGENT_PRIVILEGES = ("VM.GuestAgent.Audit", "VM.Monitor")
 class ClusterVerbs:
     """Implements POST /<verb> by the method `do_<verb>`, whose parameters are the members of the request's JSON."""
 
-    cluster: Cluster  #: set by the subclass ControlPort
+    #: Set by the subclass ControlPort. `cluster.acl` contains the granted privileges by user or token. Root needs
+    #: no granted privileges.
+    cluster: Cluster
 
     def do_fail(
         self,
@@ -57,8 +59,9 @@ class ClusterVerbs:
     ) -> None:
         """Make the next `times` Proxmox tasks of a type (qmclone, resize, ...) fail after their usual time.
 
-        If `times` is -1, all of them fail. The failed Proxmox task writes the lines `log`. If `leaves_lock` is given,
-        the guest keeps this lock. With `after`, the Proxmox task does its work before it fails.
+        If `times` is -1, all of them fail. If `vmid` is given, only Proxmox tasks of this guest fail; for a qmclone, it
+        is the VMID of the template or of the clone. The failed Proxmox task writes the lines `log`. If `leaves_lock` is
+        given, the guest keeps this lock. With `after`, the Proxmox task does its work before it fails.
         """
         fault = {"type": type, "text": text, "times": times, "vmid": vmid}
         self.cluster.task_faults.append({**fault, "log": list(log), "leaves_lock": leaves_lock, "after": after})
@@ -74,7 +77,7 @@ class ClusterVerbs:
         """Replace the disturbances that have not been applied yet.
 
         A disturbance changes a guest, or makes a request fail, when a given number of requests have arrived.
-        `disturbances.py` explains its members.
+        Its members are the `kind` of the disturbance, the guest's `vmid`, and `requests`, the number of requests.
         """
         self.cluster.disturbances = [dict(disturbance) for disturbance in disturbances]
 
@@ -116,9 +119,12 @@ class ClusterVerbs:
         del self.cluster.pools[pool]
 
     def do_add_storage(self, storage: str, **values: Any) -> None:
-        """Add a storage, such as one of type `dir` with the content `images`. Every user and token may use it."""
+        """Add a storage, such as one of type `dir` with the content `images`. Every user and token may use it.
+
+        Its member `files` contains the names of ISO images, and `volumes` the properties of each volume by name.
+        """
         self.cluster.storages[storage] = {"active": 1, "files": set(), "volumes": {}, **values}
-        for user_or_token in list(self.cluster.acl or {}):
+        for user_or_token in list(self.cluster.acl):
             self.cluster.grant(user_or_token, f"/storage/{storage}", "Datastore.AllocateSpace", "Datastore.Audit")
 
     def do_hold_change(self, number: int) -> None:
@@ -138,8 +144,8 @@ class ClusterVerbs:
     def do_clear_faults(self) -> None:
         """Remove all faults, disturbances and delays, accept all valid credentials, and give the cluster quorum.
 
-        Nodes, statistics, bridges and the options of the cluster get their defaults again. Guests that a disturbance
-        has hidden appear in the list `/cluster/resources` again.
+        Nodes, bridges, the options of the cluster and the interval of the statistics get their defaults again. Every
+        node sends statistics again. Guests that a disturbance has hidden appear in the list `/cluster/resources` again.
         """
         self.cluster.faults.clear()
         self.cluster.task_faults.clear()
@@ -177,8 +183,8 @@ class ClusterVerbs:
         """Set the real seconds between two broadcasts of statistics, and which nodes send none.
 
         Each node broadcasts its statistics and those of its guests and storages to the cluster. Until the next
-        broadcast, lists of guests, nodes and storages show the statistics of the last one. The cluster drops the
-        statistics of silent nodes at once. A Proxmox cluster drops them 5 minutes after the last broadcast.
+        broadcast, lists of guests, nodes and storages show the statistics of the last one. The simulated cluster
+        drops the statistics of silent nodes at once. A real cluster drops them 5 minutes after the last broadcast.
         """
         if broadcast_interval_s is not None:
             self.cluster.statistics_interval_s = broadcast_interval_s
@@ -262,25 +268,25 @@ class ClusterVerbs:
     def do_version(self, version: str) -> None:
         """Set the version of Proxmox VE.
 
-        The privilege for the guest agent's data has another name in version 8. Replace the old name in all
-        granted privileges.
+        In version 8, the privilege for the guest agent's data has another name. So this privilege is renamed wherever
+        it is granted.
         """
         self.cluster.version = version
         old_name, new_name = GUEST_AGENT_PRIVILEGES if version.startswith("8.") else reversed(GUEST_AGENT_PRIVILEGES)
-        for _path, privileges in [entry for entries in (self.cluster.acl or {}).values() for entry in entries]:
+        for _path, privileges in [entry for entries in self.cluster.acl.values() for entry in entries]:
             if old_name in privileges:
                 privileges.symmetric_difference_update({old_name, new_name})
 
     def do_revoke(self, path: str, privilege: str) -> None:
         """Remove one privilege on a path from every user and token except root."""
-        for entries in (self.cluster.acl or {}).values():
+        for entries in self.cluster.acl.values():
             for granted_path, privileges in entries:
                 if granted_path == path:
                     privileges.discard(privilege)
 
     def do_grant(self, path: str, privilege: str) -> None:
         """Grant one privilege on a path to every user and token except root."""
-        for user_or_token in list(self.cluster.acl or {}):
+        for user_or_token in list(self.cluster.acl):
             self.cluster.grant(user_or_token, path, privilege)
 
     def do_token_secret(self, secret: str) -> None:

@@ -33,7 +33,7 @@ class GuestVerbs:
         self.cluster._qm_lock(self._find_guest(vmid), lock)
 
     def do_remove(self, vmid: int) -> None:
-        """Remove a VM or container with its volumes, without a Proxmox task, as if another client had deleted it."""
+        """Remove a VM or container with its volumes at once, without a Proxmox task."""
         self.cluster._remove_guest(self._find_guest(vmid))
 
     def do_add(
@@ -51,7 +51,10 @@ class GuestVerbs:
             self.cluster.add_vm(new_vmid, name, node=node, status=status, config=dict(config or {}))
 
     def do_add_volume(self, storage: str, volume: str, vmid: int, size: int) -> None:
-        """Add a volume of a guest to a storage. `volume` is its name without the storage, such as `vm-100-disk-1`."""
+        """Add a volume of a guest to a storage.
+
+        `volume` is the volume's name without the storage, such as `vm-100-disk-1`. `size` is in bytes.
+        """
         values = {"content": "images", "format": "raw", "size": size, "vmid": vmid, "ctime": int(time.time())}
         self.cluster.storages[storage].setdefault("volumes", {})[volume] = values
 
@@ -102,7 +105,7 @@ class GuestVerbs:
         self.do_configure(vmid, {"protection": 1 if protection else None})
 
     def do_power(self, vmid: int, status: str) -> None:
-        """Start or stop a VM without a Proxmox task, as another client does."""
+        """Start or stop a VM at once, without a Proxmox task."""
         guest = self._find_guest(vmid)
         guest.status = guest.qmpstatus = status
         guest.started_at = time.time() if status == "running" else None

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from smith_lab.simulator import go_template, schema_check, views
-from smith_lab.simulator.definitions import EMPTY_LIFECYCLE, EMPTY_SCHEMA, normalize_schema
+from smith_lab.simulator.definitions import EMPTY_LIFECYCLE, EMPTY_SCHEMA, schema_as_stored
 from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.go_template_parser import TemplateError
 from smith_lab.simulator.paging import Listing, contains, sort_by
@@ -86,12 +86,13 @@ def _save_agent_type(store: Store, row: AgentType) -> None:
     """Check and store an agent type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("agent type name cannot be empty")
-    # The constraints are the kinds of validators that the schema may contain. A validator limits values of properties.
+    # A constraint, such as `maxLength`, limits the values of properties.
     schema_check.check(row.configuration_schema, schema_check.CONSTRAINTS_ALLOWED_IN_AGENT_TYPES)
     _check_templates(row)
     _check_content_type(row.config_content_type)
     refuse_duplicate(store.agent_types, row)
-    row.configuration_schema = normalize_schema(row.configuration_schema)
+    # FulcrumCore drops unknown members of the schema, and adds some members that are missing.
+    row.configuration_schema = schema_as_stored(row.configuration_schema)
     for service_type_id in row.service_type_ids:
         # FulcrumCore does not refuse an unknown id. It creates an empty service type with this id.
         if service_type_id not in store.service_types:

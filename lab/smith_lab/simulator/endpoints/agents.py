@@ -1,7 +1,8 @@
 """Handles the API calls by which admins and participants manage agents, and the calls of an agent to /agents/me.
 
 Participants are providers and consumers of services. An agent has a configuration, whose schema is defined by the
-agent type. An agent may also have a service pool set: pools from which the properties of its services get values.
+agent type. A property of the configuration may get its value from a config pool. An agent may also have a service pool
+set: pools from which the properties of its services get values.
 
 A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers, here
 the agent's provider and type.
@@ -112,9 +113,10 @@ def _refuse_pool_set_of_another_provider(store: Store, pool_set_id: str | None, 
 def _configuration_to_store(store: Store, agent: Agent, requested_configuration: Json) -> Json:
     """Return the configuration to store.
 
-    `properties.process` checks the configuration in the request, omits unknown properties, and adds defaults and pool
-    values for missing properties. It stores each secret in the vault (the simulator's store of secrets), and puts a
-    reference to the secret in its place. Raises a 400 if the configuration does not match the agent type's schema.
+    `properties.process` checks the configuration in the request, omits unknown properties, and adds defaults and
+    values of config pools for missing properties. It stores each secret in the vault (the simulator's store of
+    secrets), and puts a reference to the secret in its place. Raises a 400 if the configuration does not match the
+    agent type's schema.
     """
     pool_value_ids_before = {row.id for row in store.config_pool_values.values() if row.allocated_to_id == agent.id}
 
@@ -236,7 +238,7 @@ ENDPOINTS = [
         path="/agents/me/status",
         handler=_put_status_of_calling_agent,
         roles=AGENTS,
-        checks_role_before_body=True,  # FulcrumCore checks the body first at most paths, but not here
+        checks_role_before_body=True,  # as FulcrumCore does; for most other paths, it checks the body first
         fields={"status": "string"},
     ),
     Endpoint(method="GET", path="/agents/{id}", handler=_get_agent, roles=ANY_ROLE, find_owners=find_agent_owners),

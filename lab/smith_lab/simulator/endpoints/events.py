@@ -25,7 +25,8 @@ DEFAULT_EVENT_LIMIT, MIN_EVENT_LIMIT, MAX_EVENT_LIMIT = 100, 1, 1000
 _LISTING = Listing(
     filters={
         "type": contains("type"),
-        # The initiator is the caller that caused the event: the type is always `user`, the id is the id of its token.
+        # The initiator is the caller that caused the event. `initiatorType` is always `user`, and `initiatorId` is the
+        # id of the caller's token.
         "initiatorType": equals("initiator_type"),
         "initiatorId": equals_uuid("initiator_id"),
     },
@@ -39,6 +40,7 @@ def _list_events(call: Call) -> Reply:
 
     An admin may access all events. A participant may access the events of objects whose provider or consumer it is.
     """
+    # `agent_id` has no effect here, because agents may not call this endpoint.
     rows = (
         event
         for event in call.store.events
@@ -122,7 +124,7 @@ ENDPOINTS = [
         handler=_acquire_lease,
         roles=ADMINS,
         fields=_LEASE_BODY_FIELDS,
-        checks_role_before_body=True,  # FulcrumCore checks the body first at most paths, but not here
+        checks_role_before_body=True,  # as in FulcrumCore, which checks the body first for most other paths
     ),
     Endpoint(
         method="POST",

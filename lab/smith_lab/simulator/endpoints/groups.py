@@ -1,8 +1,10 @@
-"""Handles API calls that manage service groups. A service group contains services of one consumer.
+"""Handles API calls that manage service groups.
+
+A service group contains services of one consumer: the participant (organisation) that orders the services. The consumer
+is the owner of the group. Only the owner and admins may access the group.
 
 A job of a group is a job of a service in the group. An agent's list of pending jobs contains at most one job of each
-group. While the agent processes a job of a group, the list contains no job of this group. The owner of a group is its
-consumer. Only the owner and admins may access the group.
+group. While the agent processes a job of a group, the list contains no job of this group.
 
 A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers, here
 the consumer.
@@ -71,7 +73,7 @@ def _patch_group(call: Call) -> Reply:
 
 
 def _delete_group(call: Call) -> Reply:
-    """Delete a group. Raises a 500 if the group contains services."""
+    """Delete a group. If the group contains services, the answer is HTTP 500."""
     refuse_if_in_use(any(service.group_id == call.id for service in call.store.services.values()))
     call.record_event("service_group.deleted", call.store.groups.pop(call.id))
     return NO_CONTENT

@@ -4,7 +4,8 @@ An install command is a shell command that installs an agent on a host. It conta
 agent's configuration file. The server makes this file from the agent's `configuration` and a template of the agent
 type. A part of the URL is secret: the install token. Both tokens are valid for five minutes.
 
-Only an agent's owners (the agent itself and its provider) and admins may access its install command.
+Admins and the agent's provider (a participant in FulcrumCore) may create, renew and revoke an install command. They and
+the agent may read the expiry time of the tokens in the command.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ TOKEN_LIFETIME_S = 300.0
 
 
 def _create_install_command(call: Call) -> Reply:
+    """Return a new install command for an agent. `call.id` is the agent's id in the path of the request."""
     _require_command_template(call)
     if call.id in call.store.install_tokens:
         raise conflict(f"install token already exists for agent {call.id}")
@@ -183,5 +185,6 @@ ENDPOINTS = [
         roles=ADMINS_AND_PARTICIPANTS,
         find_owners=find_agent_owners,
     ),
+    # No `find_owners`: every caller that knows a valid install token may read the file.
     Endpoint(method="GET", path="/agents/install/{token}/config", handler=_serve_configuration, roles=ANY_ROLE),
 ]

@@ -69,9 +69,10 @@ def _get_job(call: Call) -> Reply:
 
 
 def _list_pending_jobs(call: Call) -> Reply:
-    """List the agent's pending jobs: at most one job of each group of services.
+    """List the agent's pending jobs: at most one job for each service group.
 
-    While the agent processes a job of a group, the list contains no other job of this group.
+    Each service is in one service group. While the agent processes a job of a service, the list contains no job of any
+    service in the same group.
     """
     jobs = call.store.deliverable_jobs(call.caller_token.agent_id or "", _limit_in_query(call))
     rendered_jobs = [views.job(call.store, job) for job in jobs]
@@ -93,7 +94,7 @@ def _claim_job(call: Call) -> Reply:
     """Claim a job. As FulcrumCore does, check only the job's status, and do not store which agent claims it."""
     store, job = call.store, call.store.jobs[call.id]
     status = call.job_at_request(job).status
-    # Tests turn on the switch `two_claims_win` to imitate two agents that claim a job at the same time.
+    # With the switch `two_claims_win`, a job can be claimed a second time as long as it is Processing.
     is_second_claim_allowed = store.switches.two_claims_win and status == "Processing"
     if status != "Pending" and not is_second_claim_allowed:
         raise bad_request("cannot claim a job not in pending status")
@@ -152,7 +153,8 @@ def _merge_properties(store: Store, service: Service, service_type: ServiceType,
         actor="agent",
         is_update=True,
         service_status=service.status,
-        lookups=ServiceLookups(store, service),  # checks properties that refer to service options or services
+        # Checks properties that refer to another service, or to a service option (a value that the provider offers).
+        lookups=ServiceLookups(store, service),
     )
     try:
         return old_properties | properties.process(
@@ -256,7 +258,7 @@ ENDPOINTS = [
         path="/jobs/{id}/claim",
         handler=_claim_job,
         roles=AGENTS,
-        checks_role_before_body=True,  # FulcrumCore checks the body first at most paths, but not here
+        checks_role_before_body=True,  # as in FulcrumCore, which checks the body first for most other paths
         find_owners=_find_job_owners,
     ),
     Endpoint(

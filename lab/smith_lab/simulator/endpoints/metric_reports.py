@@ -1,5 +1,7 @@
 """Summarizes metric entries for admins and participants: lists the ids of measured resources, and computes aggregates.
 
+A participant in FulcrumCore is a provider or a consumer.
+
 A metric entry is one value that an agent measured. Its `resource_id` is a name that the agent gives to the measured
 resource, such as `cpu`. A metric type is a measured quantity, such as CPU use. The entry's `type_id` is the metric
 type's id.
@@ -38,6 +40,7 @@ _AGGREGATE_FUNCTIONS: dict[str, Callable[[list[float]], float]] = {
 
 
 def _list_resource_ids(call: Call) -> Reply:
+    """Return one page of the sorted resource ids of the accessible entries that match the query parameters."""
     rows = [entry for entry in call.store.metric_entries if may_access_entry(call, entry)]
     return ENTRY_LISTING.reply_distinct_values(call, rows, lambda entry: entry.resource_id)
 

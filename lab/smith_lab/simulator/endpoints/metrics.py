@@ -1,8 +1,8 @@
 """Handles the API calls that manage metric types, and the calls that create and list metric entries.
 
-A metric type is a measured quantity, such as CPU use. A metric entry is one value that an agent sent. Each POST creates
-one entry. `resourceId` is a name that the agent gives to the measured resource, such as `cpu`. `agentInstanceId` is the
-id that the agent reported for the VM of a service.
+A metric type is a measured quantity, such as CPU use. A metric entry is one value that an agent sent.
+`resourceId` is a name that the agent gives to the measured resource, such as `cpu`. `agentInstanceId` is the id that
+the agent reported for the VM of a service.
 
 A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers.
 """
@@ -57,7 +57,7 @@ def _create_metric_type(call: Call) -> Reply:
         # FulcrumCore's text
         raise bad_request(f"invalid {entity_type} metric entity type")
     row = MetricType(**call.store.new_row_fields(), name=require_name(call.body), entity_type=entity_type)
-    refuse_duplicate(call.store.metric_types, row, member="name")
+    refuse_duplicate(call.store.metric_types, row, member="name")  # refuses if another metric type has the same name
     call.store.metric_types[row.id] = row
     call.record_event("metric_type.created", row)
     return Reply(status=201, body=views.metric_type(row))
@@ -69,6 +69,7 @@ def _patch_metric_type(call: Call) -> Reply:
     refuse_duplicate(call.store.metric_types, changed_row, member="name")
     call.store.metric_types[row.id] = changed_row
     call.store.mark_updated(changed_row)
+    # `json_for_events(row)` is the JSON of the metric type before the change.
     call.record_change("metric_type.updated", json_for_events(row), changed_row)
     return Reply(body=views.metric_type(changed_row))
 
@@ -137,8 +138,8 @@ def _list_entries(call: Call) -> Reply:
 
 
 _METRIC_TYPE_BODY_FIELDS = {"name": "string", "entityType": "string"}
-#: The server checks the types of all members. `_create_entry` ignores the values of `timestamp` and of the members
-#: below it.
+#: The simulator checks the types of all members. `_create_entry` ignores the values of `timestamp`, `metricTypeId`,
+#: `entityType` and `entityId`.
 _ENTRY_BODY_FIELDS = {
     "serviceId": "uuid",
     "agentInstanceId": "string",

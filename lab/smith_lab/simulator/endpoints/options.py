@@ -1,9 +1,11 @@
 """Handles API calls that manage service option types and service options.
 
-An option type is a kind of option, such as an image. Its identifier is called `type`. The schema of a service's
-properties refers to the option type by this identifier. An option is one value that a provider offers, such as one
-image. Admins, providers and agents create options. The owner of an option is its provider. Only the owner, its agents
-and admins may access an option.
+An option is one value that a provider offers, such as the image debian-12. Each option has an option type, such as the
+one for images. The identifier of an option type is called `type`. The schema of a service's properties refers to the
+option type by this identifier. Admins, providers and agents create options. The owner of an option is its provider: a
+participant of FulcrumCore. Only the owner, its agents and admins may access an option.
+
+Each function of `views` returns one row as FulcrumCore's JSON.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ def _delete_option_type(call: Call) -> Reply:
 
 
 def _find_option_owners(call: Call) -> Owners | None:
+    """Return the owner of the option in the path; None if the option does not exist: the call is then answered 403."""
     option = call.store.service_options.get(call.id)
     return Owners(participant_ids=(option.provider_id,)) if option else None
 

@@ -21,7 +21,10 @@ _LISTING = Listing(
 
 
 def _find_participant_owners(call: Call) -> Owners | None:
-    """Return the participant as its own owner. Only the participant and admins may access its row."""
+    """Return the participant as its own owner. Only the participant and admins may access its row.
+
+    If there is no such participant, return None: the server then answers 403.
+    """
     return Owners(participant_ids=(call.id,)) if call.id in call.store.participants else None
 
 
@@ -55,14 +58,15 @@ def _patch_participant(call: Call) -> Reply:
     _check_participant(changed_row)
     call.store.participants[row.id] = changed_row
     call.store.mark_updated(changed_row)
+    # `json_for_events(row)` is the JSON of the participant before the change.
     call.record_change("participant.updated", json_for_events(row), changed_row)
     return Reply(body=views.participant(changed_row))
 
 
 def _delete_participant(call: Call) -> Reply:
-    """Delete a participant and its tokens. As in FulcrumCore, its groups, services and jobs stay.
+    """Delete a participant and its tokens. As in FulcrumCore, its service groups, services and jobs stay.
 
-    Raises a 500 if the participant has agents.
+    If the participant has agents, it is not deleted, and the simulator answers 500.
     """
     store = call.store
     refuse_if_in_use(any(agent.provider_id == call.id for agent in store.agents.values()))

@@ -3,9 +3,12 @@
 A service pool gives values to the properties of services. A config pool gives values to the configurations of agents.
 A value that is allocated to a service or an agent cannot be deleted. Free values of a pool are allocated in the order
 of their names. The owner of a value is the provider that owns the pool. Only the owner and admins may read and delete
-the value.
+the value. A participant in FulcrumCore is a provider or a consumer.
 
 A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers.
+
+The function `find_owners` of an endpoint returns the owners of the value that the call reads, creates or deletes. If
+the caller is neither an owner nor an admin, or the function returns None, the call is answered 403.
 """
 
 from __future__ import annotations

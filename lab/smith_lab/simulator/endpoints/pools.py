@@ -1,13 +1,15 @@
 """Handles API calls that manage pools and pool sets. A pool gives values to properties that a request does not set.
 
-A service pool gives values to the properties of services. It belongs to a pool set. An agent can have one pool set. A
-config pool gives values to the configurations of agents. The owner of a pool set or of a pool is a provider. The
-member with the owner's id is called `provider_id` in a pool set and `participant_id` in a pool. Only the owner and
-admins may read, change and delete a pool set or pool.
+Each value of a pool belongs to at most one property at a time. A service pool gives values to the properties of
+services. It belongs to a pool set. An agent can have one pool set. A config pool gives values to the configurations of
+agents. The owner of a pool set or of a pool is a provider; a config pool for the agents of all providers has no owner.
+The attribute with the owner's id is `provider_id` in a pool set and `participant_id` in a pool. A participant of
+FulcrumCore is a provider or a consumer of services. Only the owner and admins may read, change and delete a pool set or
+pool. An agent may read the service pools of its provider.
 
 The schema of a service's properties or of an agent's configuration refers to a pool by the pool's `type`. The
-`property_type` of a pool is the type of its values, such as `string`. The `generator_type` of a pool is `list` (API
-calls create the values) or, in a service pool only, `subnet` (the values are the addresses of the subnet in
+`property_type` of a pool is the type of its values, such as `string`. The `generator_type` of a pool is `list` (clients
+add each value by an API call) or, in a service pool only, `subnet` (the values are the addresses of the subnet in
 `generator_config`). As in FulcrumCore, the server answers 500 to an empty `name` or `type`, and to an unknown
 `property_type` or `generator_type`.
 
@@ -114,7 +116,7 @@ def _find_config_pool_owners(call: Call) -> Owners | None:
 
 
 def _owners_of_new_config_pool(call: Call) -> Owners:
-    return Owners(participant_ids=(call.body.get("participantId"),))
+    return Owners(participant_ids=(call.body.get("participantId"),))  # None: only admins may create the pool
 
 
 def _requested_members(body: Json) -> Json:
@@ -246,7 +248,7 @@ def _item_endpoints(
             path=path,
             handler=handler,
             roles=roles_for_get if method == "GET" else ADMINS_AND_PARTICIPANTS,
-            fields=patch_fields if method == "PATCH" else None,
+            fields=patch_fields if method == "PATCH" else None,  # None: the call's body is ignored
             find_owners=find_owners,
         )
         for method, handler in handlers.items()

@@ -7,7 +7,7 @@ schema describes the states and actions of a service.
 from __future__ import annotations
 
 from smith_lab.simulator import lifecycle, schema_check, views
-from smith_lab.simulator.definitions import normalize_lifecycle, normalize_schema
+from smith_lab.simulator.definitions import lifecycle_as_stored, schema_as_stored
 from smith_lab.simulator.entities import json_for_events
 from smith_lab.simulator.paging import Listing, contains, sort_by
 from smith_lab.simulator.problems import bad_request
@@ -60,13 +60,12 @@ def _save_service_type(store: Store, row: ServiceType) -> None:
     """Check and store a service type. Raises a 400 if it is invalid."""
     if not row.name:
         raise bad_request("service type name cannot be empty")
-    # FulcrumCore allows more kinds of constraints in a service type than in an agent type.
     schema_check.check(row.property_schema, schema_check.CONSTRAINTS_ALLOWED_IN_SERVICE_TYPES)
     lifecycle.check(row.lifecycle_schema)
     refuse_duplicate(store.service_types, row, member="name")
-    # As FulcrumCore does, store the schemas without unknown members, and with values for some omitted members.
-    row.property_schema = normalize_schema(row.property_schema)
-    row.lifecycle_schema = normalize_lifecycle(row.lifecycle_schema)
+    # As in FulcrumCore, unknown members are not stored, and some omitted members get a default value such as `false`.
+    row.property_schema = schema_as_stored(row.property_schema)
+    row.lifecycle_schema = lifecycle_as_stored(row.lifecycle_schema)
     store.service_types[row.id] = row
 
 

@@ -3,11 +3,11 @@
 A job is created by each call that creates or deletes a service, changes its properties or requests an action. The
 service's state (`status`) changes when the job ends. An active job is Pending or Processing.
 
-FulcrumCore does not lock a row between the check and the change. So several requests that arrive at the same time may
-all pass a check that only one of them should pass. Tests imitate this by the switch
-`simultaneous_requests_all_succeed`: `call.service_at_request` and `call.active_job_at_request` then return the row as
-it was when the call arrived. If the switch is off, they return the current row. `active_job_at_request` returns None
-if the service has no active job.
+FulcrumCore takes no lock when it checks a condition, such as that the service has no active job. So several requests
+that arrive at the same time may all pass a check that only one of them should pass. Tests that need this
+behaviour turn on the switch `simultaneous_requests_all_succeed`. If the switch is on, `call.service_at_request` and
+`call.active_job_at_request` return the row as it was when the call arrived. If the switch is off, both return the
+current row. `active_job_at_request` returns None if the service has no active job.
 
 A view is the JSON of a row in an answer. A `full_` view also contains objects to which the row refers, here
 the agent and the service type.
@@ -127,17 +127,18 @@ def _process_properties(
 ) -> Json:
     """Return the properties to store in a new service, or the params of an `update` job.
 
-    `properties.process` checks the properties in the request, adds defaults and values from service pools for
-    missing properties, and stores secrets in the vault (the simulator's store of secrets). Raises a 400 that lists all
-    invalid properties.
+    `properties.process` checks the properties in the request, and stores secrets in the vault (the simulator's store of
+    secrets). For missing properties, it adds defaults, or values from a service pool, such as IP addresses. Raises a
+    400 that lists all invalid properties.
     """
     context = properties.ChangeContext(
         vault=store.vault,
-        actor="user",  # an admin or a participant
+        actor="user",  # an admin or a participant (a provider or a consumer)
         is_update=is_update,
         # The schema may forbid that a property is changed in some states. For a new service, states are not checked.
         service_status=service.status if is_update else "",
-        lookups=ServiceLookups(store, service),  # checks properties that refer to service options or services
+        # Checks properties whose value must be a service's id, or a service option (a value that the provider offers).
+        lookups=ServiceLookups(store, service),
         allocate_value=lambda pool_type, property_name: _allocate_value(store, service, pool_type, property_name),
     )
     pool_value_ids_before = {row.id for row in store.service_pool_values.values() if row.allocated_to_id == service.id}
@@ -178,7 +179,8 @@ def _patch_service(call: Call) -> Reply:
     if "properties" in call.body:
         service_at_request = call.service_at_request(service)
         if service_at_request.properties is None:
-            # An earlier `update` job without params removed the properties. Here FulcrumCore panics (nil pointer).
+            # `_request_action` can create an `update` job without params. When that job completes, the
+            # service loses its properties. Here FulcrumCore panics for such a service (nil pointer).
             raise panic_answer()
         params = _process_properties(store, service_at_request, service_type, call.body["properties"], is_update=True)
         _add_action_job(call, service, service_type, "update", params)

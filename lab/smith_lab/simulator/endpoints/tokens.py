@@ -32,7 +32,7 @@ _LISTING = Listing(
 
 
 def _owners_of_token(row: Token) -> Owners:
-    """Return the participant and the agent that own the token. Only they and admins may access it."""
+    """Return the participant and the agent that own the token. Only this participant and admins may access it."""
     return Owners(participant_ids=(row.participant_id,), agent_id=row.agent_id)
 
 
@@ -46,7 +46,7 @@ def _find_token_owners(call: Call) -> Owners | None:
 
 
 def _list_tokens(call: Call) -> Reply:
-    """List the tokens that the caller may access, each with the JSON of its agent and its participant."""
+    """List the tokens that the caller may access. `full_token` adds the JSON of the token's agent and participant."""
     rows = (token for token in call.store.tokens.values() if call.may_access(_owners_of_token(token)))
     return _LISTING.reply(call, rows, lambda token: views.full_token(call.store, token))
 
@@ -102,7 +102,7 @@ def _get_token(call: Call) -> Reply:
 def _patch_token(call: Call) -> Reply:
     token = call.store.tokens[call.id]
     if call.body.get("name", token.name) == "":
-        raise internal_error("token name cannot be empty")
+        raise internal_error("token name cannot be empty")  # as in FulcrumCore: 500 here, 400 in `_create_token`
     json_before = json_for_events(token)
     token.name = call.body.get("name", token.name)
     token.expire_at = call.body.get("expireAt", token.expire_at)

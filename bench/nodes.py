@@ -87,7 +87,8 @@ def _measure(bench: Bench) -> Json:
 
 def _measure_agents(bench: Bench, agent_count: int) -> Json:
     """Return the requests of all agents: per second without jobs, per job, and for the metrics of a running VM."""
-    # `vm_count_of_part_nodes` is the number of VMs. Each VM has a create job and a start job.
+    # `vm_count_of_part_nodes` is the number of VMs in this part of the bench (named `nodes`). Each VM has a create job
+    # and a start job.
     vm_count, window_s = bench.sizes.vm_count_of_part_nodes, bench.sizes.idle_agents_window_s
     with lab_with_running_agents(bench, agent_count) as lab_with_database:
         # The first playbook run sends more requests, so its requests are not counted. Its VM stays stopped, so it
@@ -145,7 +146,8 @@ def lab_with_running_agents(
         )
         for number in range(agent_count):
             folder = lab.folder / f"node-{number}"
-            # Each agent is an executor process of its own. `agent_lab` has the simulator and the stand-in of `lab`.
+            # Each agent runs in an executor of its own (an agent, its supervisor and its warm servers). `agent_lab` has
+            # the simulator and the stand-in of `lab`.
             agent_lab = lab.copy_for_another_executor(folder, SMITH_RUN_DIR=f"{lab.settings['SMITH_RUN_DIR']}/{number}")
             stack.callback(agent_lab.stop_executor)
             agent_lab.start_executor()
@@ -172,6 +174,7 @@ def _tables(figures: Json) -> list[Table]:
         )
     )
     headings = ("load", "requests", *(f"{count} {'agent' if count == '1' else 'agents'}" for count in figures))
+    # Each cell is a number of requests: the sum of all agents.
     counts_table = Table(title="Measured, of all agents together", headings=headings, rows=rows)
     return [counts_table, *planning_tables(figures)]
 

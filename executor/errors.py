@@ -100,8 +100,8 @@ class FulcrumRefused(FulcrumError):
 class FulcrumNotFound(FulcrumRefused):
     """FulcrumCore answered 404: a requested secret does not exist, or a metric value has an unknown type or service.
 
-    An invalid reference to a secret raises this error without a request. To a request that reads or changes a job or a
-    service that does not exist, FulcrumCore answers 403 (FulcrumAuthError).
+    An invalid reference to a secret raises this error without a request. A request that reads or changes an unknown job
+    or service gets the answer 403 instead (FulcrumAuthError).
     """
 
 
@@ -109,9 +109,9 @@ class JobError(SmithError):
     """The caller ends the job as failed with the error code `code`.
 
     `detail` is sent to FulcrumCore, which shows it to tenants (the customers who use the services). It is short and
-    contains no secret. It names a Proxmox node or a template only if the job names the same node or template, and does
-    not say how much space is free. `operator_detail` is the text for the log and for `smith jobs show`. It may contain
-    all of these facts. If `operator_detail` is empty, `detail` is used.
+    contains no secret. It never says how much space is free. It names a Proxmox node or a template only if the job
+    names the same one. `operator_detail` is the text for the log and for `smith jobs show`. It may name any Proxmox
+    node or template, and may say how much space is free. If `operator_detail` is empty, `detail` is used.
     """
 
     def __init__(self, code: ErrorCode | str, detail: str, operator_detail: str = "") -> None:

@@ -4,8 +4,9 @@ Each critical job (a periodic task of the agent), each running job, the dispatch
 has its own thread. The main thread checks limits (for example of memory, see `monitor.Limit`) and signals, and only
 the main thread decides that the agent stops. Signal handlers only record that a signal was received. A draining
 agent claims no more jobs and waits for the end of its running jobs. A `StopSignal` is not a signal of the operating
-system, but an object with which the dispatcher asks one running job to end. Its constants are the possible reasons. The
-supervisor is the agent's parent process, which starts and restarts the agent.
+system, but an object with which the dispatcher asks one running job to end. Each constant of the class StopSignal is a
+reason why a job must end, such as AGENT_STOPPING. The supervisor is the agent's parent process, which starts and
+restarts the agent.
 """
 
 from __future__ import annotations
@@ -180,7 +181,8 @@ class Agent:
 
     def _start_loops(self) -> None:
         # The fence ends the runs if the last renewal of the leases was too long ago. If this process is suspended or
-        # blocked, the guard process of each run ends the run at the deadline that the fence has stored.
+        # blocked, the guard process of each run ends the run at the deadline that the fence has stored. The call
+        # below sets the first deadline. Each renewal sets the deadline again.
         self.lease_keeper.fence.set_deadline_before_first_run()
         self.scheduler.start()
         loops = {

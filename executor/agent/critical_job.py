@@ -28,9 +28,9 @@ class CriticalJob:
     #: While this returns False, this agent does not execute the job; another agent may. Not used if
     #: `is_executed_by_each_process`.
     may_start: Callable[[], bool] = lambda: True
-    #: A period is a time, a little shorter than the interval, in which only one agent executes the job. True: when
-    #: `wake_requested` is set, the job is executed at once. False: it is executed only when the last period is over.
-    #: Not used if `is_executed_by_each_process`.
+    #: A period begins with an execution of the job, and is a little shorter than the interval. No agent executes the
+    #: job again before the period is over. True: when `wake_requested` is set, the job is executed at once, even during
+    #: a period. Not used if `is_executed_by_each_process`.
     ignores_period_if_requested: bool = False
     #: Records whether FulcrumCore answers. The scheduler records failures in it. The critical jobs Heartbeat and
     #: GetPendingJobs record successes. None: the scheduler records no failure of this critical job.

@@ -27,7 +27,7 @@ MIN_WAIT_S, MAX_WAIT_S = 0.5, 10.0
 #: longer than this, for example because a large table is migrated, the agent reports that it is ready before the
 #: preparation has ended. Otherwise systemd or podman would end the agent, because its start takes too long.
 MAX_START_WITHOUT_READY_S = 10.0
-#: Interval at which a wait reports progress to the supervisor and checks whether a stop signal has arrived.
+#: Interval at which a waiting agent reports progress to the supervisor and checks whether a stop signal has arrived.
 CHECK_INTERVAL_S = 0.2
 
 

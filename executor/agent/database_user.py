@@ -76,8 +76,8 @@ class DatabaseUseConfirmer:
         if use_by_other_agent is not None:
             self.state.record_other_agent_on_database(use_by_other_agent.agent_id, cluster=use_by_other_agent.cluster)
             return
-        # In the call that takes the database over, `may_use_database` is False here. In later calls it is True, so
-        # each takeover is logged once.
+        # `may_use_database` is False until the last line of this method records that no other agent uses the database.
+        # So each takeover is logged once.
         if previous_use_by_other_agent is not None and not self.state.may_use_database:
             log.warning(
                 "database_taken_over",

@@ -112,7 +112,7 @@ class ExecutionRecorder:
                     job.name,
                     job.delay_until_next_execution_s,  # the interval, or the delay that the last execution requested
                     # True until this call has succeeded once for the job. While it is True, a period starts at once if
-                    # `job.delay_until_next_execution_s` differs from `interval_s` in the job's row.
+                    # the interval has changed since the last period started.
                     is_first=job.name not in self._names_of_tried_jobs,
                     is_requested=is_requested and job.ignores_period_if_requested,
                     waits_for_other_agents=job.fulcrum_link is not None and not job.fulcrum_link.is_up,

@@ -29,9 +29,10 @@ FENCE_SHARE_OF_LEASE = 2 / 3
 #: The time from the last renewal to the deadline, as a share of a lease. It is larger than FENCE_SHARE_OF_LEASE, so
 #: that an agent that can end its runs ends them before the deadline.
 DEADLINE_SHARE_OF_LEASE = 3 / 4
-#: Maximum duration of a renewal that finds another agent after a renewal that found none, as a share of a lease. With
-#: SMITH_FENCE=auto, the runs have no deadline before such a renewal. The renewal sets a deadline, measured from the
-#: start of the renewal. After a longer renewal, the runs would have too little time until the deadline.
+#: Maximum duration of a renewal of the leases, as a share of a lease. This limit applies only if another agent uses the
+#: database now, but none did at the previous renewal. With SMITH_FENCE=auto, the runs then have no deadline, and the
+#: renewal sets one, measured from its start. After a longer renewal, the runs would have too little time until the
+#: deadline.
 MAX_RENEWAL_SHARE_OF_LEASE = 1 / 3
 #: Interval at which the fence checks whether the agent must end its runs.
 CHECK_INTERVAL_S = 0.5
@@ -85,15 +86,14 @@ class Fence:
     def try_set_runs_deadline(self, started_at: float) -> bool:
         """Set the deadline of the runs, unless they have one. Return False if the current renewal takes too long.
 
-        Call this before the commit of a renewal that finds another agent. The commit stores, for the other agents, that
-        this agent ends its runs before its leases expire. After the commit, another agent may reap a job of this agent
-        once the job's lease has expired. With the `fence_mode` "never", this is not stored, and the runs get no
-        deadline.
+        Call this before the commit of a renewal if another agent uses the database. Unless `fence_mode` is "never", the
+        commit stores that this agent ends its runs before its leases expire. After the commit, another agent may reap a
+        job of this agent once the job's lease has expired. If `fence_mode` is "never", the runs get no deadline.
 
         `started_at` is the time at which the renewal began. If the renewal takes longer than
         MAX_RENEWAL_SHARE_OF_LEASE, the caller rolls it back, and starts a new renewal.
         """
-        if not self._has_other_agents:  # otherwise, the runs have a deadline already
+        if not self._has_other_agents:  # otherwise, the previous renewal has set the deadline (or NO_LIMIT)
             if self.clock() - started_at > self.lease_s * MAX_RENEWAL_SHARE_OF_LEASE:
                 return False
             self.record_renewal(started_at, has_other_agents=True)

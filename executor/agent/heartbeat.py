@@ -28,8 +28,8 @@ class Heartbeat:
     state: AgentState
     #: Called once, when FulcrumCore has sent this agent's id for the first time.
     on_agent_identified: Callable[[FulcrumAgent], object] = lambda _agent: None
-    #: Called at the end of the heartbeat that called `on_agent_identified`. Never called if this heartbeat
-    #: has failed to send the status.
+    #: Called at the end of the heartbeat that called `on_agent_identified`, unless this heartbeat fails to send the
+    #: status. Later heartbeats do not call it.
     on_first_heartbeat_sent: Callable[[], object] = lambda: None
 
     def send(self) -> None:

@@ -31,7 +31,7 @@ def require_service_id(job: Job) -> str:
 
 
 def properties_with_vault_references(job: Job) -> dict[str, Any]:
-    """Return the properties that FulcrumCore sent. A value can be a reference to a secret in FulcrumCore's vault.
+    """Return all properties as FulcrumCore sent them. A value can be a reference to a secret in FulcrumCore's vault.
 
     The properties of a job are its params. If the job has no params, the properties of its service are used.
     """

@@ -64,10 +64,10 @@ class LeaseKeeper:
             # The rows of the table `nodes` are agent processes, not Proxmox nodes. `has_other_agents` is True if
             # another agent process was running within the last two lease durations.
             has_other_agents = nodes.has_other_agents(session, self.boot_id, within_s=2 * self.lease_s)
-            # All runs of this process have one deadline, which is in a file. Other processes read the file, and end the
-            # runs at the deadline, even if this process is suspended. If the runs have no deadline yet, the fence sets
-            # one here, unless SMITH_FENCE is `never`. The deadline must be set before the commit, because the commit
-            # stores `fences`: if it is True, another agent process may reap a job once the job's lease has expired.
+            # All runs of this process have one deadline, which is in a file. Each run has a guard, a process that reads
+            # the file and ends the run at the deadline, even if this process is suspended. If the runs have no deadline
+            # yet, the fence sets one here, unless SMITH_FENCE is `never`. The deadline must be set before the commit:
+            # after it, another agent process may reap a job of this process once the job's lease has expired.
             if has_other_agents and not self.fence.try_set_runs_deadline(started_at):
                 # The deadline is measured from the start of the renewal. This renewal took so long that the runs would
                 # have too little time until the deadline. The caller starts the next renewal at once.
@@ -88,13 +88,13 @@ class LeaseKeeper:
                 stop_signal.send(StopSignal.LEASE_LOST)
             elif is_cancelled_by_job_id[job_id]:
                 stop_signal.send(StopSignal.CANCELLED)
-        # If a lease was lost, for example while this process was suspended, another agent may already execute the job.
-        # So the runs of all jobs that have lost their leases must end. Until they have ended, the deadline of the runs
-        # is not extended: at the latest, they end at the deadline.
+        # If a lease was lost, for example while this process was suspended, another agent process may already execute
+        # the job. So the runs of all jobs that have lost their leases must end. Until they have ended, the deadline of
+        # the runs is not extended: at the latest, they end at the deadline.
         if self._wait_until_ended(stop_signals.keys() - leased_job_ids):
-            # Until the commit, another agent reads the leases as they were before the renewal, and may reap a job when
-            # its old lease expires. So `record_renewal`, which moves the deadline to a later time or removes it, is
-            # called after the commit.
+            # Until the commit, another process reads the leases as they were before the renewal, and may reap a job
+            # when its old lease expires. So `record_renewal`, which moves the deadline to a later time or removes it,
+            # is called after the commit.
             self.fence.record_renewal(started_at, has_other_agents=has_other_agents)
         self._release_jobs_not_running(leased_job_ids)
         if leased_job_ids:
@@ -141,7 +141,7 @@ class LeaseKeeper:
         ids_not_running = set(leased_job_ids) - running_ids
         ids_to_release = ids_not_running & self._leased_ids_not_running
         self._leased_ids_not_running = ids_not_running
-        # The ids in `ids_to_release` of the jobs whose runs the fence has ended. The fence forgets the returned ids.
+        # The fence has ended the runs of the returned jobs. After this call, it no longer stores their ids.
         fenced_job_ids = self.fence.take_fenced_job_ids(ids_to_release)
         for job_id in ids_to_release:
             # A release counts as a crash; after too many crashes, the job fails. If the fence has ended the run, the

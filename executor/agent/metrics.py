@@ -1,9 +1,9 @@
 """Runs the critical job ReportMetric: reads all VMs with one request to Proxmox, sends their metrics to FulcrumCore.
 
 A round reads all VMs once and sends their samples. In FulcrumCore, each sample becomes a metric entry. FulcrumCore
-accepts one entry per request and sets the entry's timestamp itself. So the requests are spread over the interval.
-Reading, computing and sending use at most 5 % of a CPU core. Samples that cannot be sent in time are dropped, and the
-next round starts with the VMs of these samples.
+accepts one entry per request and sets the entry's timestamp itself. So the requests are spread over the interval
+between two rounds. Reading, computing and sending use at most 5 % of a CPU core. Samples that cannot be sent in time
+are dropped, and the next round starts with the VMs of these samples.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ class _Pace:
             self._deadline = float("-inf")
 
     def is_deadline_passed(self) -> bool:
-        """True if the deadline has passed, or if the latest planned time is after the deadline."""
+        """True if the deadline has passed, or if the entry that was planned last is planned after the deadline."""
         with self._lock:
             last_planned_at = self._next_entry_at - self._gap_s
             return max(time.monotonic(), last_planned_at) > self._deadline

@@ -116,8 +116,9 @@ def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Ou
 def _outcome_of_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
-    # The run was ended, because the agent was suspended or blocked, and did not renew its leases in time. The job did
-    # not cause this, so it is requeued. If another process has reaped the job, the requeue is not stored.
+    # The run's parent process (not a stop signal) ended the run, because the agent was suspended or blocked, and did
+    # not renew its leases in time. The job did not cause this, so it is requeued. If another agent process has reaped
+    # the job, the requeue is not stored.
     if result.code is ErrorCode.LEASE_LOST:
         return Outcome(
             ending=Ending.REQUEUE,

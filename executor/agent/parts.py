@@ -71,9 +71,9 @@ class SharedDependencies:
 
     @cached_property
     def database_use_confirmer(self) -> DatabaseUseConfirmer:
-        """The object whose method `confirm` records, in the database, this agent as the user of the database.
+        """The object whose method `confirm` stores in the database that this agent uses the database.
 
-        While `confirm` records this regularly, no agent with another id in FulcrumCore uses the database. Several
+        While `confirm` is called regularly, no agent with another id in FulcrumCore uses the database. Several
         processes of one agent may share the database. The heartbeat and the lease keeper call `confirm` of the same
         object.
         """
@@ -148,10 +148,10 @@ def build_dispatcher(shared: SharedDependencies, runner: Runner, meters: Prometh
 def build_lease_keeper(shared: SharedDependencies, dispatcher: Dispatcher, runner: Runner) -> LeaseKeeper:
     """Return the lease keeper, which renews the leases of the dispatcher's jobs, with its fence.
 
-    If the leases cannot be renewed, the fence (SMITH_FENCE) ends all runs before the leases expire. It also sets a
-    deadline for all runs, a time before the leases expire. At the deadline, a guard process of each run ends the run,
-    even if this process is suspended. After each renewal, the lease keeper stores the story of each run: the summary of
-    what the run has done.
+    If the leases cannot be renewed, the fence (SMITH_FENCE) ends all runs before the leases expire. This process may be
+    suspended and unable to end them. So the fence sets a deadline for all runs at each renewal, and a guard process of
+    each run ends the run at the deadline. After each renewal, the lease keeper stores the story of each run: the
+    summary of what the run has done.
     """
     settings = shared.settings
     fence = Fence(
@@ -245,9 +245,8 @@ def build_critical_jobs(
 ) -> list[CriticalJob]:
     """Return the critical jobs (periodic tasks of the agent) that are not disabled by an interval of 0.
 
-    `fulcrum_link` records whether FulcrumCore answers. If a critical job fails because FulcrumCore does not answer or
-    refuses the token, the failure is recorded in `fulcrum_link` only if the critical job has this argument.
-    `may_use_database` is False while an agent with another id uses the database.
+    `fulcrum_link` records whether FulcrumCore answers and accepts the token. A critical job without this argument
+    records no failure in it. `may_use_database` is False while an agent with another id uses the database.
     """
     settings, state = shared.settings, shared.state
     fulcrum_link, prune_interval_s = state.fulcrum_link, settings.smith_prune_interval_s
@@ -281,7 +280,7 @@ def build_critical_jobs(
         CriticalJob(
             name="GetPendingJobs",
             interval_s=settings.fulcrum_poll_interval_s,
-            # This method checks `may_poll` itself, because `may_start`, which checks it below, is ignored if
+            # `poll_if_allowed` checks `may_poll` itself. `may_start` below checks it, too, but is ignored if
             # `is_executed_by_each_process` is true.
             run=poller.poll_if_allowed,
             wake_requested=state.poll_requested,

@@ -91,9 +91,9 @@ class Poller:
     def may_poll(self) -> bool:
         """True while the agent accepts new jobs.
 
-        It accepts no job while it is shutting down (`draining`), while an operator has disabled it in FulcrumCore
-        (`is_disabled`), and while another agent of FulcrumCore, with another id and token, uses the database (not
-        `may_use_database`). Processes with the same token may share a database.
+        It accepts no job while it is shutting down (`draining`), and while an operator has disabled it in FulcrumCore
+        (`is_disabled`). `may_use_database` is False while an agent with another id in FulcrumCore uses the database.
+        Then this agent accepts no job. Processes with the same token may share a database.
         """
         has_polled = self.state.finished_poll_count > 0
         may_accept_jobs = (
@@ -133,7 +133,10 @@ class Poller:
         return self._next_interval_s()
 
     def _log_unusable_jobs(self, page: PendingJobs) -> None:
-        """Log the number of jobs without a valid id, and of jobs beyond the requested number (`unread_count`)."""
+        """Log the number of ignored jobs: jobs without a valid id, and jobs beyond the requested number.
+
+        `unread_count` is the number of jobs that FulcrumCore sent beyond the requested number.
+        """
         count = len(page.unusable_item_descriptions) + page.unread_count
         if self._unusable_jobs_log_limiter.should_log(count):
             reasons = page.unusable_item_descriptions[:MAX_LOGGED_REASONS]
@@ -155,8 +158,8 @@ class Poller:
         """Reopen or store each job that is claimed by this agent at FulcrumCore, but is not open in this database.
 
         A job that has ended in this database is reopened. A job without a row was claimed by another installation,
-        because this agent stores each job before it claims the job. This holds even after a loss of the database:
-        `recover_claimed_jobs` stores the claimed jobs again before the first poll. A job of another installation is
+        because this agent stores each job before it claims the job. After a loss of the database,
+        `recover_claimed_jobs` has stored the claimed jobs again before the first poll. A job of another installation is
         stored only to show it to operators.
         """
         jobs = self._jobs_for_this_agent(self.fulcrum.processing_jobs_of_agent(self.state.agent_id))
@@ -197,8 +200,8 @@ class Poller:
     def _jobs_for_this_agent(self, jobs: list[FulcrumJob]) -> list[FulcrumJob]:
         """Return the jobs of this agent, and log the number of jobs of other agents.
 
-        `state.agent_id` is the agent of the token at the first heartbeat. If the token belongs to another agent now,
-        FulcrumCore lists the jobs of that agent.
+        `state.agent_id` is the id of the agent to which the token belonged at the first heartbeat. If the token belongs
+        to another agent now, FulcrumCore lists the jobs of that agent.
         """
         jobs_of_this_agent = [job for job in jobs if job.agent_id is None or job.agent_id == self.state.agent_id]
         other_agents_job_count = len(jobs) - len(jobs_of_this_agent)

@@ -67,7 +67,7 @@ class Pruner:
         self._delete_artifacts_and_log(deleted_job_count, deleted_mapping_count)
 
     def prune_artifacts_of_this_machine(self) -> None:
-        """Delete old artifacts of this machine. Called instead of `prune` if another agent prunes the database."""
+        """Delete old artifacts of this machine. Called instead of `prune` if another process prunes the database."""
         self._delete_artifacts_and_log(deleted_job_count=0, deleted_mapping_count=0)
 
     def _delete_artifacts_and_log(self, deleted_job_count: int, deleted_mapping_count: int) -> None:
@@ -87,7 +87,7 @@ class Pruner:
     def _delete_old_jobs(self) -> int:
         """Delete old jobs with their runs and artifacts; return how many jobs were deleted.
 
-        This function also deletes the rows of agent processes that were last running before `oldest_kept_time`.
+        This function also deletes the rows of agent processes that last ran more than SMITH_JOB_RETENTION_S ago.
         """
         oldest_kept_time = utc_now() - timedelta(seconds=self.settings.smith_job_retention_s)
         total_count = 0

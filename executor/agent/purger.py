@@ -57,7 +57,7 @@ class VmPurger:
     job_timeout_s: float
     interval_s: float  #: the interval of this critical job
     wait: Callable[[float], object]  #: waits for some seconds, or until the agent stops
-    #: Ids of the mappings for which a log line says that the VM is not deleted, because the service has not ended.
+    #: Ids of the mappings for which this object has logged that the service has not ended. It logs this only once.
     _logged_mapping_ids: set[int] = field(default_factory=set)
 
     def add_jobs_to_delete_expired_vms(self) -> None:
@@ -114,8 +114,8 @@ class VmPurger:
     def _has_service_ended(self, mapping: Mapping) -> bool:
         """Return whether the mapping's service has ended in FulcrumCore.
 
-        Logs a warning when the service has not ended, or when FulcrumCore does not return the service. A service has
-        not ended if, for example, FulcrumCore has set the service's delete job to failed after the job timeout.
+        Logs a warning when FulcrumCore does not return the service, and, once for each mapping, when the service has
+        not ended. Example of the latter: FulcrumCore has set the service's delete job to failed after the job timeout.
         Raises NotCertainlyGone when the service must be read again. Raises FulcrumUnavailable when FulcrumCore does not
         answer, or does not accept the agent's token.
         """
@@ -126,7 +126,7 @@ class VmPurger:
         except NotCertainlyGone:
             raise
         except (FulcrumRefused, FulcrumUnavailable) as error:
-            # An answer such as 400 raises FulcrumRefused.
+            # FulcrumRefused: an error answer such as 400, which a repeated request would not change.
             if isinstance(error, FulcrumUnavailable):
                 self.fulcrum.get_own_agent()  # raises FulcrumUnavailable if this request fails, too
             log.warning("vm_deletion_withheld", vmid=mapping.vmid, service_id=mapping.service_id, reason=str(error))
@@ -145,7 +145,7 @@ class VmPurger:
         try:
             return self.fulcrum.get_service(service_id)
         except FulcrumAuthError:  # FulcrumCore has answered 401 or 403
-            # First checks that FulcrumCore accepts the agent's token, and raises FulcrumUnavailable if it does not.
+            # This call first reads the agent. It raises FulcrumUnavailable if FulcrumCore refuses the agent's token.
             self.http_403_counter.require_service_gone(service_id)
             return None
 
@@ -187,7 +187,7 @@ class VmPurger:
                 service=None,  # FulcrumCore's JSON object of the service; None for a local job
                 defect=None,  # says what is invalid in a job; None for a valid job
                 priority=0,  # below FulcrumCore's default of 1, so jobs that users wait for are claimed first
-                core_created_at=now,  # of a job from FulcrumCore: when FulcrumCore created the job
+                core_created_at=now,  # for a local job: when the agent adds the job
                 # By FulcrumCore's clock, which is `clock_offset_s` ahead of this machine's clock.
                 deadline_at=now + timedelta(seconds=self.fulcrum.clock_offset_s + self.job_timeout_s),
                 is_local=True,

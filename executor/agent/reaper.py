@@ -1,8 +1,8 @@
 """Reaps a job of another agent of a shared database if the job's lease has not been renewed for a full lease time.
 
-A lease is the time-limited ownership of a job. To reap a job is to take it from its owner. The owner may still run the
-job's playbook, for example while it cannot reach the database. So an agent reaps a job only when no run of the owner
-can be in progress. This is certain in three cases:
+In this module, an agent is one agent process. A lease is the time-limited ownership of a job. To reap a job is to take
+it from its owner. The owner may still run the job's playbook, for example while it cannot reach the database. So an
+agent reaps a job only when no run of the owner can be in progress. This is certain in three cases:
 
 1. The owner is an agent that fences itself: if it cannot renew its leases, it ends its own runs before the leases
    expire.
@@ -142,7 +142,8 @@ class Reaper:
         for job_row_id, new_status in reaped_jobs:
             log.warning("job_reaped", job_row_id=job_row_id, status=new_status)
             self.state.dispatch_requested.set()  # wakes the dispatcher, which may claim the job
-            self.state.report_requested.set()  # wakes the reporter: a job that was reaped too often has failed
+            # Wakes the reporter, which reports the job if it has failed because it was reaped too often.
+            self.state.report_requested.set()
 
     def _decide_reaping(self, lease: LeaseOfOtherProcess, now: float) -> ReapDecision:
         now_at_fulcrum = utc_now().timestamp() + self.get_fulcrum_clock_offset_s()

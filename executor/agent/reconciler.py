@@ -66,7 +66,10 @@ class Reconciler:
         self._store_and_log_changes([finding for finding in outcome.findings if not self._repair_if_automatic(finding)])
 
     def open_findings(self) -> list[Finding] | None:
-        """Return the open findings; None if the database fails, or if every recent check was inconclusive."""
+        """Return the open findings.
+
+        None: the database fails, or no check of the last MAX_FINDINGS_AGE_INTERVALS intervals was conclusive.
+        """
         max_age_s = self.interval_s * MAX_FINDINGS_AGE_INTERVALS
         encoded_findings = None
         with contextlib.suppress(DatabaseError), read_only_session(self.inspector.engine) as session:
@@ -96,8 +99,8 @@ class Reconciler:
     def _repair_if_automatic(self, finding: Finding) -> bool:
         """Apply the repair of a finding if it is one of AUTOMATIC_REPAIRS. Return whether it is one of them.
 
-        The result is True even when the repair is impossible now: the caller does not store the finding, and the next
-        check tries again. The audit entry of the repair names the agent as its author.
+        The result is True even when the repair is impossible now. The caller then does not store the finding, and the
+        next check tries the repair again. The audit entry of the repair names the agent as its author.
         """
         if finding.repair not in AUTOMATIC_REPAIRS:
             return False

@@ -27,8 +27,8 @@ log = get_logger(__name__)
 def register_agent(engine: Engine, agent_process: AgentProcess, state: AgentState) -> None:
     """Store the row of this process, and reap the jobs of ended processes at once.
 
-    Record in `state` whether an operator has paused this installation, and its job limit. Both must be known before the
-    first claim.
+    Record in `state` whether an operator has paused this installation, and how many jobs it may run at once. Both must
+    be known before the first claim.
     The caller has locked the data folder and the SQLite file, and has ended the runs of the earlier processes.
     """
     with transaction(engine) as session:

@@ -79,7 +79,7 @@ def completion_arguments(job: Job, agent_id: str) -> dict[str, Any]:
     vm = job.result or {}
     if vm.get("status") == "absent" or "vmid" not in vm:  # no VM exists, for example after a delete
         return {}
-    if job.action == "delete":  # the VM may stay for a grace period, but the ended service must get no instance id
+    if job.action == "delete":  # the VM may stay for a grace period, but the deleted service must get no instance id
         data = {key: vm[key] for key in ("vmid", "node", "name", "delete_at") if vm.get(key)}
         return {"agent_instance_data": data}
     data = {key: vm[key] for key in INSTANCE_DATA_KEYS if vm.get(key) not in (None, "", [])}

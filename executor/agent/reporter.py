@@ -1,8 +1,8 @@
 """Step 7 of a job's processing (ARCHITECTURE.md): sends each job's result until FulcrumCore acknowledges the result.
 
 A report is the request that sends the result of a job. The outbox contains the ended jobs whose result FulcrumCore has
-not acknowledged. A report of the outbox is due if it is neither in backoff nor claimed by another agent process. A
-claim of a report reserves the report for a short time.
+not acknowledged. The report of a job in the outbox is due if the report is neither in backoff nor claimed by another
+agent process. A claim of a report reserves the report for a short time.
 
 FulcrumCore never accepts a second result of a job: it refuses the report of a job whose status is Completed or Failed.
 Then the reporter reads the job with `GET /jobs/{id}`, to find out whether FulcrumCore had accepted an earlier report of
@@ -238,6 +238,7 @@ class Reporter:
         except FulcrumAuthError:
             # Raises FulcrumUnavailable if FulcrumCore does not accept the agent's token, or while it is not certain
             # that the job is gone. Then the report is postponed.
+            # `refused_request` completes the error text "FulcrumCore refused to …".
             self.http_403_counter.require_job_gone(job.fulcrum_id, refused_request="accept the report")
             return ReportState.ABANDONED, JOB_GONE_TEXT  # the report is not sent again
         except FulcrumUnavailable as error:
@@ -281,7 +282,7 @@ class Reporter:
             status_at_fulcrum=fulcrum_job.status,
             error_at_fulcrum=fulcrum_job.error_message,
         )
-        if reaction is RefusalReaction.CLAIM_AND_SEND:
+        if reaction is RefusalReaction.CLAIM_AND_SEND:  # the job is pending in FulcrumCore, which has lost the claim
             self.fulcrum.claim_job(job.fulcrum_id)
             self._send_result(job)
             return ReportState.REPORTED, ""

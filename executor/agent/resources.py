@@ -60,10 +60,11 @@ class ResourceAllocator:
     ) -> Iterator[AllocatedResources]:
         """Allocate the resources that the job needs, while the block runs.
 
-        A create needs a placement and a clone slot. A migration needs a placement. An update needs memory and cores for
-        the VM's new size on the VM's node. While all clone slots are in use, and while Proxmox does not answer,
-        `may_wait` is called repeatedly; it returns whether to wait longer. Raises JobError when `may_wait` returns
-        False or raises JobError, and when no node has enough resources.
+        A create needs a placement and a clone slot, even if it clones nothing (a create from an ISO image or an OS
+        template). A migration needs a placement. An update that makes the VM larger needs memory and cores on the VM's
+        node. While all clone slots are in use, and while Proxmox does not answer, `may_wait` is called repeatedly; it
+        returns whether to wait longer. Raises JobError when `may_wait` returns False or raises JobError, and when no
+        node has enough resources.
         """
         with self._allocate_placement(job, mapping, properties, may_wait) as placement:
             if placement is None or job.action != "create":
@@ -80,8 +81,8 @@ class ResourceAllocator:
     ) -> Iterator[Placement | None]:
         """Yield the placement of a create or a migration. For an update, yield None.
 
-        For an update that makes the VM larger, the memory and cores of its new size are allocated. Allocated memory and
-        cores count as used while the block runs.
+        For an update that makes the VM larger, the memory and cores of its whole new size are allocated. While the
+        block runs, the node's used memory and cores include this allocation instead of the VM's present size.
         """
         if job.action == "migrate":
             # The placer uses `mapping.node` only if Proxmox does not list the VM.

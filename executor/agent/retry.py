@@ -61,8 +61,7 @@ def backoff_if_retried_s(
 ) -> float | None:
     """Return the backoff before the job's next attempt, or None when the job must not be attempted again.
 
-    `gets_new_vmid` is True if the next attempt uses another VMID. With the same VMID, an attempt after VM_ID_TAKEN
-    would fail again.
+    `gets_new_vmid` is True if the next attempt uses another VMID.
     """
     if result.succeeded or result.code is None or job.attempt >= MAX_ATTEMPTS:
         return None
@@ -86,7 +85,9 @@ def backoff_after_attempt_s(attempt: int) -> float:
 
 
 def backoff_after_unavailability_s(retry_after_s: float | None) -> float:
-    """Return the backoff after FulcrumCore or the database did not answer, or after a lease was lost.
+    """Return the backoff after FulcrumCore or the database did not answer.
+
+    A job whose run was ended because the agent had not renewed its leases in time gets the same backoff.
 
     The backoff is at least `retry_after_s`, the value of the `Retry-After` header in FulcrumCore's answer, if any.
     """

@@ -4,7 +4,7 @@ A critical job is a periodic task of the agent. In this module, `job` always mea
 library decides when the next execution of a job is due. `ExecutionRecorder` stores the executions in the database.
 Several agent processes may use the database. Some critical jobs, such as the heartbeat to FulcrumCore, are executed
 by each of these processes. Each other critical job is executed once per interval, by the process that first stores
-the start of this execution. When the database cannot be written, every process executes it.
+the start of this execution. When the database cannot be written, every process executes all critical jobs.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class Scheduler:
 
         A period is a time, a little shorter than the interval, in which only one agent process executes the job.
         `try_start_period` returns False if this agent process must not execute the critical job now, usually because
-        another process has executed it in the current period. Then only `run_if_other_process_executes` is executed:
-        the part of the critical job that each machine must execute. `is_requested` is True if another thread has woken
+        another process has executed it in the current period. Then only `run_if_other_process_executes` is executed,
+        for example to delete old files on this process's machine. `is_requested` is True if another thread has woken
         the critical job's thread. Then a critical job with `ignores_period_if_requested` starts a new period, even if
         the current period is not over.
         """

@@ -48,7 +48,7 @@ def store_jobs_and_secret_owners(engine: Engine, secret_resolver: SecretResolver
     with transaction(engine) as session:
         for new_job in jobs:
             if job_queue.submit(session, new_job) is None:
-                continue  # another agent has added the job's row meanwhile, and has bound the references
+                continue  # another agent process has added the job's row meanwhile, and has bound the references
             count += 1
             if new_job.service_id is not None:
                 secret_references.bind(session, new_job.service_id, references.get(new_job.fulcrum_id, ()))
@@ -98,9 +98,8 @@ def require_secrets_belong_to_service(engine: Engine, job: Job, reference_uses: 
             secret_references.bind(session, service_id, property_name_by_reference)
             owner_by_reference = secret_references.service_ids_by_reference(session, property_name_by_reference)
     for reference, property_name in property_name_by_reference.items():
-        # `bind` adds no row for a reference that belongs to another service. If the reference has no row now, the row
-        # of the other service was deleted after `bind`, because that service had neither a job nor a VM. So this job
-        # may use the secret.
+        # If a reference has no row after `bind`, the row belonged to another service and was deleted meanwhile, because
+        # that service had neither a job nor a VM. The owner is gone, so this job may use the secret.
         owner_service_id = owner_by_reference.get(reference, service_id)
         if owner_service_id != service_id:
             log.warning("secret_of_other_service", property=property_name, owner_service_id=owner_service_id)

@@ -1,9 +1,9 @@
 """Reserves what a job adds to the usage of its tenant, before the job changes anything.
 
 A tenant is a customer (a consumer in FulcrumCore). The usage of a tenant is the number and the sizes of its VMs, and
-the numbers of their snapshots and backups. The limits of a tenant are SMITH_TENANT_MAX_*. This is a part of step 4 of a
-job's processing (ARCHITECTURE.md). A mapping says which VM serves which service; its row also stores the usage of the
-VM.
+the numbers of their snapshots and backups. The limits of a tenant are SMITH_TENANT_MAX_*. The reservation is a part of
+step 4 of a job's processing (ARCHITECTURE.md). A mapping says which VM serves which service; its row also stores
+the usage of the VM.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class TokenUseChecker:
     def warn_if_other_installation_uses_token(self, agent: FulcrumAgent) -> None:
         """Log a warning if another installation uses the token.
 
-        The caller has read `agent` from FulcrumCore before this process sent its first heartbeat.
+        The caller has read `agent` from FulcrumCore before this process sent its first heartbeat. FulcrumCore sets
+        `agent.updated_at` at each heartbeat.
         """
         try:
             with read_only_session(self.engine) as session:

@@ -314,8 +314,8 @@ class Worker:
                 result_or_error,
                 stop_reason=stop_signal.reason,
                 clock_offset_s=self.fulcrum.clock_offset_s,
-                # `is_mapping_reserved`: an earlier attempt, or this one, has reserved the VMID, and the VM may exist.
-                # `has_unused_reservation`: this attempt has reserved the VMID, and the VM does not exist.
+                # `is_mapping_reserved`: the VMID is reserved, by this attempt or an earlier one.
+                # `has_unused_reservation`: this attempt has reserved the VMID, and has started no run.
                 is_mapping_reserved=mapping is not None and mapping.state == MappingState.RESERVED,
                 has_unused_reservation=has_unused_reservation,
                 has_database_refused_result=has_database_refused_result,

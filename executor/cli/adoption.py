@@ -143,9 +143,10 @@ class Adoption:
     def _write_marker(self, lock: ServiceLock) -> None:
         """Write the marker with the built-in playbook `create`.
 
-        `create` accepts an existing VM without a marker if the VM has the name in the extra variable `vm`. The playbook
-        `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no template, so
-        it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the playbook fails.
+        `create` accepts an existing VM without a marker if the VM's name equals `name` in the extra variable `vm`. The
+        playbook `update` cannot be used, because it refuses a VM without the service's marker. `create` gets no
+        template, so it cannot clone a new VM if this VM is deleted in the meantime. Raises CommandFailed when the
+        playbook fails.
         """
         playbook = collection_folder() / "playbooks" / "create.yml"
         vm = self._build_vm_variable()

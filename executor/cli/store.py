@@ -63,8 +63,8 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
     """Open the database for the block. Raises DatabaseError if there is no database.
 
     An SQL statement in the block may fail because the database is sealed (its rows were moved to another database), or
-    because its schema is older or newer than this version needs. Then a DatabaseError with this cause replaces the
-    error of the statement. With `may_create`, a SQLite file that does not exist is created.
+    because its schema is older or newer than this version needs. Then a DatabaseError that names this problem is
+    raised in place of the statement's error. With `may_create`, a SQLite file that does not exist is created.
     """
     if not may_create:
         _require_existing_sqlite_file(settings.smith_database_url)
@@ -72,6 +72,7 @@ def open_database(settings: Settings, *, may_create: bool = False) -> Iterator[E
     try:
         yield engine
     except (DatabaseUnavailable, StatementRefused) as error:
+        # `cause` is the DatabaseError that is raised in place of `error`.
         cause = _find_seal_or_schema_problem(engine)
         if cause is not None:
             raise cause from error

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 # `core_tables` names the tables for queries with SQLAlchemy Core.
 from executor.database.core_tables import critical_jobs, jobs, nodes, pauses, read_row, read_rows
-from executor.database.literals import PROCESSING_LITERAL  # an SQL literal, so that SQLite uses partial indexes
+from executor.database.literals import PROCESSING_LITERAL  # SQLite uses a partial index only for a literal
 from executor.database.pause_scopes import ALL_AGENTS, NODE_SCOPE_PREFIX
 
 if TYPE_CHECKING:  # The import of these classes is slow. A query returns read-only rows with the same attributes.

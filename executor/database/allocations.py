@@ -169,8 +169,8 @@ def _store_use_and_return_limit(session: Session, owner: AllocationOwner, target
 
     The parameter `max_clones` is this agent's setting SMITH_CLONES_PER_STORAGE. The column `max_clones` contains the
     target's limit. The column `highest` contains the highest setting that an agent has stored so far. If this agent's
-    setting is higher, an operator has raised it. Then this agent's setting becomes the target's limit, even if
-    `halve_clone_limit` has lowered the limit.
+    setting is higher than `highest`, an operator has raised the setting. Then the setting becomes the
+    target's limit, even if `halve_clone_limit` has lowered the limit.
     """
     session.execute(delete(CloneTarget).where(CloneTarget.used_at < db_now(-MAX_TARGET_IDLE_S)))
     columns = {"max_clones": max_clones, "highest": max_clones, "used_at": db_now()}

@@ -72,9 +72,9 @@ def _json_values(*names: str) -> Iterator[ColumnClause[Any]]:
 # job will add to its tenant's usage. `group_id` is the id of the service's group in FulcrumCore.
 # At `core_created_at`, FulcrumCore created the job. At `available_at`, the backoff of a pending job ends.
 # `crashes` is the number of attempts whose end was not stored, for example because the agent process crashed.
-# `is_waiting` is true while the attempt, before its run, waits for an answer of Proxmox, or until fewer clones run in
-# parallel. A crash during this wait is not counted in `crashes`. At `claim_sent_at`, the worker sent the claim of the
-# job to FulcrumCore, which accepted it at `claimed_at`.
+# `is_waiting` is true while the attempt waits before its run: for an answer of Proxmox, or for the end of other clones,
+# because the number of parallel clones is limited. A crash during this wait is not counted in `crashes`. At
+# `claim_sent_at`, the worker sent the claim of the job to FulcrumCore, which accepted it at `claimed_at`.
 # `report_note` says why the report has its state, or why it is retried. At `report_after`, the backoff of the report
 # ends. Until `report_claimed_until`, only the agent process that has claimed the report sends it.
 jobs = table(
@@ -114,8 +114,9 @@ manual_runs = table(
     *_times("started_at", "lease_until", "ended_at"),
     *_json_values("upids"),
 )
-# `kind` says whether the guest is a VM or a container. A VM that is pending deletion is not deleted before `delete_at`.
-# `note` is the reason for the state, or names the volumes that Proxmox did not delete with the VM.
+# `node` is the Proxmox node of the guest. `kind` says whether the guest is a VM or a container. A VM that is pending
+# deletion is not deleted before `delete_at`. `note` is the reason for the state, or names the volumes that Proxmox did
+# not delete with the VM.
 mappings = table(
     "mappings",
     *_integers("id", "vmid", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),
@@ -133,6 +134,7 @@ audit = table(
 # parallel. `concurrency_wanted` is the number that it may run now: an operator can lower it. The process is `draining`
 # if it has begun to stop, and so claims no more jobs. `fences` is true if the process, when it cannot renew its leases,
 # ends its own runs before the leases expire. `installation_id` is the id of the process's data folder.
+# `agent_id` is the agent's id in FulcrumCore.
 nodes = table(
     "nodes",
     *_integers("pid", "concurrency_wanted", "concurrency"),

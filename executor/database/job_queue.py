@@ -355,7 +355,7 @@ def prune(session: Session, *, ended_before: datetime, limit: int) -> tuple[int,
     """Delete at most `limit` jobs that ended before `ended_before`.
 
     Jobs with the report state DUE or CLAIMED_ELSEWHERE are kept. FulcrumCore may still list them as Pending or
-    Processing, and the poller inserts each listed job that has no row.
+    Processing. If they were deleted, the poller would insert them again.
 
     Returns the number of deleted jobs, and the idents of their runs. A run's ident is the name of its artifacts folder.
     """

@@ -16,14 +16,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from executor.database import mappings
-from executor.database.literals import DELETED_LITERAL  # an SQL literal, so that SQLite uses partial indexes
+from executor.database.literals import DELETED_LITERAL  # SQLite uses a partial index only for a literal
 from executor.database.tables.mappings import Mapping
 from executor.database.times import utc_now
 from executor.model import GuestKind, MappingState
 from executor.shared import marker
 
 #: The columns that are exported and imported. The marker is not among them, because it is computed from the service id.
-#: `note` is the reason for the state. `snapshots` and `backups` are the numbers of the VM's snapshots and backups.
+#: `node` is the VM's Proxmox node. `note` is the reason for the state. `snapshots` and `backups` are the numbers of the
+#: VM's snapshots and backups.
 COLUMNS = (
     *("service_id", "cluster", "vmid", "node", "kind", "name", "mac_address", "state", "note", "delete_at"),
     *("tenant_id", "cores", "memory_mib", "disk_gib", "snapshots", "backups"),

@@ -164,8 +164,8 @@ def apply_result(session: Session, mapping_id: int, vm: dict[str, Any]) -> None:
     """Store the VM's new state in its mapping. `vm` is the result of a playbook.
 
     If the VM is absent, the mapping becomes deleted; its note names the volumes that still exist. If `vm` has a
-    `delete_at` (a Unix time in seconds), the mapping becomes pending deletion. Otherwise, also for an empty `vm`, the
-    mapping becomes active.
+    `delete_at` (a Unix time in seconds), the mapping becomes pending deletion. In every other case, the mapping
+    becomes active.
     """
     now = utc_now()
     if vm.get("status") == "absent":

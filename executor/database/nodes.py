@@ -31,7 +31,7 @@ STOP_REASON_KILLED = "killed"
 class AgentProcess:
     """What an agent process stores about itself at its start."""
 
-    boot_id: str
+    boot_id: str  #: the random id that the process chooses
     host: str
     pid: int
     version: str
@@ -84,7 +84,7 @@ def store_proxmox_check(session: Session, boot_id: str, *, proxmox_error: str | 
 
 
 def store_lease_renewal(session: Session, boot_id: str, *, fences: bool) -> None:
-    """Store that the agent process was running, and whether it ends its runs before its leases expire (`fences`).
+    """Store that the agent process is running, and whether it ends its runs before its leases expire (`fences`).
 
     Call this function only in the transaction that renews the leases. Another agent process reads a job's lease and the
     owner's `fences` in one query, and decides by `fences` whether it may reap the job. It reaps the job only if the

@@ -20,7 +20,7 @@ from executor.errors import DatabaseUnavailable
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-#: The name of PostgreSQL's channel. It belongs to one database of the server.
+#: The name of PostgreSQL's channel. A notification reaches only sessions that use the same database.
 CHANNEL = "smith_jobs"
 
 
@@ -40,8 +40,8 @@ class NotificationListener:
     def wait(self, timeout_s: float) -> bool:
         """Wait for a notification, at most `timeout_s`. Return whether one has arrived.
 
-        Also return True after opening a connection, because a notification may have been sent before. Raises a
-        DatabaseError, such as DatabaseUnavailable.
+        A call that opens the connection returns True without waiting, because a notification may have been sent while
+        no connection was open. Raises a DatabaseError, such as DatabaseUnavailable.
         """
         is_new = self._connection is None
         if is_new:

@@ -33,9 +33,10 @@ def retry_job(session: Session, job_id: int, *, who: str) -> str:
 
 
 def cancel_job(session: Session, job_id: int, *, who: str, reason: str) -> JobStatus | None:
-    """Cancel a pending job at once. For a processing job, store a request: its agent cancels the job later.
+    """Cancel a pending job at once. For a processing job, store a request to cancel the job.
 
-    Return the job's status after this call. If the job had ended already, return None and change nothing.
+    The agent process that runs the job reads the request later. Return the job's status after this
+    call. If the job had ended already, return None and change nothing.
     """
     with _auditing_job(session, job_id, who=who, verb="cancel", reason=reason) as change:
         status = job_queue.cancel_or_request_cancel(session, job_id)

@@ -1,7 +1,7 @@
 """Stores the pauses that operators start: during a pause, all agents or one node claim no jobs. No function commits.
 
-All agents are all agent processes that use the database. A node is an agent process and the later agent processes with
-the same data folder, not a Proxmox node. The scope of a pause is ALL_AGENTS, or `node:` followed by the id of a node.
+All agents are all agent processes that use the database. A node is not a Proxmox node: it is the agent processes that
+use the same data folder one after another. The scope of a pause is ALL_AGENTS, or `node:` followed by the id of a node.
 `job_queue.claim` reads the pause of all agents. An agent process reads the pause of its node when the process renews
 its leases. A pause does not stop running jobs.
 """

@@ -71,6 +71,7 @@ def _is_period_over(interval_s: float, delay_s: float) -> ColumnElement[bool]:
     is_own_interval_shorter = stored_interval_s > interval_s
     ends_sooner_by_s = case((is_own_interval_shorter, PERIOD_SHARE * (stored_interval_s - interval_s)), else_=0.0)
     is_over = CriticalJob.due_at <= db_now(ends_sooner_by_s - delay_s)
+    # A new `due_at` is less than one interval in the future. If it is later, the database's clock was set back.
     was_clock_set_back = CriticalJob.due_at > db_now(stored_interval_s)
     return or_(CriticalJob.due_at.is_(None), is_over, was_clock_set_back)
 

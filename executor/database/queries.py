@@ -87,8 +87,8 @@ def list_jobs(  # noqa: PLR0913 (one parameter for each filter)
         if set(statuses) <= _OPEN_STATUS_LITERALS.keys():
             stmt = stmt.where(jobs.c.id.in_(_ids_of_open_jobs(statuses)))
         elif set(statuses) == {JobStatus.FAILED}:
-            # The first condition selects the index of ended jobs. The index contains the status, so the database reads
-            # no row of a completed job.
+            # The condition with ENDED_LITERALS lets the database use the index of ended jobs. The index contains the
+            # status, so the database reads no row of a completed job.
             ended_jobs = jobs.alias()
             is_failed = ended_jobs.c.status.in_(ENDED_LITERALS) & (ended_jobs.c.status == JobStatus.FAILED)
             stmt = stmt.where(jobs.c.id.in_(select(ended_jobs.c.id).where(is_failed)))
@@ -196,7 +196,7 @@ def count_pending_and_processing_jobs(reader: Reader) -> dict[str, int]:
 def jobs_with_postponed_report(reader: Reader, limit: int) -> Sequence[Job]:
     """Return at most `limit` jobs with a postponed report. The job that ended first is first.
 
-    A postponed report is due after a failed attempt to send it.
+    A report is postponed if it is due and at least one attempt to send it has failed.
     """
     stmt = select(jobs).where(jobs.c.report_state == DUE_LITERAL, jobs.c.report_attempts > 0)
     return read_rows(reader, stmt.order_by(jobs.c.finished_at, jobs.c.id).limit(limit))

@@ -23,9 +23,9 @@ from executor.shared.error_codes import ErrorCode
 #: The error codes of jobs whose last attempt ended before it started a run: FulcrumCore had deleted the job or given it
 #: to another agent (JOB_GONE), or another installation had claimed the job (JOB_CLAIMED_ELSEWHERE). Such a job has no
 #: result of a run. The column `started_at` may contain the start of a run of an earlier attempt.
+#: "Another installation" is one with another database, but with the token of this agent.
 CODES_WITHOUT_RESULT = (ErrorCode.JOB_GONE, ErrorCode.JOB_CLAIMED_ELSEWHERE)
 #: For this time after a job's deadline, another installation that runs the job may still report the job's result.
-#: That installation has another database, and the token of this agent.
 MAX_REPORT_DELAY = timedelta(minutes=2)
 #: The new values in the row of an ended job that gets another attempt.
 _COLUMNS_OF_NEW_ATTEMPT: dict[str, Any] = {
@@ -49,7 +49,7 @@ def retry_now(session: Session, job_id: int) -> str:
     If the report state is REPORTED or ENDED_BY_FULCRUM (FulcrumCore had ended the job before the report), the report
     becomes due again. FulcrumCore accepts this report only if the job is open at FulcrumCore. A job that another
     installation has claimed gets a new attempt by this installation. The attempt runs the job's playbook if FulcrumCore
-    lists the job as pending or as claimed, and otherwise ends without a run. Returns "attempt" if the job is pending
+    lists the job as Pending or Processing, and otherwise ends without a run. Returns "attempt" if the job is pending
     now, "report" if its report is due now, and "" otherwise.
     """
     end_job_backoff = update(Job).where(Job.id == job_id, Job.status == JobStatus.PENDING).values(available_at=None)
@@ -75,14 +75,14 @@ def reopen(
 
     Such jobs exist if FulcrumCore refused claims or reports of the jobs for a while, or if FulcrumCore's database was
     restored from a backup. A job with the report state REPORTED or ENDED_BY_FULCRUM is reported again. The report
-    state ABANDONED means that the agent could not claim or could not report the job. With the report state ABANDONED or
-    CLAIMED_ELSEWHERE, a job that has the result of a run is reported, and any other job gets another attempt.
+    state ABANDONED means that the agent could not claim or could not report the job. A job with this state is reported
+    if it has the result of a run. Otherwise it gets another attempt.
 
-    `are_claimed_at_fulcrum` is True if FulcrumCore lists the jobs as claimed with this agent's token, which another
-    installation may use too. `now_at_fulcrum` is the current time by FulcrumCore's clock.
+    `are_claimed_at_fulcrum` is True if FulcrumCore lists the jobs as Processing, and False if it lists them as Pending.
+    `now_at_fulcrum` is the current time by FulcrumCore's clock.
 
-    A job that another installation has claimed gets another attempt only if FulcrumCore lists the job as pending. If
-    FulcrumCore still lists the job as claimed more than MAX_REPORT_DELAY after its deadline, no installation may run
+    A job that another installation has claimed gets another attempt only if FulcrumCore lists the job as Pending. If
+    FulcrumCore still lists the job as Processing more than MAX_REPORT_DELAY after its deadline, no installation may run
     the job any more. Then this agent reports that the job failed, because an open job would block its service for ever.
     """
     code = func.coalesce(Job.error_code, "")
@@ -95,8 +95,8 @@ def reopen(
         may_be_reopened &= ~is_claimed_elsewhere | (Job.deadline_at < now_at_fulcrum - MAX_REPORT_DELAY)
         has_no_result &= ~is_claimed_elsewhere
     columns = {
-        # Keep the time of this agent's claim, because FulcrumCore may have accepted the claim: if FulcrumCore lists the
-        # job as Processing, a worker then runs it. Delete the time if another installation has claimed the job.
+        # Keep the time of this agent's claim, because FulcrumCore may have accepted the claim. With this time, a worker
+        # runs a job that is Processing at FulcrumCore. Delete the time if another installation has claimed the job.
         "claim_sent_at": case((is_claimed_elsewhere, null()), else_=Job.claim_sent_at),
         "claimed_at": utc_now() if are_claimed_at_fulcrum else None,
         "epoch": Job.epoch + 1,

@@ -79,7 +79,7 @@ def current_revision(engine: Engine) -> str | None:
 
 
 def current_revision_in_transaction(reader: Reader) -> str | None:
-    """Return the revision of the schema, read in the caller's transaction. The database must not be empty.
+    """Return the revision of the schema, read in the caller's transaction. Alembic's table must exist.
 
     `reader` is a connection or a session of SQLAlchemy.
     """

@@ -33,8 +33,8 @@ from executor.model import GuestKind, MappingState
 def compare(facts: Facts) -> tuple[Finding, ...]:
     """Return the differences as findings. Findings about busy services are left out.
 
-    A service is busy, for example, while it has a pending or processing job (see `Facts.busy_services`). The job
-    may end the difference.
+    A service is busy while it has a pending or processing job, a job result that FulcrumCore must still get, or a run
+    that an operator has started. The job, the result or the run may end the difference.
     """
     findings = [finding for mapping in facts.mappings for finding in _compare_mapping(mapping, facts)]
     findings += [finding for guest in facts.guests for finding in _compare_marked_guest(guest, facts)]

@@ -36,16 +36,16 @@ class DriftKind(StrEnum):
     VM_GONE = "vm_gone"  #: the mapped VM does not exist
     VM_MOVED = "vm_moved"  #: the VM is on another node than the mapping says, which is harmless
     VM_RENAMED = "vm_renamed"  #: the VM has another name than the mapping says, so every action refuses the VM
-    #: The guest with the mapped VMID does not count as the service's VM: another guest uses the VMID ("recycled"), or
-    #: the VM itself has lost the marker, has a second marker, or is now a template.
+    #: The guest with the mapped VMID does not count as the service's VM: another guest uses the VMID (the VMID was
+    #: "recycled"), or the VM itself has lost the marker, has a second marker, or is now a template.
     VM_RECYCLED = "vm_recycled"
-    VM_HALF_DESTROYED = "vm_half_destroyed"  #: a deletion of the VM was interrupted, and left only its lock
+    VM_HALF_DESTROYED = "vm_half_destroyed"  #: a deletion was interrupted: the VM's configuration has only a lock
     VOLUMES_LEFT = "volumes_left"  #: volumes of a VM that was deleted still exist
     UNMAPPED_VM = "unmapped_vm"  #: a VM has the marker of a service, but no mapping names this VM
     SERVICE_WITHOUT_VM = "service_without_vm"  #: FulcrumCore has an instance id, but neither VM nor mapping exists
     #: FulcrumCore has deleted the service or does not know it, but its VM or its mapping exists. There are two
-    #: exceptions: if the mapping is active and the VM is gone, the kind is VM_GONE; if the mapping is pending deletion
-    #: and the VM exists, there is no finding of this kind.
+    #: exceptions. An active mapping whose VM is gone has the kind VM_GONE. For a VM that is pending deletion,
+    #: there is no finding of this kind.
     VM_WITHOUT_SERVICE = "vm_without_service"
     #: The result of a create or delete did not reach FulcrumCore. Create: the service has no instance id, or one with
     #: another VMID than the mapping. Delete: the mapping is pending deletion, but the service is not deleted.
@@ -113,7 +113,7 @@ class GuestFacts:
     #: The id of the agent that wrote the marker; '' if an earlier version of Agent Smith wrote the marker.
     agent_id: str = ""
     is_template: bool = False
-    #: None if unknown: Proxmox's list of guests lacks the status, or only a search of the nodes found the guest.
+    #: None if unknown: Proxmox's list of guests lacks the guest or its status, or names a node that the guest has left.
     is_running: bool | None = None
     kind: str = GuestKind.QEMU  #: a VM or a container
     lock: str = ""  #: the operation for which Proxmox has locked the guest
@@ -172,7 +172,7 @@ class VolumesLeft:
     """The volumes of a deleted VM that may still exist, because Proxmox could not remove them with the VM."""
 
     mapping: MappingFacts  #: the deleted mapping
-    volumes: tuple[str, ...]  #: the ids of these volumes; empty if none of them exists any more
+    volumes: tuple[str, ...]  #: the volume ids; empty if all volumes are gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,8 +241,7 @@ class Facts:
     def is_service_deleted_or_unknown(self, service_id: str) -> bool:
         """Return whether FulcrumCore has deleted the service, or does not list it as a service of this agent.
 
-        No caller asks about a service of another agent. So FulcrumCore does not know a service that is not in
-        `services`.
+        A service that is not in `services` counts as unknown, because no caller asks about a service of another agent.
         """
         service = self.services_by_id.get(service_id)
         return service is None or service.is_deleted

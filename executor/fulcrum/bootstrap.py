@@ -43,7 +43,7 @@ class ObjectStatus(StrEnum):
 
     FOUND = "found"  #: the object exists with the wanted content
     DIFFERS = "differs"  #: the object exists with other content, and was not changed
-    #: The agent type existed without the service type, which was added. In a dry run, it would be added.
+    #: The agent type existed, and the service type was added (attached) to it. In a dry run, it would be added.
     EXTENDED = "attached"
     CREATED = "made"  #: the object did not exist and was created
     MISSING = "missing"  #: the object does not exist, and was not created because of --dry-run

@@ -151,7 +151,7 @@ class FulcrumClient:
         """Report that the job succeeded.
 
         Arguments that are None, and empty `properties`, are not sent: FulcrumCore keeps the stored values.
-        `agent_instance_data` contains facts about the VM. `agent_instance_id` is the agent's id of the VM, such as
+        `agent_instance_data` contains facts about the VM. `agent_instance_id` is the id that the agent gives to the VM:
         `<agent id>/<VMID>`. It must be unique in all of FulcrumCore. For a duplicate, FulcrumCore answers 500, and this
         method raises FulcrumUnavailable. Raises FulcrumRefused if the job is not Processing, or if the properties
         violate the service type's schema. In the second case the job stays Processing.

@@ -14,9 +14,8 @@ MAX_JSON_DEPTH = 64
 #: Maximum number of values in one text, so that the parsed text does not take too much memory: a value takes up to 240
 #: bytes as a Python object. The commas and opening brackets in the text are counted instead of the values.
 MAX_JSON_VALUES = 250_000
-#: Maximum number of values, and maximum size, of one item of a large list. An item can be a job, which has a few
-#: hundred values. A list is large if its text is larger than MAX_ITEM_BYTES, or may have more than MAX_JSON_VALUES
-#: values.
+#: A list is large if its text is larger than MAX_ITEM_BYTES, or may have more than MAX_JSON_VALUES values. A large list
+#: is parsed item by item. Each of its items has at most this many values and bytes; a job has a few hundred values.
 MAX_ITEM_VALUES = 10_000
 MAX_ITEM_BYTES = 12 * 1024 * 1024
 #: A whole number with this many digits is larger than every float.

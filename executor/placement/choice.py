@@ -39,7 +39,7 @@ class ChoiceFacts:
     """The facts for one choice of a node.
 
     The facts do not contain the memory and cores of VMs that are being created or migrated, because Proxmox does not
-    show them yet. The placer adds this memory and these cores.
+    show this memory and these cores yet. The placer adds both.
     """
 
     snapshot: ClusterSnapshot

@@ -3,11 +3,12 @@
 An allocation is the memory and cores of a VM that is being created, migrated or made larger. It counts as used on the
 chosen node. When the job's run ends, the allocation is marked as ended. When Proxmox's list of VMs has then been read
 again, the allocation is removed. Without allocations, many create jobs at the same time would all get the same node.
-Agents that share a database count each other's allocations, too (`shared_allocations.py`).
+Agent processes that share a database count each other's allocations, too (`shared_allocations.py`).
 
 Before the placer takes a lock, it reads from Proxmox the facts on which a choice depends, such as the lists of nodes,
 guests and storages. So a request that Proxmox does not answer does not delay other placements. A thread that marks an
-allocation as ended takes only the lock `Placer._lock`. No thread holds this lock while it waits for the database.
+allocation as ended takes only the lock `Placer._lock`, which no thread holds while it waits for Proxmox or the
+database. So a slow choice of a node does not delay that thread.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Placer:
     clock: Callable[[], float] = time.monotonic
     shared_allocations: SharedAllocations | None = None  #: None on SQLite, where no other agent uses the database
     _reader: ChoiceReader = field(init=False)  #: reads the facts on which the choice of a node depends
-    #: The allocations of this agent. The keys are VMIDs.
+    #: The allocations of this agent process. The keys are VMIDs.
     _allocations: dict[int, _Allocation] = field(default_factory=dict)
-    #: The allocations of other agents. The keys are VMIDs.
+    #: The allocations of other agent processes. The keys are VMIDs.
     _allocations_of_other_agents: dict[int, _Allocation] = field(default_factory=dict)
     _newest_snapshot: ClusterSnapshot | None = None  #: Proxmox's newest lists of nodes, guests and storages
     #: Guards `_allocations`, `_allocations_of_other_agents` and `_newest_snapshot`. It is not held while Proxmox or the
@@ -208,8 +209,8 @@ class Placer:
 
         The newest snapshot shows the node and the size (memory and cores) of a VM whose allocation has ended. If the
         snapshot lists a VM without its size, the VM's allocation is kept. The argument `snapshot` is ignored if a newer
-        snapshot is known. The older snapshot may lack a VM whose allocation has been removed. With it, this VM would
-        not be counted. The caller holds `_lock`.
+        snapshot is known: a VM whose allocation has been removed may be missing in the older snapshot, and would not be
+        counted. The caller holds `_lock`.
         """
         newest_snapshot = self._newest_snapshot
         if newest_snapshot is None or newest_snapshot.read_at <= snapshot.read_at:

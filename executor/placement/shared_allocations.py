@@ -89,9 +89,9 @@ class SharedAllocations:
             )
 
     def end_allocation(self, vmid: int) -> None:
-        """Store that an allocation has ended. After a database error, store this later.
+        """Store that an allocation has ended.
 
-        `retry_storing_allocation_ends` tries again.
+        After a database error, `retry_storing_allocation_ends` stores it later.
         """
         self._store_end_now_or_later(vmid, is_end_of_clone=False)
 
@@ -123,9 +123,9 @@ class SharedAllocations:
     def store_clone_start_if_below_limit(self, vmid: int, target: str, max_clones_per_target: int) -> bool:
         """Store that a clone starts. Return False if the target's limit of clones is reached. Raises DatabaseError.
 
-        The limit of a new target is `max_clones_per_target`. `halve_clone_limit` and `count_successful_clone` change
-        the limit. An agent with a higher SMITH_CLONES_PER_STORAGE may have stored a limit that is higher than
-        `max_clones_per_target`. Then `max_clones_per_target` is used.
+        A target that is not stored yet is stored with the limit `max_clones_per_target`. `halve_clone_limit` and
+        `count_successful_clone` change the limit. An agent with a higher SMITH_CLONES_PER_STORAGE may have stored a
+        limit that is higher than `max_clones_per_target`. Then `max_clones_per_target` is used.
         """
         with transaction(self.engine) as session:
             allocations.lock_tables(session)

@@ -58,7 +58,7 @@ class SharedReads:
         self, key: Hashable, read: Callable[[], T], *, earliest_read_start: float, may_wait: Callable[[], bool]
     ) -> T:
         """Return the result of a `read` that started at `earliest_read_start` or later. If the read fails, raise its
-        error.
+        error. `earliest_read_start` is a time of `clock`.
 
         The result of the latest read is used if the read started at `earliest_read_start` or later. The error of a
         failed read is used for MAX_FAILURE_AGE_S. Otherwise a new read starts. During the wait, `may_wait` is called

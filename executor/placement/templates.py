@@ -142,7 +142,7 @@ def parse_template(row: VmRow, config: Mapping[str, Any]) -> Template:
 
 
 def vm_facts_without_cloud_init_drive(row: VmRow, config: Mapping[str, Any]) -> Template:
-    """Return the facts about a VM without its cloud-init drive.
+    """Return the facts about a VM; its cloud-init drive is ignored.
 
     For a migration, the cloud-init drive needs no shared storage: Proxmox creates this drive again on the target node.
     """
@@ -217,6 +217,7 @@ def choose_template_vmid(
         if not nodes_for_clone_by_vmid[template.vmid].is_complete:
             return template.vmid  # only an attempt can show whether a clone is possible
     template_texts = ", ".join(_template_text(template) for template in templates)
+    # A template needs the storages of its volumes. Its clone needs these or the configured target storage.
     storage_problem = f"each template or its clone needs a storage that is not shared or not available on {node}"
     problem = f"{storage_problem} (templates: {template_texts})"
     remedy = f"use shared storage, or create a template of this image on {node}"

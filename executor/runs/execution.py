@@ -87,7 +87,7 @@ class Execution:
         self._output_decoder = OutputDecoder(self._event_filter.write, output.ignore_further_text)
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
-        self._cancelled_at = 0.0
+        self._cancelled_at = 0.0  #: when the agent began to end the run: after a call of `cancel`, or as a stuck run
         self._folder_full_since: float | None = None  #: when the run folder was first found full; None if it was not
         self._last_output_at = time.monotonic()
         self._is_ended_as_stuck = False

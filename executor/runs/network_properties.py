@@ -160,7 +160,8 @@ class NicProperties(AddressProperties):
     missing members unchanged.
     """
 
-    #: The mode of the first NIC may be in the property `network` instead. `VmProperties`, with all NICs, checks it.
+    #: The mode of the first NIC may be in the property `network` instead. The class `VmProperties`, which contains
+    #: `network` and all NICs, checks the mode.
     MAY_LACK_MODE: ClassVar[bool] = True
 
     mode: Literal["dhcp", "static"] | None = None

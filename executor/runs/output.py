@@ -1,8 +1,8 @@
 """Step 5 of a job's processing (ARCHITECTURE.md): stores a run's output without secrets, up to a maximum size.
 
 The output is stored in the files `events.jsonl` and `stdout`. An event mark is an escape sequence that ansible-runner's
-display callback writes to the output for each event. The output is not trusted: it may have a size of 200 MB, and it
-may contain bytes that are not UTF-8, an incomplete event, or text that imitates an event mark. LEFT_OUT_TEXT is stored
+display callback writes to the output for each event. The output is not trusted: it may be very large, and it may
+contain bytes that are not UTF-8, an incomplete event, or text that imitates an event mark. LEFT_OUT_TEXT is stored
 in place of text that is left out.
 """
 
@@ -47,8 +47,8 @@ _FINAL_EVENT_KIND = "playbook_on_stats"
 #: Matches an event mark: `ESC[K`, then one or more parts of base64 text that each end with `ESC[<number>D`, then
 #: `ESC[K`.
 _EVENT_MARK = re.compile(rb"\x1b\[K(?:[A-Za-z0-9+/=]+\x1b\[\d+D)+\x1b\[K")
-#: Maximum size of an event mark that is still found if it is split between two calls of `OutputDecoder.feed`. This
-#: limit applies only to the output after MAX_OUTPUT_BYTES.
+#: After MAX_OUTPUT_BYTES of output, `OutputDecoder` may miss an event mark that is larger than this limit and is split
+#: between two calls of `feed`.
 _MAX_EVENT_MARK_BYTES = 512
 
 

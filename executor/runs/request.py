@@ -26,7 +26,7 @@ class PlaybookSettings:
     #: mapping allows every value, an empty list in it allows none.
     allowed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     may_use_any_template: bool = False  #: True if a service may also use templates that the settings do not name
-    bridge: str  #: the bridge of a NIC whose properties name no bridge
+    bridge: str  #: the bridge of the first NIC if the properties name none; '' to request no bridge
     pool: str  #: the resource pool of new VMs; '' for no pool
     node: str  #: the node in PROXMOX_NODES; '' if PROXMOX_NODES names several nodes or none
     #: The folders of the playbooks, in search order. The first is the folder SMITH_ACTIONS_PATH, if the provider (the

@@ -9,7 +9,8 @@ this file, a new agent process finds the orphan processes of earlier runs, and e
 changed.
 
 The run folder also contains the file RUN_UNTIL_FILE (`run_until_file.py`) with the deadline at which all runs of the
-agent process are ended. It is before the expiry of the process's leases. There may be no deadline.
+agent process must end. The deadline is before the expiry of the agent process's leases. If the runs may continue after
+the leases have expired, the file contains NO_LIMIT instead of a deadline.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ class RunFolder:
                 f"SMITH_DATA_DIR {data_dir} is in use by another agent: set SMITH_DATA_DIR to another folder"
             )
         self._record_fd = fd
+        # Returns the paths of the folders that were used, for example `run-2` if the configured `run` was not usable.
         return current_and_earlier_values_of_run_dir(self._record_file.parent)
 
     def _write_record_file(self, current_path: Path) -> None:

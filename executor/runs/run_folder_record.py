@@ -16,7 +16,10 @@ RECORD_FILE = "run-folders"
 
 
 def current_and_earlier_values_of_run_dir(data_dir: Path) -> list[Path]:
-    """Return the run folders of the agent with this data folder. The first folder is used now or was used last."""
+    """Return the run folders of the agent with this data folder. The first folder is used now or was used last.
+
+    A path is not always a value of SMITH_RUN_DIR: if the folder `run` was not usable, the path ends with `run-2`.
+    """
     try:
         text = (data_dir / RECORD_FILE).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

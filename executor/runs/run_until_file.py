@@ -56,7 +56,7 @@ class RunUntilFile:
     def ensure_written(self) -> None:
         """Write the file if it does not contain the deadline of the last `set_deadline`. Raises OSError if this fails.
 
-        A program that cleans temporary folders may have removed the file.
+        A program that cleans temporary folders may have removed the file. The file contains the deadline twice.
         """
         with self._lock:
             try:

@@ -114,10 +114,10 @@ class Runner:
         self._run_until_file.set_deadline(deadline_s)
 
     def start_warm_server(self, *, are_warm_runs_required: bool = False) -> None:
-        """Start the server of warm runs in the background, if warm runs are possible on this machine.
+        """Start the server of warm runs in the background.
 
-        Call `end_earlier_runs` before this method. `are_warm_runs_required` is True if runs must be warm: then this
-        method raises SettingsError if warm runs are not possible.
+        If warm runs are not possible on this machine, `WarmServerKeeper` starts no server, and all runs are cold. With
+        `are_warm_runs_required`, this method raises SettingsError instead. Call `end_earlier_runs` before this method.
         """
         if are_warm_runs_required and (reason := why_warm_runs_unavailable()):
             raise SettingsError(f"SMITH_WARM is on, but {reason}; set SMITH_WARM to auto to allow cold runs")
@@ -152,7 +152,8 @@ class Runner:
 
         `on_step` is called with the text of each step that the playbook begins, such as `cloning the template 9000`.
 
-        A run that crashes, that another process or the kernel kills, or whose outcome is unknown counts as failed.
+        A run gets the status FAILED if it crashes, if another process or the kernel kills it, or if its outcome cannot
+        be stored because the run folder is full.
         Raises JobError INVALID_REQUEST when a string in `run.vm` is not valid Unicode, and OSError when the file system
         of the run folder is full before the run.
         """

@@ -64,8 +64,8 @@ OsTemplate = Annotated[
 class DiskProperties(Properties):
     """One disk of the list `disks`. A disk that does not exist is added.
 
-    An existing disk is enlarged to `size_gib` and moved to `storage`. If one of them is None, the
-    disk keeps its size or its storage.
+    An existing disk is enlarged to `size_gib` and moved to `storage`. If `size_gib` is None, the disk keeps its size.
+    If `storage` is None, the disk stays on its storage.
     The size of a disk is in GiB, although FulcrumCore's name of this property ends in Gb.
     """
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # Not imported at run time, because the import would load SQL
 VANISHED_AFTER_LEASES = 2.0
 #: This limit replaces VANISHED_AFTER_LEASES if the row names this host, and this host has no process with the row's
 #: process id. The agent process may nevertheless be running in a container: a container can have the host name of this
-#: host, but has its own process ids. So the limit is not 0, but the time of two updates.
+#: host, but has its own process ids. A running agent updates the row twice within this limit.
 VANISHED_AFTER_LEASES_WITHOUT_PROCESS = 1 / 3
 
 

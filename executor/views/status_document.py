@@ -77,7 +77,7 @@ def read_status(reader: Reader, lease_s: float, *, should_count_ended_jobs: bool
         "reports_postponed": [
             _postponed_report_fields(job) for job in queries.jobs_with_postponed_report(reader, MAX_SHOWN_REPORTS)
         ],
-        # `since` is when this agent noticed the other claim, and ended the job in this database.
+        # `since` is when an agent noticed the other installation's claim, and ended the job in this database.
         "claimed_elsewhere": [
             {"id": job.id, "action": job.action, "fulcrum_id": job.fulcrum_id, "since": job.finished_at}
             for job in queries.jobs_claimed_elsewhere(reader, MAX_SHOWN_CLAIMED_ELSEWHERE)

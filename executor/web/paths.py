@@ -1,8 +1,8 @@
-"""Defines the paths of the pages for programs, the pages for operators, the public pages, and the forms."""
+"""Defines the paths of the pages that programs or operators read, of the public pages, and of the forms."""
 
 from __future__ import annotations
 
-#: The paths of the pages for programs, such as Prometheus and health checks.
+#: The paths of the pages for programs: a program such as Prometheus or a health check reads them.
 PROGRAM_PAGE_PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
 #: The paths of the health pages. These pages need no login, but show details only to callers who may read all pages.
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})

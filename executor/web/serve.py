@@ -49,8 +49,8 @@ class _LimitedProtocol(H11Protocol):
 
     #: The addresses and networks of trusted reverse proxies. `make_server` sets them in a subclass.
     proxy_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-    #: With TLS, `tls_connection_factory` sets this function, which decreases the number of running TLS handshakes. It
-    #: must be called when the TLS handshake has ended. None without TLS.
+    #: With TLS, `tls_connection_factory` sets this function. It subtracts one from the counter of running TLS
+    #: handshakes, and must be called when the TLS handshake has ended. None without TLS.
     on_tls_handshake_end: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn declares this type
@@ -166,6 +166,7 @@ def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCert
         token=settings.smith_http_token.get_secret_value(),
         proxies=settings.smith_http_proxies,
         proxy_user_header=settings.smith_http_user_header,
+        # True if the server listens on a loopback address
         can_only_local_callers_connect=is_local_address(settings.smith_http_addr),
         may_local_users_read_pages=settings.smith_http_local_pages,  # without a login
     )

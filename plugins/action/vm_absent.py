@@ -101,7 +101,8 @@ class ActionModule(VmAction):
         configuration_items = self.cluster.configuration_items(node, vmid)
         snapshot_volumes = volumes.snapshot_volumes(self.cluster, node, vmid)
         volumes_before = volumes.volumes_in(configuration_items, vmid) | snapshot_volumes
-        # The guest does not use a volume of a key such as `unused0`. Another cluster on the same storage may use it.
+        # The plugin itself removes no volume under a key such as `unused0`: another cluster on the same storage may use
+        # this volume.
         used_items = [(key, value) for key, value in configuration_items if not volumes.UNUSED_KEY.match(key)]
         removable_volumes = self._removable_volumes(node, volumes.volumes_in(used_items, vmid) | snapshot_volumes)
         self.progress.write_line("deleting the guest with its disks")

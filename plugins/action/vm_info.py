@@ -78,7 +78,7 @@ class ActionModule(ActionBase):
 
 
 def _look_up(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Look up the guest through `cluster`, which sends read requests to the Proxmox cluster."""
+    """Connect to the Proxmox cluster, look up the guest, and return its facts."""
     cluster, _login = open_cluster(*(arguments.pop(name) for name in ("connection", "ca_bundle", "kind")))
     deadline_monotonic_s = time.monotonic() + arguments.pop("timeout_s")
     return LookUp(cluster, Query(deadline_monotonic_s=deadline_monotonic_s, **arguments), _ignore_poll).run()

@@ -75,7 +75,7 @@ class ActionModule(VmAction):
             facts, "idle", change_result="rolled_back" if state == "rolled_back" else "snapshot", with_snapshots=True
         )
         # `wanted_state` is used only in the error text. With "rolled_back", `snapshot_problem` checks that the snapshot
-        # exists and is complete. This must be so after a rollback, and also after a creation.
+        # exists and is complete. The same check applies after a creation.
         self.fail_on_outcome_problem(
             outcome_problem(after, answer, wanted_state="rolled back" if state == "rolled_back" else "snapshotted"),
             snapshot_problem(after, name, "rolled_back"),

@@ -3,7 +3,7 @@
 
 `vm` is the request (docs/actions.md). Its member `allowed` lists the values that the request may name. Without this
 member, the request may name every value. `facts` are the facts of the guest. Before a clone, they are the facts of the
-template. Before a creation without a template, they are the facts of a guest that does not exist, without any disks.
+template. Before a creation without a template, they contain no disks and no configuration.
 A value that the guest already has is not checked: the provider may have removed this value from the list, and updates
 of the guest must still be possible. All functions are pure.
 """

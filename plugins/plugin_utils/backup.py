@@ -17,7 +17,8 @@ def require_backup_possible(
     `facts` is a dictionary of what Proxmox returned about the guest. `plugin.vm` is the playbook's variable `vm`: the
     guest, and the requested change of it.
 
-    `preconditions.backup_problem` checks `plugin.vm` and whether the guest is locked or suspended.
+    `preconditions.backup_problem` checks the requested backup mode, whether the provider allows a backup to the
+    storage, and whether the guest is locked or suspended.
     `node_limits.backup_problem` checks the storage.
 
     In three cases Proxmox starts the VM for the backup, so the node must have enough CPUs for the VM: the VM does not
@@ -59,9 +60,9 @@ def make_backup(plugin: VmAction, facts: Facts, facts_before: Facts, storage: st
     )
     # If the guest has moved to another node, Proxmox answers OK but starts no backup.
     plugin.refuse_if(preconditions.backup_start_problem(facts, answer))
-    # `idle`: wait until the Proxmox task of the backup has succeeded or failed. If the answer was lost, its UPID
-    # is unknown, and this Proxmox task is found by its type, which `change_result` determines. With `backup_storage`,
-    # the facts list the guest's archives on this storage.
+    # `idle`: wait until the Proxmox task of the backup has succeeded or failed. If the answer was lost, the UPID of
+    # this Proxmox task is unknown. Then the Proxmox task is found by its type: for the `change_result` "backed_up", the
+    # type is `vzdump`. With `backup_storage`, the facts list the guest's archives on this storage.
     after = plugin.look_up_after_change(facts, "idle", change_result="backed_up", backup_storage=storage)
     plugin.fail_on_outcome_problem(preconditions.backup_outcome_problem(after, facts_before, answer))
     return StepResult(facts=after, is_changed=True, upids=after["upids"])

@@ -43,7 +43,7 @@ class BoundedSession:
 
         If refused requests are repeated, the first answer that is not 401 is returned. If all repetitions are made and
         refused, the last answer 401 is returned. If the deadline leaves too little time for all repetitions, fewer or
-        none are made. If each request is refused in this case, TooLittleTimeToRepeat is raised.
+        none are made. Then TooLittleTimeToRepeat is raised if all answers are 401.
         """
         remaining_s = self.deadline_monotonic_s - time.monotonic()
         options["timeout"] = max(MIN_REQUEST_TIMEOUT_S, min(REQUEST_TIMEOUT_S, remaining_s + MAX_AFTER_DEADLINE_S))

@@ -57,6 +57,7 @@ def bridge_problem(cluster: Cluster, node: str, source: Facts, vm: dict[str, Any
     networks, new_bridges = _changed_networks(source, vm, is_new)
     if not networks:
         return ""
+    # "any_bridge" means bridges of Linux and of Open vSwitch, and VNets.
     rows = read_list_or_empty_if_forbidden(cluster.api.nodes(node).network, type="any_bridge")
     type_of_bridge = {str(row.get("iface")): str(row.get("type")) for row in rows}
     # LOCAL_ZONE is the zone of every bridge that is not a VNet. An unlisted bridge may be a VNet that the login may not

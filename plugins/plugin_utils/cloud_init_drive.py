@@ -30,8 +30,9 @@ def update_drive(plugin: VmAction, facts: Facts, vm: dict[str, Any], changed_key
 
     `vm` is the playbook's variable with the requested values of the VM (docs/actions.md). `changed_keys` contains the
     keys of the cloud-init values that the action plugin has changed or removed. The drive lacks the values of these
-    keys. If `changed_keys` is empty, Proxmox's list of the keys that the drive lacks is used: an interrupted earlier
-    run may have changed values. Otherwise the list is not used, because it omits a changed `ipconfigN`.
+    keys. If `changed_keys` is empty, Proxmox's list of the keys that the drive lacks decides whether the drive is
+    generated: an interrupted earlier run may have changed values. Otherwise `changed_keys` decides, because the list
+    omits a changed `ipconfigN`.
     """
     requested_keys = cloud_init.config_keys_of(cloud_init.requested_parameters(facts, vm)) | changed_keys
     if not requested_keys or not facts["has_cloud_init"] or facts["status"] != "running":

@@ -21,9 +21,9 @@ from .request_values import is_yes
 def differing_parameters(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
     """Return the requested parameters of proxmox_kvm that differ from the VM's configuration; empty if none differs.
 
-    For a container, they are parameters of the module `proxmox`. One call of the module sets them all. After a clone,
-    they include the description with the marker, so a VM is never configured without its marker. `is_create` is true
-    for the action `create`, and false for the other actions.
+    For a container, they are parameters of the module `proxmox`. One call of the module sets all returned parameters.
+    After a clone, the description with the marker is among them, so a VM is never configured without its marker.
+    `is_create` is true for the action `create`, and false for the other actions.
     """
     if kind_of(vm) == "lxc":
         requested_parameters = {**_identity_parameters(facts, vm), **container.requested_parameters(facts, vm)}
@@ -47,9 +47,9 @@ def differing_parameters(facts: dict[str, Any], vm: dict[str, Any], is_create: b
 
 
 def planned_values(facts: dict[str, Any], vm: dict[str, Any], is_create: bool = False) -> dict[str, Any]:
-    """Return the values that an action plugin would set, by parameter or disk, in a form for operators.
+    """Return the values that an action plugin would set, in a form for operators. The keys are parameters and disks.
 
-    These are the result of `differing_parameters`, a text for each disk that would change, and an empty text for
+    The values are the result of `differing_parameters`, a text for each disk that would change, and an empty text for
     `nameserver` or `searchdomain` if this key would be removed. The password is replaced by `(set)`.
     """
     plan = differing_parameters(facts, vm, is_create)
@@ -214,8 +214,8 @@ def configuration_problem(after: dict[str, Any], vm: dict[str, Any], answers: li
     if after.get("task_error"):
         return proxmox_task_failure(after["task_error"])
     results = [result for answer in answers for result in answer.get("results", [answer])]
-    # The outcome of a failed result is unknown if its change may have been made. The action plugin has already handled
-    # a failed result whose change was certainly not made.
+    # The outcome of a failed result is unknown if its change may have been made. If a change was certainly not made,
+    # the action plugin has raised Refused, so `answers` does not contain its result.
     # A result with a hotplug problem is left out, because it does not explain why the configuration differs: Proxmox
     # has stored the new values, and only the running guest has not applied them.
     results_with_unknown_outcome = [

@@ -17,8 +17,8 @@ from .request_values import is_yes
 #: Matches the deletion mark of a VM: a tag with the time from which the VM may be destroyed, in seconds since 1970. The
 #: mark is independent of the VM's marker, which has the service's id.
 DELETION_TAG = re.compile(r"smith-delete-(\d{1,12})")
-#: The member that an action plugin adds to the request `vm` after Proxmox has refused a tag. The guest's tags are then
-#: not changed.
+#: The member that an action plugin adds to the request `vm` after Proxmox has refused a tag. A request with this member
+#: leaves the guest's tags unchanged.
 TAGS_REFUSED_MEMBER = "without_tags"
 #: The deletion mark as a line of the description, by the kind of guest. A container's mark is always a line, because
 #: the Ansible module for containers can set only one tag. A VM's mark is a line only if Proxmox refuses the tags of the
@@ -53,7 +53,10 @@ def next_deletion_step(facts: dict[str, Any], vm: dict[str, Any]) -> dict[str, A
 
 
 def ha_managed_problem(facts: dict[str, Any], vm: dict[str, Any]) -> str:
-    """Return a problem if Proxmox would refuse the deletion because the HA manager manages the guest; '' if not."""
+    """Return a problem if Proxmox would refuse the deletion because the HA manager manages the guest; '' if not.
+
+    With `purge` in the request, Proxmox does not refuse the deletion, and removes the guest from HA.
+    """
     if not facts["exists"] or not facts["is_ha_managed"] or is_yes(vm.get("purge", False)):
         return ""
     return f"VM_STATE: the HA manager manages VM {facts['vmid']}: remove the VM from HA, or set purge in the request"

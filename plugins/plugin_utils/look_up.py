@@ -20,8 +20,8 @@ from .identity import HA_ERROR
 from .proxmox_tasks import has_failed, is_running, is_task_outcome_unknown, newest_first
 from .templates import find_template
 
-#: The states that a look-up can wait for. In this list, "the tasks" are the Proxmox tasks of the change before the
-#: look-up.
+#: The states that a look-up can wait for. In this list, "the tasks" are the Proxmox tasks of the change whose outcome
+#: the look-up reads.
 #: `nothing`: the look-up does not wait.
 #: `unlocked`: the guest exists and has none of the locks `clone`, `create` and `destroyed`. The wait also ends if no
 #: guest exists.
@@ -91,7 +91,7 @@ class LookUp:
     def __init__(self, cluster: Cluster, query: Query, on_poll: Callable[[dict[str, Any], list[str]], None]) -> None:
         """`on_poll` gets the facts and the UPIDs of the running Proxmox tasks of the change.
 
-        It is called after each poll of a wait that Proxmox has answered, except the last poll. If some of the
+        During a wait, it is called after each poll that Proxmox has answered, except the final poll. If some of the
         Proxmox tasks may belong to other jobs, `on_poll` gets [] instead of the UPIDs.
         """
         self.cluster = cluster
@@ -108,7 +108,7 @@ class LookUp:
         #: The UPIDs of all Proxmox tasks that Proxmox has listed, of this and of other changes.
         self.seen_upids: set[str] = set()
         self.running_upids: set[str] = set()  #: UPIDs of the Proxmox tasks of the change that have not ended yet
-        #: The list of guests that was read to find the template; None if it was not read, or has been used.
+        #: The list of guests that was read to find the template. None after the first read of the guest.
         self.guest_rows: list[dict[str, Any]] | None = None
 
     def run(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class LookUp:
 
         The next look-up gets these UPIDs as `known_tasks`. A Proxmox task that is not among them is then new.
         """
-        # The next look-up lists the Proxmox tasks of the clone, not those of the template.
+        # This look-up has listed the Proxmox tasks of the template. The next one lists those of the clone.
         if self.query.wait_for == "cloned":
             return [task["upid"] for task in self.cluster.tasks(facts["node"], self.query.vmid)]
         if self.query.known_tasks is None:
@@ -193,7 +193,7 @@ class LookUp:
 
         If Proxmox's answers to the change contained UPIDs, the Proxmox tasks with these UPIDs are returned. If not, the
         new Proxmox tasks are returned whose type is in the query's `task_types`. New Proxmox tasks of other types do
-        not belong to the change: another program that uses the playbook's login has started them.
+        not belong to the change: another program with the same Proxmox user or API token has started them.
         """
         if self.query.upids:
             return newest_first([self.cluster.task(upid) for upid in self.query.upids])
@@ -204,7 +204,7 @@ class LookUp:
         self.seen_upids.update(task["upid"] for task in listed_tasks)
         new_tasks = [task for task in listed_tasks if task["upid"] not in known_upids]
         new_tasks = new_tasks if task_types is None else [task for task in new_tasks if task["type"] in task_types]
-        # If a Proxmox task ran at the last poll and Proxmox no longer lists it, it is read by its UPID.
+        # If a Proxmox task ran at the previous poll and Proxmox no longer lists it, it is read by its UPID.
         vanished_upids = self.running_upids - {task["upid"] for task in listed_tasks}
         new_tasks = newest_first([*new_tasks, *(self.cluster.task(upid) for upid in vanished_upids)])
         self.running_upids = {task["upid"] for task in new_tasks if is_running(task)}
@@ -244,7 +244,7 @@ class LookUp:
         while True:
             is_past_deadline = time.monotonic() >= self.query.deadline_monotonic_s
             try:
-                # The last poll, after the deadline, always reads everything, because the result needs the outcomes of
+                # The final poll, after the deadline, always reads everything, because the result needs the outcomes of
                 # the Proxmox tasks.
                 if is_past_deadline or not self._is_clone_still_locked(facts):
                     # Read the Proxmox tasks first: if the task of a creation has ended, the guest exists, so the
@@ -273,7 +273,7 @@ class LookUp:
             poll_interval_s = min(poll_interval_s * 1.5, MAX_POLL_S)
 
     def _is_clone_still_locked(self, facts: dict[str, Any]) -> bool:
-        """Return True if the clone was locked at the last poll and still is.
+        """Return True if the clone was locked at the previous poll and still is.
 
         Only the lock is read, because no other fact changes while the clone is locked.
         """
@@ -293,8 +293,9 @@ class LookUp:
             "unlocked": is_created and facts["lock"] != DESTROYED_LOCK,
             "cloned": is_created,
             "created": is_created and have_tasks_ended,
-            "quiet": is_created and have_tasks_ended,
+            "quiet": is_created and have_tasks_ended,  # the tasks may have failed
             "absent": not facts["exists"],
+            # at least one task, and all tasks have succeeded
             "idle": bool(tasks) and have_tasks_ended and not any(has_failed(task) for task in tasks),
             "migrated": is_migrated and have_tasks_ended,
             "restarted": is_restarted and have_tasks_ended and facts["status"] == "running",
@@ -350,7 +351,7 @@ class LookUp:
         return tasks if len(tasks) == 1 and not self.vmids_in_logs[tasks[0]["upid"]] else tasks_with_vmid
 
     def _read_clone_logs(self, tasks: list[dict[str, Any]]) -> None:
-        """Read the logs of these clone tasks, and store the VMIDs in them in `vmids_in_logs`.
+        """Read the logs of these clone tasks, and store the VMIDs that they name in `vmids_in_logs`.
 
         At most MAX_LOGS_TO_READ logs are read, first the logs of failed Proxmox tasks. A log in which a VMID was found
         is not read again.

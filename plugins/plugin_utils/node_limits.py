@@ -118,7 +118,10 @@ def disk_format(cluster: Cluster, node: str, storage: str) -> str | None:
 
 
 def _requested_vcpus(facts: Facts, vm: dict[str, Any]) -> int:
-    """Return the number of vCPUs that the guest will have; 0 if the request names neither cores nor sockets."""
+    """Return the number of vCPUs that the guest will have; 0 if the request names neither cores nor sockets.
+
+    If the request names cores but no sockets, the guest gets one socket.
+    """
     cores, sockets = vm.get("cores"), vm.get("sockets")
     if not cores and not sockets:
         return 0

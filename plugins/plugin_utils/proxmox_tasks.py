@@ -53,8 +53,8 @@ _SEARCHED_LINES = 30
 #: Matches the time at the beginning of a line. Only some types of Proxmox tasks write it.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 #: Matches the beginning of a line that reports an error of a backup, a migration, QEMU, or a container's start. Other
-#: lines are about steps, such as `starting online/live migration on …`, even if `classify_failure` takes them for an
-#: error.
+#: lines are about steps, such as `starting online/live migration on …`. For some of them, `classify_failure` would
+#: return a specific error code.
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: Matches the first words of some lines about errors. These words only repeat that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")
@@ -71,7 +71,10 @@ def task_types(change_result: str, kind: str) -> tuple[str, ...]:
 
 
 def newest_first(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the Proxmox tasks, newest first: sorted by the start time in seconds, then by `pstart`, in clock ticks."""
+    """Return the Proxmox tasks, newest first.
+
+    Proxmox tasks that started in the same second are sorted by `pstart`, the start time of the process in clock ticks.
+    """
     return sorted(tasks, key=lambda task: (int(task.get("starttime") or 0), int(task.get("pstart") or 0)), reverse=True)
 
 

@@ -78,7 +78,10 @@ def _newest_only_storages(cluster: Cluster) -> set[str]:
 
 
 def _volumes_of_snapshot(cluster: Cluster, facts: Facts, snapshot: str) -> set[str]:
-    """Return the volumes that a rollback to the snapshot changes and whose names contain the guest's VMID."""
+    """Return the guest's volumes that a rollback to the snapshot changes.
+
+    A volume belongs to the guest if the volume's name contains the guest's VMID.
+    """
     config = cluster.guest(facts["node"], facts["vmid"]).snapshot(snapshot).config.get()
     drives = [
         (key, value)

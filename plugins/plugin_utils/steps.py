@@ -188,8 +188,8 @@ def ensure_configured(
     keys_to_remove = cloud_init.keys_to_remove(facts, vm)
     if not changes and not disk_module_parameters and not keys_to_remove:
         after = cloud_init_drive.update_drive(plugin, facts, vm, changed_keys=set())
-        # `update_drive` stores in `cloud_init_pending` the keys whose values it found missing in the drive. If a
-        # value was missing, it has requested a new drive or, in check mode, would request it.
+        # With no changed keys, `update_drive` asks Proxmox which values the drive lacks. It stores their keys in
+        # `cloud_init_pending`. If values were missing, it has requested a new drive (in check mode: would request one).
         return StepResult(facts=after, is_changed=bool(after["cloud_init_pending"]))
     plugin.refuse_if(lock_problem(facts), suspended_problem(facts), move_problem(plugin, facts, disk_module_parameters))
     plugin.diff = configuration.values_before_and_after(facts, vm, is_create)
@@ -225,7 +225,7 @@ def change_or_repeat_without_tags(
     Return the request of the last change, and the answer to this change. The request of a repeated change is `vm` with
     the additional member TAGS_REFUSED_MEMBER. With this member, a change keeps the guest's tags.
 
-    Proxmox refuses registered tags, and every tag if the option `user-tag-access` of the cluster is not `free`. A
+    Proxmox refuses registered tags, and tags that the option `user-tag-access` of the cluster does not allow. A
     refused change has changed nothing. A guest needs no tags, because the marker in its description identifies it.
     """
     try:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds the template from which a VM is cloned.
 
-In Proxmox's list of guests, the row of a new VM, or of a VM on a node that sends no statistics, has neither `name` nor
-`template`. Such a VM may be the template, so its facts (status, configuration and more) are read from Proxmox.
+In Proxmox's list of guests, the row of a new VM has neither `name` nor `template`. The same is true for a VM on a
+Proxmox node whose daemon pvestatd sends no statistics. Such a VM may be the template, so its facts (status,
+configuration and more) are read from Proxmox.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class VmAction(ActionBase):
         """Look up the guest. The arguments are members of `Query`: what to read, and which state to wait for."""
         defaults = {
             "vmid": int(self.vm["vmid"]),
-            "node": str(self.vm.get("node") or ""),
+            "node": str(self.vm.get("node") or ""),  # "": Proxmox's list of guests shows the node
             "deadline_monotonic_s": self.deadline_monotonic_s,
         }
         return LookUp(self.cluster, Query(**{**defaults, **query}), self._report_wait).run()
@@ -145,9 +145,9 @@ class VmAction(ActionBase):
         """Look up the guest after a change, and wait for the state `wait_for`. `facts` are the facts before the change.
 
         The look-up finds the Proxmox tasks of the change by the UPIDs in `self.answers`. If an answer has no UPID, the
-        look-up finds them by the types that `proxmox_tasks.TASK_TYPES` contains for `change_result`, or for `wait_for`
-        if `change_result` is "". By type, the look-up finds only Proxmox tasks that are not in `facts["known_tasks"]`,
-        the UPIDs of older Proxmox tasks.
+        look-up finds them by the types that `proxmox_tasks.TASK_TYPES` contains for the key `change_result`, for
+        example the type `vzdump` for "backed_up". If `change_result` is "", the key is `wait_for`. By type, the look-up
+        finds only Proxmox tasks that are not in `facts["known_tasks"]`, the UPIDs of older Proxmox tasks.
         """
         upids = [upid_in(answer) for answer in self.answers]
         defaults = {
@@ -313,7 +313,7 @@ class VmAction(ActionBase):
 def _error_message(exc: Exception) -> str:
     """Return the error of a failed action plugin as `CODE: text`."""
     if isinstance(exc, (Refused, LibraryMissing, login.LoginError)):
-        # If the text begins with an error code, the code is kept.
+        # If the text begins with an error code, the code is kept. Otherwise the text determines the code.
         return failures.action_plugin_failure(error_text(exc))
     if isinstance(exc, RecursionError):
         return "PVE_API_ERROR: Proxmox's answer is nested too deep"

@@ -22,7 +22,8 @@ from .vm_action import Refused, VmAction
 
 #: The time between two polls of a Proxmox task that removes a volume.
 POLL_S = 0.5
-#: The exceptions after which a volume may still exist: errors of an action plugin, and failed requests to Proxmox.
+#: The exceptions after which a volume may still exist: `Refused`, the exception with which the action plugin fails,
+#: and the exceptions of failed requests to Proxmox.
 FAILURES: tuple[type[Exception], ...] = (Refused, *REQUEST_ERRORS)
 #: The keys of a configuration whose values people write. Such a value may name a volume that the guest does not use.
 TEXT_KEYS = ("description", "name", "hostname", "tags")

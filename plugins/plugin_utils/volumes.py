@@ -118,7 +118,7 @@ def storages_of(volumes: Iterable[str]) -> set[str]:
 
 
 def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[str]:
-    """Return the storages of a new guest's volumes: those of its template, and those in the request `vm`."""
+    """Return the storages of a new guest's volumes: the template's storages, and the storages in the request `vm`."""
     config = template.get("config", {})
     drives = [str(value).partition(",")[0] for key, value in config.items() if VOLUME_KEY.match(key)]
     template_storages = {drive.partition(":")[0] for drive in drives if _VOLUME.match(drive)}
@@ -127,11 +127,11 @@ def storages_of_new_guest(vm: dict[str, Any], template: dict[str, Any]) -> set[s
 
 
 def old_volumes_problem(cluster: Cluster, node: str, vmid: int, storages: Iterable[str]) -> str:
-    """Return a problem if one of these storages has volumes of a deleted guest with this VMID; '' if not.
+    """Return an error text if one of these storages has volumes of a deleted guest with this VMID; '' if not.
 
-    Because of the VMID in their names, these volumes would become volumes of a new guest. Raises one of REQUEST_ERRORS
-    if a storage cannot be read. A storage on which the login has no privilege is not checked, because Proxmox refuses
-    to create a volume there.
+    Proxmox would treat the volumes as those of a new guest, because their names contain its VMID. Raises one of
+    REQUEST_ERRORS if a storage cannot be read. A storage on which the login has no privilege is not checked, because
+    Proxmox refuses to create a volume there.
     """
     old_volumes = []
     for storage in sorted(storages):

@@ -1,4 +1,4 @@
-"""Defines the tables of the memory and cores that are allocated to runs, and of the limits of clones per storage.
+"""Defines the tables of the memory and cores that runs need for their VMs, and of the limits of clones per storage.
 
 This module has no `from __future__ import annotations`: with it, the annotations would be texts, and SQLAlchemy would
 compile each of these texts at the start of every command that reads the database.
@@ -13,7 +13,7 @@ from executor.database.tables.base import Base
 
 
 class Allocation(Base):
-    """The memory and cores that are allocated to the run for one VM, and whether Proxmox is cloning this VM.
+    """The memory and cores of a Proxmox node that a run needs for its VM, and whether Proxmox is cloning this VM.
 
     Only the module `database/allocations.py` writes this table.
     """
@@ -22,13 +22,13 @@ class Allocation(Base):
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
     vmid: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    boot_id: Mapped[str] = mapped_column(String(64))  #: the id of the agent process that wrote the row
+    boot_id: Mapped[str] = mapped_column(String(64))  #: the random id of the agent process that wrote the row
     node: Mapped[str] = mapped_column(String(100))  #: the Proxmox node
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     cores: Mapped[int]
     started_at: Mapped[datetime]
-    #: When the run ended; NULL until then. A list of Proxmox's VMs that was read before this time may lack the memory
-    #: and cores of this VM. So another agent process with an older list counts `memory_bytes` and `cores` as used, too.
+    #: When the run ended; NULL until then. If another agent process read its list of Proxmox's VMs before this time,
+    #: it counts `memory_bytes` and `cores` as used, because its list may lack the memory and cores of this VM.
     ended_at: Mapped[datetime | None]
     #: `CloneTarget.name` of the storage on which the VM is or was cloned; NULL if the run has started no clone.
     clone_target: Mapped[str | None] = mapped_column(String(200))

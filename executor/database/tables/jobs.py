@@ -48,8 +48,8 @@ class Job(Base):
     #: The number of attempts. Each new owner adds one. If an attempt ends for a reason outside the job, for example an
     #: outage of FulcrumCore, one is subtracted.
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    #: How many attempts have no stored end, for example because the agent process crashed. An attempt that only waited
-    #: (`is_waiting`) does not count.
+    #: How many past attempts have no stored end for a reason that the job may have caused, for example a crash of the
+    #: agent process. An attempt that only waited (`is_waiting`) does not count.
     crashes: Mapped[int] = mapped_column(Integer, default=0)
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
     available_at: Mapped[datetime | None]  #: when the backoff of a pending job ends

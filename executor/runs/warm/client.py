@@ -19,8 +19,8 @@ import posix
 import select
 import sys
 
-#: The messages, with the values of protocol.py: the guard sends ACCEPTED, this script then sends GO, which starts the
-#: run, and the guard sends ENDED at the end of the run.
+#: The messages between the guard and this script: the guard sends ACCEPTED, this script then sends GO, which starts the
+#: run, and the guard sends ENDED at the end of the run. protocol.py defines the same values for the guard.
 ACCEPTED, ENDED, GO = b"A", b"E", b"G"
 #: The exit code of this script if the guard sends no exit code, because the guard was killed or needs longer than
 #: END_TIMEOUT_S. The value is 128 plus the number of the signal KILL, as in a shell.

@@ -159,7 +159,7 @@ def _supervise_run(connection: socket.socket, check_request: CheckRequest, execu
     child_pid = os.fork()
     if child_pid == 0:
         _run_and_exit(request, execute_run)
-    # The agent reads the output until all writers have closed it.
+    # The agent reads the output until all writers have closed it, so the guard closes its own file descriptors.
     for fd in (STDIN, STDOUT, STDERR, *request.file_descriptors):
         with contextlib.suppress(OSError):
             os.close(fd)

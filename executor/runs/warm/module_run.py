@@ -41,6 +41,7 @@ def replace_exec_command(payloads: Payloads) -> None:
     original_exec_command: Callable[..., ModuleOutcome] = patches.EXEC_COMMAND.get_value()
 
     def exec_command(self: Any, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> ModuleOutcome:
+        # `in_data` is the module's script. With `become`, another user runs the module, so this process cannot run it.
         if in_data and self.become is None:
             call = read_module_call(cmd, in_data)
             if call and payloads.contains_only_installed_files(call.module, call.zip_data):
@@ -115,7 +116,7 @@ def _module_utils_as_in_module_process() -> Iterator[None]:
         (patches.IS_CONTROLLER, False),
         # The replacement imports nothing, as in a module's own process.
         (patches.IMPORT_CONTROLLER_MODULE, lambda _module_name: None),
-        # The replacement reads in the module's parameters whether tracebacks are enabled.
+        # The replacement takes from the module's parameters whether tracebacks are enabled.
         (patches.IS_TRACEBACK_ENABLED, patches.IS_MODULE_TRACEBACK_ENABLED.get_value()),
         # The values below are empty, as in a module's own process before the module starts.
         (patches.MODULE_TRACEBACK_EVENTS, None),

@@ -5,11 +5,11 @@ imports modules and parses files that are the same for all runs. It runs no play
 the next run. The module `forkserver` accepts requests on SOCKET and executes each run in a fork. The module `patches`
 lists the private names of Ansible that this server reads, calls or replaces.
 
-When Ansible is imported, it computes constants that contain the run's folders, makes random ids and temporary folders,
-and registers functions that Python calls at exit. Each run repeats or reverts these steps. Each run has a private
-folder, which contains its credentials and temporary files. The private folder of the server is SERVER_FOLDER. The
-environments of the server and of a run may differ only in the path of the private folder and in PER_RUN_VARIABLES. The
-server refuses any other run.
+Each run has a private folder, which contains its credentials and temporary files. The private folder of the server is
+SERVER_FOLDER. When the server imports Ansible, Ansible computes constants that contain paths in SERVER_FOLDER, makes
+random ids and temporary folders, and registers functions that Python calls at exit. Each run repeats or reverts these
+steps. The environments of the server and of a run may differ only in the path of the private folder and in
+PER_RUN_VARIABLES. The server refuses any other run.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ class PlaybookRunner:
         """
         if not private_folder:
             return {}
-        # No run has RESERVED_VARIABLE. It only enlarges the memory of the server's environment variables, to which each
-        # fork writes variables of its run.
+        # Only the server's environment has RESERVED_VARIABLE. Its value has no meaning. It reserves the memory to which
+        # a fork writes the environment variables that /proc/<pid>/environ shows.
         ignored_names = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         return {
             name: value.replace(private_folder, self._server_folder)

@@ -38,7 +38,7 @@ class ServerProcess:
         """Start a server with the working directory `cwd`. Raises OSError if it cannot be started.
 
         `start_number` is 1 for the agent's first server, 2 for its second. It is a part of the names of the server's
-        socket and log, which are in `folder`.
+        socket and log, which are in `folder`. The server's temporary files are in `folder` too.
         """
         self.run_count = 0  #: the number of runs that were assigned to this server
         self.socket_path = folder / f"playbook-{start_number}.sock"

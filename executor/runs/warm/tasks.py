@@ -10,7 +10,8 @@ may change the Ansible task, the host and the variables, and the play is not aff
 copies of these objects. The result of the Ansible task passes through the same queue as the result of a fork, and is
 pickled in the same way.
 
-The module `patches` lists private names of Ansible. `set_value` replaces the value of a name in this process.
+The module `patches` contains an object for each private name of Ansible that warm runs use. The object's method
+`set_value` replaces the value of the name in this process.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Guest:
     """A guest of the lab's cluster, as Proxmox describes it.
 
     The guest has one of the lab's VMIDs (LAB_PROXMOX_VMID_MIN to LAB_PROXMOX_VMID_MAX), or the name of a lease. A lease
-    may have another VMID, because a run on the same cluster may have other values of these two settings.
+    may have another VMID, because another run of lab tests may have other values of these two settings.
     """
 
     vmid: int

@@ -1,8 +1,8 @@
 """The pytest plugin of `smith lab-test`: fixtures for tests of playbooks in the lab. docs/lab_test.md describes them.
 
-The lab is a Proxmox cluster for tests; the variables LAB_PROXMOX_* name it. If the Python package `smith_lab`
-is installed, pytest loads this plugin for all tests, not only for lab tests. Only the fixtures import other modules of
-`smith_lab`, so that tests without these fixtures do not import them.
+The lab is a Proxmox cluster for tests; the environment variables LAB_PROXMOX_* name it. If the Python package
+`smith_lab` is installed, pytest loads this plugin for all tests, not only for lab tests. Only the fixtures import other
+modules of `smith_lab`, so that tests without these fixtures do not import them.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def lab_run() -> Iterator[LabRun]:
     with open_lab(os.environ) as lab:
         if is_lab_configured(os.environ):
             require_vmids_outside_agent_range(lab, load_settings())
-        # The tests may run for `time_limit_s`. The reservation expires five minutes later: in these minutes, the run's
-        # guests are removed. Then another run of lab tests may reserve the range, and remove the guests in it.
+        # The tests may run for `time_limit_s`. In the next five minutes, the run's guests are removed. Then the
+        # reservation expires: another run of lab tests may reserve the range, and remove the guests in it.
         with reserve_range_for_run(lab, time_limit_s=3600) as run:
             yield run
 
@@ -106,7 +106,7 @@ def lab_guests(lab_run: LabRun, lab_actions_folder: Path | None) -> GuestActions
 def make_lab_vm(lab_guests: GuestActions) -> Iterator[Callable[..., dict[str, Any]]]:
     """Return a function that creates a guest.
 
-    The guests are removed after the test, unless `smith lab-test` has set the environment variable KEEP_VARIABLE.
+    The guests are removed after the test, unless `smith lab-test` has set the environment variable LAB_PROXMOX_KEEP.
 
     The function returns the variable `vm`, which describes the guest to actions and playbooks.
 

@@ -36,7 +36,10 @@ class Removal:
 
 
 def remove_leftovers(cluster: LabCluster, reserved_range: ReservedRange) -> list[Removal]:
-    """From a range that the caller has reserved, remove the guests of runs whose reservation has expired."""
+    """From a range that the caller has reserved, remove the guests of runs whose reservation has expired.
+
+    Return all removals, including the failed ones.
+    """
     guests = cluster.guests(reserved_range.vmids)
     findings = decide_guest_removals(guests, cluster.lab_settings, cluster.now(), reserved_range.lease.token)
     return [remove_guest(cluster, finding) for finding in findings if finding.is_removable and not finding.is_lease_vm]
@@ -103,6 +106,7 @@ def remove_lease_vm(cluster: LabCluster, reserved_range: ReservedRange) -> Remov
         if lease is not None and lease.token == reserved_range.lease.token:
             cluster.remove_without_stopping(guest)
         elif guest.is_named_as_lease_but_in_use and guest.name == reserved_range.lease_name:
+            # `lease_of_vm` returns None for a VM that has the name of a lease VM, but runs or has a disk.
             raise LabError("it runs or has a disk, so it is in use")
 
     return _try_removal(lease_vm_finding(reserved_range), remove)

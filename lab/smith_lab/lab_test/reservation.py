@@ -73,8 +73,8 @@ def reserve_any_range(cluster: LabCluster, expires_at_s: float) -> ReservedRange
     the same range. If Proxmox refuses a request for a range, the next range is tried.
     """
     lab, refusal_text = cluster.lab_settings, ""
-    # The guests with the lab's VMIDs, and all lease VMs of this cluster. If a run has other settings than this run, the
-    # VMID of its lease VM may be outside the lab's VMIDs.
+    # All lease VMs of the Proxmox cluster are included, because another run may have other settings: its lease VM may
+    # have a VMID outside the VMIDs of `lab`, the settings of this run.
     guests = cluster.guests_and_all_lease_vms(range(lab.vmid_min, lab.vmid_max + 1))
     now = cluster.now()
     for vmids in _free_ranges(cluster, guests, now):

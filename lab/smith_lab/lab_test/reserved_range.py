@@ -45,7 +45,7 @@ class Lease:
 
     token: str  #: identifies the run
     expires_at_s: int  #: when the reservation expires, in seconds since 1970 by the clock of the lab's Proxmox
-    last_vmid: int = 0  #: the last VMID of the range; 0 if unknown, as in a lease from a service id
+    last_vmid: int = 0  #: the last VMID of the range; 0 if the notes or the service id do not contain it
     tokens_of_expired_runs: tuple[str, ...] = ()  #: the tokens of expired runs whose guests may still be in the range
 
     def notes(self) -> str:

@@ -80,9 +80,11 @@ def _sweep_range(
     kept_findings = [finding for finding in findings_in_range if not finding.is_lease_vm and not finding.is_removable]
     are_all_removed = not any(removal.problem for removal in removals)
     # If a guest is locked, the lease VM is kept. A locked guest may be a new clone, whose notes do not identify its run
-    # yet. A later sweep may remove the clone only if the notes of the lease VM contain the token in the clone's name.
+    # yet. When the clone has a name, the name contains the token of its run. A later sweep may remove the clone
+    # only if the notes of the lease VM contain this token.
     if are_all_removed and not any(finding.guest and finding.guest.lock for finding in kept_findings):
         reserved_range = ReservedRange(vmids=vmids, lease=lease, lab_name_prefix=cluster.lab_settings.name_prefix)
-        # If the lease VM existed before, `acquire_lease` has renamed it. The outcome is reported with the old name.
+        # If the range already had a lease VM, `acquire_lease` has renamed this VM. The removal is reported with the
+        # caller's finding, which contains the old name.
         lease_vm_removal = remove_lease_vm(cluster, reserved_range)
         yield from (replace(lease_vm_removal, finding=finding) for finding in removable_findings if finding.is_lease_vm)

@@ -195,9 +195,9 @@ class ProxmoxStandIn:
     def is_holding(self) -> bool:
         """Return whether the stand-in delays the answer to an API request that it has processed.
 
-        `control("hold", method=..., path=...)` selects the next request with this method and a path that matches this
-        regular expression. `control("hold_change", number=...)` selects a later POST, PUT or DELETE request: 1 is the
-        next one. `control("clear_faults")` ends the delay.
+        `control("hold", method=..., path=...)` selects the next request with this method and a path that matches the
+        regular expression `path`. `control("hold_change", number=...)` selects a later POST, PUT or DELETE request: 1
+        is the next one. `control("clear_faults")` ends the delay.
         """
         return bool(self._read_from_control_port("holding"))
 

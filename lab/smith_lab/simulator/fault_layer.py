@@ -92,8 +92,9 @@ class FaultLayer:
     def _record_caller(self, scope: Scope, entry: HistoryEntry) -> None:
         """Record the name, role and agent of the token that the caller sent, even if the token has expired.
 
-        Record nothing for a revoked token, because it is not in the store. As in FulcrumCore, each start of the server
-        adds an admin token with the value `change-me`. Of several tokens with this value, the oldest is recorded.
+        Record nothing for a revoked token, because it is not in the store. Several tokens can have the same value: as
+        in FulcrumCore, each start of the server adds an admin token `change-me`. The oldest of these tokens is
+        recorded.
         """
         header = Headers(scope=scope).get("authorization", "")
         tokens = self._store.tokens_by_value.get(header.removeprefix("Bearer "))

@@ -57,7 +57,7 @@ class ServerOptions:
     job_timeout_s: float = 300.0  #: a job that has not ended fails this long after its creation
     job_retention_s: float = 720 * 3600.0  #: a job is deleted this long after its `completed_at`
     agent_timeout_s: float = 30.0  #: an agent gets the status Disconnected this long after its last heartbeat
-    #: Real seconds between two sweeps. A sweep applies the three times above to all jobs and agents.
+    #: Real seconds between two sweeps. A sweep applies the job timeout, the job retention and the agent timeout.
     #: 0: only POST /lab/sweep starts a sweep.
     maintenance_interval_s: float = 0.0
     job_maintenance: bool = True  #: whether a sweep applies the job timeout and the job retention
@@ -119,8 +119,8 @@ class Store:
         self.service_options: dict[str, Option] = {}
         #: An install token is the secret in the URL from which an install command fetches an agent's configuration.
         self.install_tokens: dict[str, InstallToken] = {}
-        #: A pool is a set of values, from which the server takes the value of a property that has none. Service pools
-        #: are for the properties of services, and config pools for the configurations of agents. A service pool set
+        #: A pool is a set of values. If a property has no value, the server takes one from a pool. Service pools are
+        #: for the properties of services, and config pools for the configurations of agents. A service pool set
         #: groups service pools of one provider. An agent uses the pools of at most one set.
         self.service_pool_sets: dict[str, ServicePoolSet] = {}
         self.service_pools: dict[str, ServicePool] = {}

@@ -5,10 +5,11 @@
 so a server that sends its answer byte by byte could occupy a thread for ever. `requests` does not limit the size of an
 answer either.
 
-In a playbook run, the time for the delivery of a request is limited, too. While a machine is cut off from Proxmox, its
-kernel sends the data of a request again and again, even after the process has ended. A request must not arrive after
-the deadline of the agent's runs, because another agent may then already process the job. All runs of an agent have the
-same deadline. Whenever the agent renews its leases, it writes a later deadline to a file, which `run_until.py` reads.
+In a playbook run, the time for the delivery of a request is limited, too. All runs of an agent process have the same
+deadline. Whenever the agent process renews its leases, it writes a later deadline to a file, which `run_until.py`
+reads. A request must not arrive after the deadline, because another agent process may then already process the job.
+Without a limit, a request could arrive later: while a machine is cut off from Proxmox, its kernel sends the data again
+and again, even after the process has ended.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class _BoundedSocket:
 def _limit_delivery(sock: socket.socket, run_deadline: RunDeadline | None) -> None:
     """Make the kernel end the connection if sent data has not arrived at the deadline of the agent's runs.
 
-    Without a limit, the kernel repeats the data for a quarter of an hour.
+    Without a limit, the kernel sends the data again and again for a quarter of an hour.
     """
     remaining_s = math.inf if run_deadline is None else run_deadline.remaining_s()
     if remaining_s == math.inf or not hasattr(socket, "TCP_USER_TIMEOUT"):

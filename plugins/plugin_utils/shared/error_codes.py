@@ -22,7 +22,7 @@ class ErrorCode(StrEnum):
     VM_LOCKED = "VM_LOCKED"  #: Proxmox holds a lock on the VM or a storage
     VM_ID_TAKEN = "VM_ID_TAKEN"  #: the VMID belongs to another guest
     NOT_FOUND = "NOT_FOUND"  #: the template, node, pool, storage or snapshot does not exist
-    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left, or the tenant (the consumer) has reached a limit
+    CAPACITY = "CAPACITY"  #: no disk space, memory or VMID is left, or the customer has reached a limit
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"  #: the storage is offline, disabled or not accessible
     NODE_DOWN = "NODE_DOWN"  #: the node does not answer
     PVE_AUTH = "PVE_AUTH"  #: Proxmox refuses the credentials
@@ -47,7 +47,7 @@ class ErrorCode(StrEnum):
     RESULT_REFUSED = "RESULT_REFUSED"  #: FulcrumCore does not accept the job's result; the agent's log has the reason
     DEADLINE = "DEADLINE"  #: the job cannot end within FulcrumCore's time limit
     CANCELLED = "CANCELLED"  #: an operator cancelled the job
-    AGENT_RESTARTED = "AGENT_RESTARTED"  #: no longer used: after a restart, the agent repeats the job
+    AGENT_RESTARTED = "AGENT_RESTARTED"  #: no longer used: after a restart, the agent runs the job again
     LEASE_LOST = "LEASE_LOST"  #: the agent did not renew its leases in time, so the run was ended
     QUARANTINED = "QUARANTINED"  #: the agent crashed three times while it ran the job
     INTERNAL = "INTERNAL"  #: a defect of Agent Smith

@@ -33,9 +33,9 @@ RULES: tuple[tuple[str, str], ...] = (
         r"SSLEOFError|UNEXPECTED_EOF|EOF occurred in violation of protocol|SSLZeroReturnError"
         r"|handshake operation timed out",
     ),
-    # A request that Proxmox answers with 401 is repeated before the answer counts as final. The text says that too
-    # little time was left for all repetitions, so the refusal may be temporary. So the code is not PVE_AUTH, after
-    # which the agent does not retry the job.
+    # A request that Proxmox answers with 401 is repeated before the answer counts as final. Our modules write
+    # LOGIN_NOT_REPEATED_TEXT if too little time was left for all repetitions. The refusal may be temporary, so the
+    # agent must retry the job. After the code PVE_AUTH, it would not retry.
     ("PVE_UNREACHABLE", LOGIN_NOT_REPEATED_TEXT),
     ("PVE_TLS", r"CERTIFICATE_VERIFY_FAILED|SSLError|TLS CA certificate bundle"),
     (
@@ -60,7 +60,7 @@ RULES: tuple[tuple[str, str], ...] = (
     ),
     # Proxmox answers 596 to 599 if it forwarded a request to another node and got no complete answer. The other node
     # may still execute the request. A text with `Read timed out` can also contain `Max retries exceeded`, which the
-    # next rule matches. This rule comes first, because Proxmox may still execute the request.
+    # next rule matches. This rule comes first, so that the text gets the code PVE_TIMEOUT.
     # The second line of the pattern matches the status of a Proxmox task that was killed, or whose log was removed. The
     # third line matches the answer to a request that may have started a Proxmox task whose UPID is unknown.
     (
@@ -76,7 +76,8 @@ RULES: tuple[tuple[str, str], ...] = (
         r"|Unable to load access control list|ipcc_send_rec\S{0,40} failed|pmxcfs\)? (is )?not mounted"
         r"|cluster filesystem not online|init request failed|unable to fork worker",
     ),
-    # A hibernated VM stays locked until it is started. So the code is not VM_LOCKED, after which the agent retries.
+    # A hibernated VM stays locked until it is started, so a retry fails, too. After the code VM_LOCKED, the agent would
+    # retry.
     ("VM_STATE", r"(VM|CT) is locked \(suspended\)|in error state, must be disabled and fixed first"),
     ("VM_HALF_DESTROYED", r"(VM|CT) is locked \(destroyed\)"),
     (
@@ -84,8 +85,8 @@ RULES: tuple[tuple[str, str], ...] = (
         rf"(VM|CT) is locked|{LOCK_TIMEOUT_PATTERN}|missing snapshot lock|migration lock|got wrong lock|invalid lock"
         r"|trying to remove .{1,40} lock|lock changed unexpectedly|config lock, aborting",
     ),
-    # A guest that has moved to another node is not found on its old node. So the code is never VM_NOT_FOUND: a retry
-    # looks the guest up again, and proves its absence if it does not exist. On the old node, Proxmox reports a
+    # A guest that has moved to another node is not found on its old node. The text does not prove that the guest does
+    # not exist, so the code is not VM_NOT_FOUND. A retry looks the guest up again. On the old node, Proxmox reports a
     # container as `not running`, because it does not check whether the container's configuration is there. An action
     # plugin never requests the power state that the guest already has. So `not running` and `already running` mean that
     # the guest has changed or moved since the look-up.

@@ -17,10 +17,10 @@ import re
 MARKER_LINE = re.compile(r"^[ \t]*smith-uid[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
 #: Matches the line of a description with the id of the agent that wrote the marker.
 _AGENT_LINE = re.compile(r"^[ \t]*smith-agent[ \t]*=[ \t]*(\S.*)$", re.MULTILINE | re.IGNORECASE)
-#: Matches the lines of a description that only the playbooks write: the marker, the agent's id, the fingerprint of the
-#: description that the service requested, the deletion mark (the time from which the guest may be destroyed;
-#: `smith-delete` for a container, `smith-delete-at` for a VM), and the protection mark (the service has requested
-#: Proxmox's protection flag).
+#: Matches the lines of a description that only the playbooks write: `smith-uid` (the marker), `smith-agent` (the id
+#: of the agent), `smith-text` (the fingerprint of the description that the service requested: its number of lines and a
+#: digest), `smith-delete` for a container and `smith-delete-at` for a VM (the time from which the guest may be
+#: destroyed), and `smith-protected` (the service has requested Proxmox's protection flag).
 SMITH_LINES = re.compile(
     r"^[ \t]*smith-(?:uid|agent|text|delete(?:-at)?|protected)[ \t]*=.*$", re.MULTILINE | re.IGNORECASE
 )

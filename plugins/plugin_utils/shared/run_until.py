@@ -21,9 +21,9 @@ from collections.abc import Mapping
 RUN_UNTIL_VARIABLE = "SMITH_RUN_UNTIL_FILE"
 #: The deadline of runs that may continue after the leases have expired, for example because no other agent exists.
 NO_LIMIT = math.inf
-#: A record is one line: the deadline in seconds, and the checksum of the deadline in hexadecimal digits. These are the
-#: sizes of the parts and of the record. The file contains the same record twice, so that one of the two can be read at
-#: any time while the agent writes the other.
+#: A record is one line: the deadline in seconds, and the checksum of the deadline in hexadecimal digits. The next three
+#: constants are the sizes of the deadline, of the checksum and of the record. The file contains the same record twice,
+#: so that one of the two can be read at any time while the agent writes the other.
 _DEADLINE_BYTES = 20
 _CHECKSUM_DIGITS = 8
 RECORD_BYTES = _DEADLINE_BYTES + 1 + _CHECKSUM_DIGITS + 1

@@ -59,7 +59,11 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Migrate the schema one revision backwards. The limits of running processes stay in `nodes.concurrency_wanted`."""
+    """Migrate the schema one revision backwards. The rows of `node_limits` are lost.
+
+    `nodes.concurrency_wanted` is not changed. It has the limit of each running agent process, also a limit that was set
+    after the upgrade.
+    """
     op.drop_column("clone_targets", "used_at")
     op.drop_column("clone_targets", "highest")
     op.drop_column("jobs", "is_waiting")

@@ -44,7 +44,7 @@ async def serve(settings: dict[str, Any]) -> None:
     cluster = Cluster(user="root@pam", password=settings["root_password"], host=settings["host"], port=settings["port"])
     cluster.time_scale = settings["time_scale"]
     seed_cluster(cluster, settings)
-    # The cluster lists these certificates, by their names in Proxmox, in its answers about a node's certificates.
+    # The certificates that the API lists for each node. The keys are the file names in the answer.
     cluster.certificate_files = {"pve-root-ca.pem": Path(settings["ca"]), "pve-ssl.pem": Path(settings["cert"])}
     # Tests may change the interval and the delay. `clear_faults` of the control port sets them to the defaults again.
     cluster.statistics_interval_s = cluster.default_statistics_interval_s = settings["statistics_interval_s"]

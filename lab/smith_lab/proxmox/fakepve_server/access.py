@@ -60,8 +60,9 @@ class AccessChecks(BridgeAccess):
         return {v["path"]: all_privileges}
 
     def _check(self, user: str, check: list[Any], values: dict[str, Any], declared: Any = None) -> tuple[bool, str]:
-        """Evaluate the permission rule `check`. fakepve has the rules of Proxmox VE 9. For version 8, they are changed.
+        """Evaluate the permission rule `check`.
 
+        fakepve has the rules of Proxmox VE 9. If version 8 is simulated, this method changes the rule.
         The rule ["perm", path, privileges, …] requires the privileges on the path. `declared` contains the parameters
         that the schema of the Proxmox API declares for the request.
         """

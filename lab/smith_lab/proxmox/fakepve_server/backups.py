@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Handles the request vzdump: makes a backup. fakepve itself answers this request, but makes no backup.
+"""Handles the request vzdump: makes a backup.
 
-fakepve is the simulation of Proxmox that this package extends. As in Proxmox, the request starts a Proxmox task. The
-request succeeds, and only the Proxmox task fails, if the storage is wrong, if the guest is missing or locked, or if the
-caller may not back the guest up.
+fakepve, the simulation of Proxmox that this package extends, answers this request, but makes no backup. Here, as in
+Proxmox, the request starts a Proxmox task that makes the backup. The request succeeds, and only the Proxmox task fails,
+if the storage is wrong, if the guest is missing or locked, or if the caller may not back the guest up.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Backups(TimedTasks):
             self._check_backup_limit(guest, storage, may_remove_old_archives=bool(v.get("remove", 1)))
             self._qm_lock(guest, "backup")
             try:
-                # As in Proxmox, the guest is locked during the backup. The Proxmox task takes twice this time: `task`
-                # waits as long, without the lock, before it calls `back_up`.
+                # As in Proxmox, the guest is locked during the backup. The whole Proxmox task takes twice
+                # `task_seconds["vzdump"]`, because `task` waits for the same time before it calls `back_up`.
                 await self.pause(self.task_seconds["vzdump"])
             finally:
                 self._qm_lock(guest, None)

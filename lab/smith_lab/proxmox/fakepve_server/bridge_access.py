@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Checks whether a caller may connect a guest to a bridge or VNet (pve-guest-common: PVE/GuestHelpers.pm)."""
+"""Checks whether an API user may connect a guest to a bridge or VNet, as PVE/GuestHelpers.pm of Proxmox does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class BridgeAccess(FakePve):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.bridges: set[str] = set(DEFAULT_BRIDGES)
-        #: Bridges that exist, but that Proxmox does not list. They are not in `bridges`.
+        #: Bridges that exist, but that Proxmox does not list, for example because they are defined in
+        #: /etc/network/interfaces.d. They are not in `bridges`.
         self.unlisted_bridges: set[str] = set()
         self.vnets: dict[str, str] = {}  #: the SDN zone of each VNet that a test has added
 

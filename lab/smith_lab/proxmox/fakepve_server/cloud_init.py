@@ -17,8 +17,8 @@ from smith_lab.proxmox.fakepve_server.configuration import HIDDEN_PASSWORD, Conf
 
 #: The keys whose changes Proxmox records for the cloud-init drive.
 RECORDED_KEY = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|name|ipconfig\d+|net\d+)")
-#: The recorded keys whose pending values `_apply_config` moves into the configuration. The base classes apply the other
-#: recorded keys: `name` at once, and `netN` at once unless the VM's network hotplug is off.
+#: The recorded keys whose pending values `_apply_config` in this file moves into the configuration. `name` and `netN`
+#: are missing here, because the base classes apply them: `name` at once, and `netN` unless network hotplug is off.
 KEY_APPLIED_AT_ONCE = re.compile(rf"(?:{'|'.join(CLOUD_INIT_KEYS)}|ipconfig\d+)")
 
 
@@ -76,7 +76,8 @@ class CloudInitDrives(ConfigurationChanges):
         vm = self.find(v["node"], v["vmid"])
         record = self._record_of(vm)
         rows = [{"key": key, "pending": vm.config[key]} for key, old in record.items() if old is None]
-        # Keys that the drive does not have (None in the record) are already in `rows`. "" means: not in the record.
+        # Keys that the drive does not have (None in the record) are already in `rows`.
+        # `record.get` returns "" for a key that is not in the record.
         for key in CLOUD_INIT_KEYS:
             if key in vm.config and record.get(key, "") is not None:
                 changed_values = {"value": record[key], "pending": vm.config[key]} if key in record else {}

@@ -82,9 +82,9 @@ class ConfigurationChanges(AccessChecks):
         This lock is not `vm.lock`, which names an operation that has locked the VM, such as `backup`.
 
         Proxmox compares the digest in the request with the configuration while it has the lock (qemu-server:
-        `update_vm_api` in PVE/API2/Qemu.pm). fakepve compares them after this method, without the lock. No other
-        coroutine runs between this method and the comparison, so this method can release the lock. The second argument
-        of `acquire` and `release` names the holder of the lock.
+        `update_vm_api` in PVE/API2/Qemu.pm). fakepve compares them without the lock, after this method. No other
+        coroutine runs between this method and the comparison, so the result is the same as in Proxmox. The
+        second argument of `acquire` and `release` names the holder of the lock.
         """
         try:
             await self.acquire(vm, "digest")

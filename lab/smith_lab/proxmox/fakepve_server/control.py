@@ -48,7 +48,8 @@ class ControlPort(ClusterVerbs, GuestVerbs):
             "changing_requests": lambda: [row for row in self.cluster.request_log if row["method"] != "GET"],
             "tasks": self._tasks,
             "storages": self._storages,
-            "holding": lambda: self.cluster.is_holding,  # whether an answer waits for the verb `clear_faults`
+            # whether the simulated Proxmox API holds an answer back until a test calls the verb `clear_faults`
+            "holding": lambda: self.cluster.is_holding,
             "health": lambda: {"ok": True},
         }
         reader = readers.get(request.match_info["collection"])

@@ -35,8 +35,8 @@ class RequestFaults(FakePve):
         self.answer_delay_s = 0.0  #: delay of every answer, in seconds of real (not simulated) time
         self.faults: list[dict[str, Any]] = []  #: tests add them; `do_fail` in verbs_cluster.py explains the keys
         self.request_log: list[dict[str, Any]] = []
-        #: Each POST, PUT or DELETE request reduces this number. The answer to the request that reduces it to 0 is
-        #: held. If it is 0 already, requests do not change it.
+        #: The number of POST, PUT and DELETE requests until an answer is held; 0 if no answer is to be held. A request
+        #: is not counted if a fault applies to it. The answer to the last counted request is held.
         self.changes_until_hold = 0
         #: Method and path (a regular expression) of the request whose answer a test wants to hold.
         self.request_to_hold: tuple[str, str] | None = None
@@ -64,7 +64,7 @@ class RequestFaults(FakePve):
             if self._count_and_check_hold(request.method, path):
                 await self._wait_for_clear_faults()
             return answer
-        if fault["after"]:  # process the request before it fails
+        if fault["after"]:  # process the request, but send the fault instead of its answer
             await super()._answer(request, handler, schema_entry, path_node)
         await asyncio.sleep(fault["delay_s"])
         if not fault["status"]:  # status 0: close the connection without an answer

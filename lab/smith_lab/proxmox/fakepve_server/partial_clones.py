@@ -38,8 +38,8 @@ class PartialClones(TimedTasks):
     ) -> str:
         """Start a Proxmox task. During a `qmclone`, the configuration of the clone `vm` is hidden at first.
 
-        `ttype` is the type of the Proxmox task. `body` does its work. For a `qmclone`, `tid` is the VMID of the source,
-        and `vm` is the clone.
+        `ttype` is the type of the Proxmox task. `body` does its work after the simulated duration. For a `qmclone`,
+        `tid` is the VMID of the source, and `vm` is the clone.
         """
         if ttype != "qmclone" or vm is None or not self.time_scale:
             return str(await super().task(node, ttype, tid, user, body, vm=vm, **kwargs))

@@ -28,8 +28,9 @@ class Rollbacks(FakePve):
     """Makes the Proxmox task of a rollback fail, before any change, if a volume cannot be rolled back.
 
     `v` contains the values of a request: the parameters of the path, the query and the body.
-    `ttype` is the type of a Proxmox task, such as `qmrollback`. `tid` is the id of its object, mostly a VMID. `vm` is
-    its guest: a VM, a container or None. `body` does the work of the Proxmox task.
+    `ttype` is the type of a Proxmox task, such as `qmrollback`. `tid` is the id that its UPID contains, mostly a
+    VMID. `vm` is the VM or the container that the Proxmox task changes, or None. `body` does the work of the Proxmox
+    task.
     fakepve is the simulation of Proxmox that this package extends.
     """
 

@@ -26,7 +26,8 @@ class ChecksInProxmoxTasks(TimedTasks):
     """Makes the checks that Proxmox makes inside a Proxmox task, not when the request arrives.
 
     `ttype` is the type of a Proxmox task, such as `qmstart`. `tid` is the id of the object on which it works, mostly a
-    VMID. `body` is the function that does its work. `p` contains the parameters of a request.
+    VMID. `body` is the function that does its work. `p` contains the parameters of a request. `request[USER]` is the
+    user or token that sent the request.
     """
 
     async def _status_action(self, request: web.Request) -> web.Response:

@@ -122,7 +122,7 @@ class TimedTasks(FakePve):
             raise TaskError(f"WARNINGS: {count}")
 
     def _log_of(self, ttype: str, tid: str) -> list[str]:
-        """Return the log of the newest Proxmox task of this type and id."""
+        """Return the log of the newest Proxmox task of the type `ttype` that works on the object `tid`."""
         return next(task["log"] for task in reversed(self.tasklog) if (task["type"], task["id"]) == (ttype, tid))
 
     def _fail_if_lock_timeout_is_due(self, ttype: str, vm: Any) -> None:

@@ -135,8 +135,8 @@ class UserConfig(AccessChecks):
         """Return the privileges of a user or token by path: those that roles grant and those that `grant` has granted.
 
         `v` contains the parameters of the request. Without `userid`, the privileges are the caller's. Without `path`,
-        the paths are TOP_PATHS, the paths of access control entries and the paths of `grant`, except those on
-        which the user or token has no privilege.
+        the paths are TOP_PATHS, the paths of access control entries and the paths on which `grant` has granted a
+        privilege. A path on which the user or token has no privilege is left out.
         """
         granted = await super()._permissions(v, user)
         user_or_token = v.get("userid") or user

@@ -121,6 +121,7 @@ def _goals(figures: Json) -> list[Goal]:
     ]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(
     help="CPU of create, update, start, stop and delete, without the agent",
     measure=measure,

@@ -211,4 +211,5 @@ def _goals(figures: Json) -> list[Goal]:
     return goals
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="a burst of creates whose clones take several seconds", measure=measure, tables=_tables, goals=_goals)

@@ -190,4 +190,5 @@ def _goals(figures: Json) -> list[Goal]:
     return goals
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="a claim with few and with many rows", measure=_measure, tables=_tables, goals=_goals)

@@ -272,4 +272,5 @@ def _goals(figures: Json) -> list[Goal]:
     return [Goal(figure_name=f"growth of {worst_name}", limit=MAX_GROWTH, measured=max(figures[worst_name]["growths"]))]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="growth of parsers with the length of a text", measure=measure, tables=_tables, goals=_goals)

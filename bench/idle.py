@@ -19,7 +19,8 @@ Json = dict[str, Any]
 HELP_COMMAND = "smith --help"
 #: The commands that read the database.
 READING_COMMANDS = ("smith status", "smith jobs list", "smith mappings list")
-#: The name of LIBRARY_IMPORTS_CODE in the table. The code imports only the third-party libraries of a reading command.
+#: The name of LIBRARY_IMPORTS_CODE in the table of results.
+#: The code imports only the third-party libraries of a reading command.
 LIBRARY_IMPORTS = "imports of the libraries"
 LIBRARY_IMPORTS_CODE = """\
 import gc; gc.disable()

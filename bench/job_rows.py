@@ -200,4 +200,5 @@ def _tables(figures: dict[str, Any]) -> list[Table]:
     return [Table(title="Operations of the job queue", headings=headings, rows=rows)]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="the job queue's operations by number of rows", measure=_measure, tables=_tables)

@@ -29,7 +29,8 @@ def measure(bench: Bench) -> Json:
         count: bench.sizes.rounds if count <= MAX_JOBS_OF_REPEATED_MEASUREMENT else 1
         for count in bench.sizes.job_counts
     }
-    # `variant_of_this_checkout` is the executor of this checkout.
+    # The bench can compare variants: versions of the executor, and ansible-runner alone. This variant is the executor
+    # of this checkout.
     with running_lab_without_agent(bench.variant_of_this_checkout, bench.folder) as lab:
         # The bench adds the VMs and completes their create jobs itself. The agent starts after that, so that it does
         # not claim the create jobs.
@@ -88,4 +89,5 @@ def _tables(figures: Json) -> list[Table]:
     return [Table(title="Starts of VMs at the same time, by their number", headings=headings, rows=rows)]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="cost of a job by number of jobs at once", measure=measure, tables=_tables)

@@ -96,6 +96,7 @@ def _goals(figures: Json) -> list[Goal]:
     ]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(
     help="time from the poll that finds a job to the job's report, for one create, start and stop",
     measure=measure,

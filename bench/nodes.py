@@ -140,7 +140,8 @@ def lab_with_running_agents(
             "FULCRUM_POLL_INTERVAL_S": POLL_INTERVAL_S,
         }
         settings |= agent_settings
-        # `variant_of_this_checkout` is the executor of this checkout.
+        # The bench can compare variants: versions of the executor, and ansible-runner alone. This variant is the
+        # executor of this checkout.
         lab = stack.enter_context(
             running_lab_without_agent(bench.variant_of_this_checkout, bench.folder, clone_s=clone_s, **settings)
         )
@@ -179,4 +180,5 @@ def _tables(figures: Json) -> list[Table]:
     return [counts_table, *planning_tables(figures)]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="requests of agents to one PostgreSQL, FulcrumCore and Proxmox", measure=_measure, tables=_tables)

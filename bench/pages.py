@@ -28,8 +28,8 @@ Json = dict[str, Any]
 TOKEN = "a-token-of-the-bench"  # noqa: S105
 #: How many times each page is requested before the measurement.
 WARM_UP_REPEATS = 3
-#: The goals: the maximum median duration of a page or list command, and the maximum increase of the agent's share of a
-#: core by all viewers together.
+#: The goals: the maximum median duration of a page or list command, and how much all viewers together may raise the
+#: agent's use of the CPU (1.0 is one core).
 MAX_MEDIAN_MS, MAX_CORE_SHARE_INCREASE = 200.0, 0.05
 VIEWER_COUNT = 20
 #: How long the clone of the watched job takes: longer than the measurements without and with viewers.
@@ -59,7 +59,8 @@ def _add_durations(bench: Bench, figures: Json, database: str, database_url: str
     settings = {"SMITH_HTTP_TOKEN": TOKEN, "SMITH_JOB_RETENTION_S": RETENTION_S}
     if database_url:
         settings["SMITH_DATABASE_URL"] = database_url
-    # `variant_of_this_checkout` is the executor of this checkout.
+    # The bench can compare variants: versions of the executor, and ansible-runner alone. This variant is the executor
+    # of this checkout.
     with running_lab_without_agent(bench.variant_of_this_checkout, bench.folder, **settings) as lab:
         lab.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = open_engine(database_url or f"sqlite:///{lab.data_dir / 'smith.db'}")
@@ -87,7 +88,7 @@ def _path_by_page(bench: Bench) -> dict[str, str]:
         "jobs, not reported": "/jobs?unreported=1",
         "jobs, oldest": f"/jobs?before={jobs // 50}",  # the jobs with lower ids: the oldest 2 %
         "jobs of a VM": "/jobs?q=web-40",
-        # From the VMID VMID_OFFSET on, every JOBS_PER_MAPPING-th VMID has a mapping.
+        # The mappings have the VMIDs VMID_OFFSET, VMID_OFFSET + JOBS_PER_MAPPING and so on. This is the second VMID.
         "jobs of a VMID": f"/jobs?q={VMID_OFFSET + JOBS_PER_MAPPING}",
         "jobs, no match": "/jobs?q=no-such-vm",
         "job": f"/jobs/{jobs // 2}",
@@ -121,6 +122,7 @@ def _measure_page(port: int, path: str, repeats: int) -> dict[str, float]:
 
 def _pages_port(lab: LabSystem) -> int:
     """Return the port of the agent's pages."""
+    # The agent logs `http_served` when its HTTP server has started.
     (server_event,) = wait_for(lambda: lab.log_events("http_served"), START_TIMEOUT_S, "the pages")
     port: int = server_event["port"]
     return port
@@ -157,6 +159,7 @@ def _measure_viewers(bench: Bench) -> Json:
 def _agent_share_of_core(lab: LabSystem, window_s: float) -> float:
     """Return the share of a core that the agent process, without its child processes, uses in the next `window_s`."""
     pid = agent_pid(lab)
+    # `own_cpu_s` returns the CPU time of the process, without its child processes.
     started_at_s, cpu_before_s = time.monotonic(), own_cpu_s(pid)
     time.sleep(window_s)
     return (own_cpu_s(pid) - cpu_before_s) / (time.monotonic() - started_at_s)
@@ -229,6 +232,7 @@ def _goals(figures: Json) -> list[Goal]:
     return [*slowest, Goal(figure_name=text, limit=100 * MAX_CORE_SHARE_INCREASE, measured=share, unit="% of a core")]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(
     help="web pages and list commands with many jobs; viewers of a running job",
     measure=measure,

@@ -127,4 +127,5 @@ def _goals(figures: Json) -> list[Goal]:
     return goals
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="jobs per minute of agents on one PostgreSQL", measure=_measure, tables=_tables, goals=_goals)

@@ -144,6 +144,7 @@ def _memory_goals(figures: Json) -> list[Goal]:
     return goals
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs the two parts of this module.
 RATE_PART = Part(
     help="rate and CPU of parallel creates, without the agent",
     measure=measure_rate,

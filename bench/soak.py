@@ -109,4 +109,5 @@ def _tables(figures: Json) -> list[Table]:
     return [Table(title=title, headings=names, rows=rows)]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="resources after ten thousand warm runs", measure=measure, tables=_tables)

@@ -141,4 +141,5 @@ def _goals(figures: Json) -> list[Goal]:
     return [Goal(figure_name="the story of a job", limit=100 * MAX_SHARE, measured=measured, unit="% of the job's CPU")]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="CPU to make and store the summary of a job's run", measure=measure, tables=_tables, goals=_goals)

@@ -150,4 +150,5 @@ def _goals(figures: Json) -> list[Goal]:
     ]
 
 
+#: A part is one benchmark of the bench. `bench/__main__.py` runs this one.
 PART = Part(help="cost of an agent without jobs by number of VMs", measure=measure, tables=_tables, goals=_goals)

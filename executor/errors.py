@@ -9,8 +9,8 @@ SmithError
 │   ├── DatabaseUnavailable  try again later
 │   │   └── DatabaseLocked       try again later; at the start of a critical job: skip this execution
 │   ├── StatementRefused      never send the same statement again
-│   └── SchemaTooNew         exit with code 6; but `smith run` on PostgreSQL without --once and --until-idle waits until
-│                        an operator upgrades Agent Smith
+│   └── SchemaTooNew         exit with code 6. Exception: on PostgreSQL, `smith run` waits until an operator upgrades
+│                        Agent Smith; with --once or with --until-idle it exits with code 6
 ├── FulcrumError
 │   ├── FulcrumUnavailable      try again later
 │   │   └── FulcrumAuthError  retry with a backoff, and never exit
@@ -81,7 +81,7 @@ class FulcrumError(SmithError):
 
 
 class FulcrumUnavailable(FulcrumError):
-    """FulcrumCore did not answer, or may give another answer later: the caller tries again later."""
+    """FulcrumCore did not answer, or answered with an error that may be temporary: the caller tries again later."""
 
 
 class FulcrumAuthError(FulcrumUnavailable):

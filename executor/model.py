@@ -67,8 +67,8 @@ class ReportState(StrEnum):
 
 
 #: The states in which the agent sends no report of an ended job. LOCAL is not one of them, because FulcrumCore does not
-#: know a local job. If FulcrumCore lists an ended job in one of these states as open, `reopening.reopen` decides what
-#: follows: a report, another attempt, or nothing.
+#: know a local job. If FulcrumCore lists an ended job in one of these states as Pending or Processing,
+#: `reopening.reopen` decides what follows: a report, another attempt, or nothing.
 SETTLED_REPORT_STATES = (
     ReportState.REPORTED,
     ReportState.ENDED_BY_FULCRUM,
@@ -84,7 +84,8 @@ class JobEventKind(StrEnum):
     REAPED = "reaped"  #: the job was taken from an agent process that had ended or had not renewed its lease
     #: the job was released, because its agent process stopped, or could not store the end of the attempt
     RELEASED = "released"
-    #: FulcrumCore listed the ended job as open, so its report became due again, or it got another attempt
+    #: FulcrumCore listed the ended job as Pending or Processing. So the job's report became due again, or the job got
+    #: another attempt.
     REOPENED = "reopened"
     REPORT_POSTPONED = "report_postponed"  #: the report failed, and the agent retries it after a backoff
     #: FulcrumCore refused the report of a success; the agent then reported a failure, to end the job at FulcrumCore

@@ -224,8 +224,9 @@ def _base64_forms_inside_longer_data(data: bytes) -> Iterator[str]:
     Base64 encodes groups of three bytes. The data may start at any of the three positions in a group, which gives three
     different texts. A character that also depends on the bytes before or after the data is left out.
     """
-    # In the group in which the data starts, `bytes_before` bytes precede the data. These bytes influence the first
-    # `mixed_char_count` characters of the group. The bytes after the data influence the characters from index `end`.
+    # In the group in which the data starts, `bytes_before` bytes precede the data. The first `mixed_char_count`
+    # characters of the group depend on these bytes, and are left out. The characters from index `end` depend on the
+    # bytes after the data.
     for bytes_before, mixed_char_count in ((0, 0), (1, 2), (2, 3)):
         end = (bytes_before + len(data)) * 8 // 6  # one character encodes 6 bits
         yield base64.b64encode(bytes(bytes_before) + data).decode()[mixed_char_count:end]

@@ -43,7 +43,7 @@ class DatabaseUseConfirmer:
 
     engine: Engine
     state: AgentState
-    boot_id: str  #: id of this agent process
+    boot_id: str  #: id of this agent process, not of a boot of the machine
     cluster: str  #: the name of the Proxmox cluster (SMITH_CLUSTER)
     lease_s: float  #: length of a lease; a takeover needs at least this time without a confirmation
     clock: Callable[[], float] = time.monotonic

@@ -102,7 +102,7 @@ class Dispatcher:
             stop_signal.send(reason)
 
     def retry_storing_allocation_ends(self) -> None:
-        """Store that clones and allocations have ended, if a database error prevented this when they ended.
+        """Try again to store ends of clones and allocations that a database error kept from being stored.
 
         An allocation is the memory and cores of a Proxmox node that a run needs for its VM. On PostgreSQL,
         `shared_allocations` stores the running clones and the allocations of all agent processes. A clone counts as
@@ -200,7 +200,7 @@ class Dispatcher:
     def _remove_slot(self, slot: _Slot) -> None:
         with self._lock:
             del self._slots[slot.job.id]
-            self._state.ended_job_count += 1
+            self._state.ended_job_count += 1  # counts each removed slot, also that of a job that was requeued or lost
 
     def _process_job(self, slot: _Slot) -> None:
         """Process one job, then remove its slot, even when an exception was raised."""

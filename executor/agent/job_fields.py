@@ -46,5 +46,5 @@ def new_vm_name(job: Job) -> str:
 
 
 def job_for_secret_resolver(job: Job) -> JobForSecretResolver:
-    """Return the values of the job that SecretResolver needs to replace the references with secrets from the vault."""
+    """Return the values of the job that SecretResolver needs to replace vault references with secrets."""
     return JobForSecretResolver(action=job.action, service=job.service, params=job.params, attempt=job.attempt)

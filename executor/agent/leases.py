@@ -42,7 +42,7 @@ class LeaseKeeper:
     fence: Fence
     reaper: Reaper | None  #: None on SQLite, where no other agent uses the database
     state: AgentState
-    boot_id: str  #: id of this agent process, stored as the owner of the jobs
+    boot_id: str  #: id of this agent process (not of a boot), stored as the owner of the jobs
     lease_s: float  #: duration of a lease
     #: Stores that this agent uses the database now. Otherwise, a process with another agent id of FulcrumCore or
     #: another Proxmox cluster may take the database over. Raises no DatabaseError.

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from executor.agent import retry
 from executor.agent.claim import JobNotClaimable
-from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED  # 500: FulcrumCore answers other requests
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED  # 500, in `FulcrumUnavailable.status`
 from executor.agent.stop_signal import StopSignal
 from executor.database.tables.jobs import Job
 from executor.errors import DatabaseUnavailable, FulcrumUnavailable
@@ -116,7 +116,7 @@ def _requeue_after_outage(error: FulcrumUnavailable | DatabaseUnavailable) -> Ou
 def _outcome_of_result(
     job: Job, result: JobResult, clock_offset_s: float, *, is_vmid_taken: bool, has_unused_reservation: bool
 ) -> Outcome:
-    # The run's parent process (not a stop signal) ended the run, because the agent was suspended or blocked, and did
+    # The run's guard (a process that watches the run) ended it, because the agent was suspended or blocked, and did
     # not renew its leases in time. The job did not cause this, so it is requeued. If another agent process has reaped
     # the job, the requeue is not stored.
     if result.code is ErrorCode.LEASE_LOST:

@@ -97,9 +97,9 @@ def _log_wait(error: DatabaseUnavailable) -> None:
 def report_state_after(outcome: Outcome) -> ReportState:
     """Return the report state of a job that ends with this outcome. Pure function.
 
-    The agent sends a report only in the state DUE. JOB_CLAIMED_ELSEWHERE is the error of a job that an agent with
-    another database has claimed. Any other job that the agent can never claim is ABANDONED, for example a job that
-    FulcrumCore has deleted.
+    The agent sends a report only in the state DUE. The state is CLAIMED_ELSEWHERE if an agent with another database has
+    claimed the job (error code JOB_CLAIMED_ELSEWHERE). It is ABANDONED if the agent can never claim the job for another
+    reason, for example because FulcrumCore has deleted the job.
     """
     if outcome.ending is not Ending.END_WITHOUT_REPORT:
         return ReportState.DUE

@@ -189,7 +189,7 @@ class Poller:
             outbox.update_jobs_claimed_elsewhere(session, [job.id for job in processing_jobs])
             counts = queries.count_jobs_open_only_at_fulcrum(session)  # one count for each of the two causes
         if self._open_only_at_fulcrum_log_limiter.should_log(sum(counts.values())):
-            log.warning("unaccepted_jobs", **counts)
+            log.warning("unaccepted_jobs", **counts)  # jobs open only at FulcrumCore, counted by cause
 
     def _next_interval_s(self) -> float:
         further_idle_poll_count = max(self._idle_poll_count - IDLE_POLLS_BEFORE_GROWTH, 0)

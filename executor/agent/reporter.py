@@ -25,7 +25,7 @@ from executor.agent import crash_points
 from executor.agent.claim import JOB_GONE_TEXT
 from executor.agent.refusals import Http403Counter
 from executor.agent.report import RefusalReaction, completion_arguments, reaction_to_refusal
-from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED, AgentState  # 500: the failure is no outage
+from executor.agent.state import HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED, AgentState  # 500: only one request failed
 from executor.database import outbox
 from executor.database.engine import read_only_session, transaction
 from executor.database.tables.jobs import Job
@@ -124,7 +124,8 @@ class Reporter:
             )
         )
         if self._shares_database and not all(answered_flags):
-            # Releases only the reports that were not sent. A sent report has no claim: it has a new state or a backoff.
+            # Of `due_jobs`, only the unsent reports still have a claim that this call can release. A sent report has a
+            # new state or a backoff instead.
             with transaction(self.engine) as session:
                 outbox.release_reports(session, due_jobs)
         if any(answered_flags):
@@ -199,8 +200,8 @@ class Reporter:
             except FulcrumRefused as refusal:
                 # FulcrumCore has refused a request of `_handle_refusal`, probably because the job's status there
                 # changed after the refused report. So the report is retried.
-                # HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED (HTTP 500) means that only this request failed: there is no
-                # outage.
+                # HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED (HTTP 500) is set here, as if FulcrumCore had answered 500.
+                # It means that only this request failed: there is no outage.
                 return self._postpone_report(
                     job, FulcrumUnavailable(str(refusal), status=HTTP_STATUS_IF_ONLY_ONE_REQUEST_FAILED)
                 )
@@ -212,7 +213,7 @@ class Reporter:
             return True
 
     def _postpone_report(self, job: Job, error: FulcrumUnavailable) -> bool:
-        """Store a backoff for the report. Return True if only this report failed, not all requests."""
+        """Store a backoff for the report. Return True if FulcrumCore is up and only this report failed."""
         backoff_s = max(_backoff_s(job.report_attempts), error.retry_after_s or 0.0)
         with transaction(self.engine) as session:
             outbox.postpone_report(session, job.id, backoff_s=backoff_s, note=str(error), epoch=job.epoch)
@@ -310,7 +311,9 @@ class Reporter:
         return ReportState.REPORTED, f"reported without properties: {refusal}"
 
     def _report_failure_instead(self, job: Job, cause: FulcrumError) -> tuple[ReportState, str]:
-        """Report the job as failed, because FulcrumCore does not accept the completion. Store the failed result.
+        """Report the job as failed, because FulcrumCore does not accept the completion.
+
+        The failure replaces the job's stored result.
 
         FulcrumCore's own text is stored only in the report's note for operators, because it may contain SQL, paths or
         names.

@@ -164,7 +164,7 @@ class AgentState:
     #: process.
     max_parallel_jobs: int | None = None
     claimed_job_count: int = 0  #: how many jobs this process has claimed
-    ended_job_count: int = 0  #: how many jobs have ended in this process
+    ended_job_count: int = 0  #: how many claimed jobs this process no longer runs, for example a requeued job
 
     def __post_init__(self) -> None:
         self.fulcrum_link.recovery_events += [

@@ -49,7 +49,7 @@ class TenantUsage:
 
         `session` is the transaction that also reserves the VMID.
         """
-        # The sizes do not depend on secrets, so the references to the vault are not replaced.
+        # The sizes do not depend on secrets, so references to secrets in FulcrumCore's vault are not replaced.
         vm = read_properties(properties_with_vault_references(job))
         amounts = _amounts_of_vm(vm, config_at_proxmox={})  # a new VM has no configuration yet
         usage.reserve(session, job_queue.lease_of(job), job.tenant_id, amounts, usage.tenant_limits(self.settings))
@@ -79,7 +79,7 @@ class TenantUsage:
     def _store_missing_tenant(self, job: Job, mapping: Mapping) -> None:
         """If the tenant of a VM is not stored yet, store the tenant and the VM's missing sizes.
 
-        The tenant is not stored if an earlier version made the VM, or if the VM was adopted.
+        The tenant is not stored if an earlier version of Agent Smith made the VM, or if the VM was adopted.
         """
         if job.tenant_id and mapping.tenant_id is None:
             with transaction(self.engine) as session:
@@ -98,8 +98,8 @@ class TenantUsage:
         if job.action == "backup":
             return Amounts(backups=1)
         usage_before_job = usage.usage_of_mapping(mapping)
-        # A VM has no stored sizes if it was adopted, or made by an earlier version. Then the sizes in the service's
-        # properties before the job are used.
+        # A VM has no stored sizes if it was adopted, or made by an earlier version of Agent Smith. Then the sizes in
+        # the service's properties before the job are used.
         if mapping.state == MappingState.ACTIVE and not mapping.cores and (sizes := _sizes_before_job(job)):
             usage_before_job = sizes
         try:

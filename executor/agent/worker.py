@@ -69,7 +69,7 @@ class Worker:
         lease = job_queue.lease_of(job)
         with bound_contextvars(job_id=job.fulcrum_id, service_id=job.service_id, action=job.action):
             found_mapping, has_unused_reservation = FoundMapping(), False
-            # The names of the properties that the run does not get, because the vault no longer has their secrets.
+            # The names of the properties that the run does not get, because FulcrumCore's vault lacks their secrets.
             left_out_property_names: list[str] = []
             started_run_idents: list[str] = []
             try:

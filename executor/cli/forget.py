@@ -92,8 +92,8 @@ def forget_services(  # noqa: PLR0913, PLR0917 (one parameter for each option)
             why_not_erasable_by_id = {
                 data.service_id: _why_not_erasable(session, data, settings) for data in found_data
             }
-            # With --consumer, `service` is "", so None is passed, which means any service. The database does not say
-            # which consumer an erased service had.
+            # With --consumer, `service` is "", and None asks whether any service was erased earlier, because the
+            # database does not say which consumer an erased service had.
             was_erased_earlier = erasure.was_service_erased(session, service or None)
         erasable_data = [data for data in found_data if not why_not_erasable_by_id[data.service_id]]
         # An earlier `smith forget` may have been interrupted after it erased the rows and before it overwrote their

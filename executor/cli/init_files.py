@@ -44,8 +44,8 @@ class SetupFolder:
         """Return the settings that an earlier run, or an operator, has written. Raises SettingsError."""
         # The keys of FIELDS are the names of all settings.
         gathered_settings = gather_values(names=FIELDS, secret_names=(), environ={}, env_file=self.settings_file)
-        # A problem of the file has no `name`. Only one problem has a `name`: the folder SMITH_SECRETS_DIR does not
-        # exist. This problem is ignored, because the folder may be created later.
+        # Only one problem has a `name` (of a setting): SMITH_SECRETS_DIR names a folder that does not exist. This
+        # problem is ignored, because the folder may be created later.
         if problems := [problem.text for problem in gathered_settings.problems if not problem.name]:
             raise SettingsError("\n".join(problems))
         return gathered_settings.values

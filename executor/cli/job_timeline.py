@@ -44,7 +44,8 @@ def show_job(reference: JobReference, as_json: AsJson = False) -> None:
         runs = run_queries.runs_with_stories(transaction.connection, [job.id])
         # An event is something unusual: for example, the job was requeued, or FulcrumCore has not accepted its report.
         events = run_queries.events_of_job(transaction.connection, job.id)
-        # The subject of an audit entry about a job is FulcrumCore's id of the job, so the prefix is here the whole id.
+        # The subject id of an audit entry about a job is FulcrumCore's id of the job. `list_entries` also accepts the
+        # beginning of a subject id; here, it gets the whole id.
         audit_entries = audit_queries.list_entries(transaction.connection, subject_id_prefix=job.fulcrum_id)
         mapping_by_service = mapping_queries.current_mappings_by_service(
             transaction.connection, [job.service_id] if job.service_id else []

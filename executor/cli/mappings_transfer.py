@@ -39,7 +39,7 @@ COLUMNS = {
     "why": "WHY",
 }
 #: What happens to a mapping of the file: the values of the column `outcome`. UNCHANGED: the database already has
-#: this mapping, from an earlier import or from a job.
+#: this mapping. The text is "imported before" even if a job, and not an import, has made the mapping.
 REFUSED, TO_IMPORT, IMPORTED, UNCHANGED = "refused", "would be imported", "imported", "imported before"
 
 

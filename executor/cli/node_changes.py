@@ -99,8 +99,8 @@ def limit(
         raise typer.BadParameter("give either the number of jobs or --reset")
     with writable_transaction() as transaction:
         chosen_node = _find_node(transaction, node)
-        # `concurrency_wanted` is how many jobs the process may run in parallel now: the lower one of SMITH_CONCURRENCY
-        # and the operator's limit.
+        # `concurrency_wanted` is how many jobs the process may run in parallel now: the lower one of its
+        # SMITH_CONCURRENCY and the operator's limit.
         previous_limit = chosen_node.concurrency_wanted
         new_limit = nodes.set_job_limit(transaction.session, chosen_node, None if reset else jobs)
         audit.add_entry(
@@ -119,7 +119,7 @@ def limit(
         node=chosen_node.id,
         max_jobs=new_limit,
         was=previous_limit,
-        concurrency=chosen_node.concurrency,
+        concurrency=chosen_node.concurrency,  # the SMITH_CONCURRENCY of the process
     )
 
 

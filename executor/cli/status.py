@@ -1,7 +1,7 @@
 """`smith status`: shows whether the agents, FulcrumCore and Proxmox work, and what waits for an operator.
 
-The dictionary `document` contains the status, and `--json` prints it. Its key `nodes` has one row for each agent
-process, not for each Proxmox node. "The agents" are all agent processes that use the database.
+`--json` prints the dictionary `Status.document`. Its key `nodes` has one row for each agent process, not for each
+Proxmox node. "The agents" are all agent processes that use the database.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show whether agents, FulcrumCore and Proxmox work; count jobs and mappings."""
-    # `read_status` needs the lease duration to conclude which agent processes are running.
     if watch:
         if as_json:
             raise typer.BadParameter("--watch cannot be combined with --json")
         from executor.cli.watch import repeat_view  # noqa: PLC0415 (only --watch needs it)
 
+        # From the lease duration `smith_lease_s`, `read_status` concludes which agent processes are running.
         repeat_view(
             lambda transaction: _show_status(
                 read_status(transaction.connection, transaction.settings.smith_lease_s), utc_now()

@@ -13,9 +13,9 @@ FREE_TEXT_COLUMNS = frozenset(
 #: The minimum width of a column with free text, in characters.
 MIN_FREE_TEXT_WIDTH = 20
 #: The keys of the less important columns of all tables of `smith`, the least important first.
-#: Columns of a table that is too wide are omitted in five groups, one group after the other: 1. the columns without a
-#: value in any row; 2. the columns with a key of this tuple; 3. the other columns without free text, from right to
-#: left; 4. the columns with free text; 5. the columns of KEYS_OMITTED_LAST. The first column and one other always stay.
+#: While a table is too wide, one more column is omitted, in this order: 1. the columns without a value in any row;
+#: 2. the columns with a key of this tuple; 3. the other columns without free text, from right to left; 4. the columns
+#: with free text; 5. the columns of KEYS_OMITTED_LAST. The first column and one other always stay.
 LESS_IMPORTANT_KEYS = (
     "fulcrum",  # the beginning of the job's id in FulcrumCore
     "left",  # the time until the job's deadline

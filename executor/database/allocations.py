@@ -10,8 +10,8 @@ If an allocation counts, the agents subtract its memory and cores from what its 
 a run in progress counts only while the agent that wrote the row is running. A clone target, or target for short, is the
 storage on which a clone is created: a shared storage, or the local storage of one Proxmox node.
 
-No function commits. A caller that reads and then writes calls `lock_tables` first. Otherwise, two agents could
-allocate the same memory, or together start too many clones.
+No function of this module commits: the caller commits the transaction. A caller that reads and then writes calls
+`lock_tables` first. Otherwise, two agents could allocate the same memory, or together start too many clones.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def add_entry(  # noqa: PLR0913 (one parameter for each column)
     - "mapping" (for a change of the mapping): the service id
     - "service" (for a playbook that an operator ran, or the erasure of a service's data): the service id
     - "agents" (for a pause of agents, or a limit of their parallel jobs): `all` for all agents, or `node:<id>` for one
-      agent (not a Proxmox node). `<id>` is the `installation_id` of the agent process in the table `nodes`, or, if that
-      is NULL, the `id` of the agent process in this table.
+      agent. The table `nodes` has one row for each agent process (not for Proxmox nodes). `<id>` is the row's
+      `installation_id`, or the row's `id` if `installation_id` is NULL.
     - "database": the id of a move of all rows to another database (table `moves`)
 
     `before` and `after` contain JSON values, such as the values that `column_values` returns; None means that there

@@ -2,7 +2,7 @@
 
 A drift check searches for differences between the mappings, Proxmox and FulcrumCore. It is inconclusive if Proxmox's
 list of VMs or FulcrumCore's list of services may be incomplete (`drift/inconclusive.py`), and conclusive otherwise.
-Only conclusive checks are stored. No function commits.
+Only conclusive checks are stored. No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations

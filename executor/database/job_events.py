@@ -2,7 +2,9 @@
 
 Each claim of a job starts an attempt. Most jobs have no unusual event: the times in the rows of the job and of its runs
 describe such a job completely. An event that is repeated, such as a failed report during an outage, is one row with a
-count. The events of a job are deleted with the job. No function commits.
+count. The events of a job are deleted with the job.
+
+No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations

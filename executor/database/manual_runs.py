@@ -68,6 +68,7 @@ def start(session: Session, new_run: NewManualRun, *, lease_s: float) -> Job | M
     obstacle = job or run_in_progress(session, service_id)
     if obstacle is not None:
         return obstacle
+    # No run of the service is in progress. So each of its runs without a stored end has lost its lease, and is ended.
     end_expired_runs = update(ManualRun).where(ManualRun.service_id == service_id, ManualRun.ended_at.is_(None))
     session.execute(end_expired_runs.values(ended_at=utc_now(), status=RunStatus.FAILED, reason=REASON_END_NOT_STORED))
     columns = {"started_at": utc_now(), "lease_until": db_now(lease_s)}

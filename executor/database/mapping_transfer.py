@@ -1,6 +1,8 @@
 """Exports the mappings of one database, and imports them into another (`smith mappings export` and `import`).
 
-Only current mappings are exported: deleted mappings are only history. No function commits.
+Only current mappings are exported: deleted mappings are only history.
+
+No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ A move copies every row of one database, the source, to another database, the ta
 table `moves` records the move. In the source, this row is the seal. Triggers are created together with the seal, and
 dropped together with the seal. With these triggers, the source itself refuses every change of a table other than
 `moves`. So neither an agent process that the operating system suspended during the move nor a command of an earlier
-version can change the source. No function commits.
+version can change the source.
+
+No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations

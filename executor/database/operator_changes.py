@@ -1,6 +1,6 @@
 """Makes changes that operators request with commands or web pages. Adds the audit entry in the same transaction.
 
-No function commits.
+No function of this module commits: the caller commits the transaction.
 
 The scope of a pause is the text "all" (all agent processes that use the database, here called all agents) or a text
 that identifies one agent process.

@@ -2,7 +2,9 @@
 
 The outbox is the set of ended jobs whose result FulcrumCore has not acknowledged. The report of such a job is due: the
 agent must send it, or send it again. If several agent processes use the database, a process claims a report before it
-sends the report. No function commits.
+sends the report.
+
+No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations
@@ -90,9 +92,9 @@ def has_unacknowledged_reports(session: Session) -> bool:
 def _is_report_due(job_id: int, epoch: int | None) -> ColumnElement[bool]:
     """Return the SQL condition that the job's report is due, and that the job still has this epoch.
 
-    FulcrumCore may list an ended job as open again. Then the next attempt of the job has another epoch and another
-    result. FulcrumCore's answer to the report of the earlier result must not change the state of the new report. If
-    `epoch` is None (only in tests and the bench), the epoch is not compared.
+    FulcrumCore may list an ended job again as Pending or Processing. Then the next attempt of the job has another epoch
+    and another result. FulcrumCore's answer to the report of the earlier result must not change the state of the new
+    report. If `epoch` is None (only in tests and the bench), the epoch is not compared.
     """
     is_due = (Job.id == job_id) & (Job.report_state == ReportState.DUE)
     return is_due if epoch is None else is_due & (Job.epoch == epoch)

@@ -1,7 +1,9 @@
 """Ends the backoff of a job or of its report, and reopens ended jobs that FulcrumCore lists as open.
 
 A reopened job gets another attempt, or its result is reported again. The report of an ended job is due while the agent
-must send it, or send it again. No function commits.
+must send it, or send it again. FulcrumCore lists a job as open if the job's status there is Pending or Processing.
+
+No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads and removes notes of deleted mappings. Such a note names volumes of the deleted VM that may still exist.
 
-`mappings.apply_result` writes these notes. No function commits.
+`mappings.apply_result` writes these notes. No function of this module commits: the caller commits the transaction.
 """
 
 from __future__ import annotations

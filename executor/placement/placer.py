@@ -244,7 +244,7 @@ class Placer:
         """Return the clone target of a clone on this node: the name of a shared storage, or `<storage>@<node>`.
 
         The number of clones that run at the same time is limited for each clone target. If PROXMOX_STORAGE is empty, a
-        clone is on the storages of its template. Then the text `the template` replaces the name of the storage.
+        clone is on the storages of its template, and the clone target is `the template@<node>`.
         """
         storage = self.settings.proxmox_storage or ""
         rows = [row for row in snapshot.storages if row.name == storage and row.node == node]

@@ -37,8 +37,9 @@ class ExclusiveChoice:
     session: Session
     owner: AllocationOwner  #: this agent process
     allocations_of_other_agents: Collection[Allocation]
-    #: Called with a VMID before a new allocation of this VM is stored. It discards the VM's entry in `_unstored_ends`
-    #: of `SharedAllocations`. Otherwise the end of an earlier allocation would later be stored for the new allocation.
+    #: An unstored end is the end of an allocation or clone that a database error kept from being stored; storing it is
+    #: retried. This function is called with a VMID before a new allocation of this VM is stored, and cancels its retry.
+    #: Otherwise the end of an earlier allocation would later be stored for the new allocation.
     forget_unstored_end: Callable[[int], None]
 
     def store_allocation(self, vmid: int, node: str, memory_bytes: int, cores: int) -> None:
@@ -74,8 +75,8 @@ class SharedAllocations:
         self.retry_storing_allocation_ends()
         with transaction(self.engine) as session:
             allocations.lock_tables(session)
-            # Deletes each allocation of any agent whose start is more than `allocations.MAX_ALLOCATION_AGE_S` ago, or
-            # whose end (after the playbook run) is more than `allocations.MAX_COUNTED_TIME_AFTER_RUN_END_S` ago.
+            # Deletes each allocation of any agent that started more than `allocations.MAX_ALLOCATION_AGE_S` ago, or
+            # that ended (with its playbook run) more than `allocations.MAX_COUNTED_TIME_AFTER_RUN_END_S` ago.
             # Deletes this agent's allocations that have no stored end and are not in its memory.
             allocations.delete_obsolete_allocations(session, self.owner, vmids_of_this_agent)
             other_allocations = allocations.allocations_of_other_agents(

@@ -6,7 +6,7 @@ parent process, and the parent process forks the run.
 In this module, the guard of a run is the process that the agent starts for the run. The guard's standard input is a
 pipe from the agent. When the agent closes the pipe or dies, the run's whole process tree is ended. For a cold run, the
 guard is `process_tree.guard`, which ends the tree itself. For a warm run, it is `warm/client.py`, which asks the run's
-parent process to end the tree.
+parent process to end the tree. (Other modules call this parent process the guard of the warm run.)
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ MAX_EVENT_FILE_BYTES = 4 * 1024 * 1024
 #: Maximum size of the part of the output that one call of `_read_output` reads.
 MAX_READ_BYTES = 16 * 1024
 
-#: Free space of the run folder's file system below which the run folder counts as full. The run folder contains the
-#: private folders of all runs.
+#: The run folder contains the private folders of all runs. It counts as full if its file system has less free space
+#: than this number of bytes.
 MIN_FREE_BYTES = 64 * 1024
 #: A run that has printed nothing for this time counts as stuck if the run folder was full at some time of the run. The
 #: agent ends a stuck run.
@@ -87,7 +87,7 @@ class Execution:
         self._output_decoder = OutputDecoder(self._event_filter.write, output.ignore_further_text)
         self._lock = threading.Lock()
         self._cancel_status: RunStatus | None = None  #: CANCELED or TIMEOUT after a call of `cancel`
-        self._cancelled_at = 0.0  #: when the agent began to end the run: after a call of `cancel`, or as a stuck run
+        self._cancelled_at = 0.0  #: when the agent began to end the run: `cancel` was called, or the run was stuck
         self._folder_full_since: float | None = None  #: when the run folder was first found full; None if it was not
         self._last_output_at = time.monotonic()
         self._is_ended_as_stuck = False
@@ -173,7 +173,7 @@ class Execution:
         elif now >= deadline:
             self.cancel(RunStatus.TIMEOUT)
         elif self._is_stuck(now):
-            log.warning("run_stands_still", run_ident=self._config.ident)
+            log.warning("run_stands_still", run_ident=self._config.ident)  # the log event of a stuck run
             self._is_ended_as_stuck, self._cancelled_at = True, now
             self._close_guard_pipe()  # `_cancel_status` stays None, so the run counts as killed: its outcome is unknown
 

@@ -69,7 +69,7 @@ class Properties(BaseModel):
 class AddressProperties(Properties):
     """The properties with the IP configuration of a NIC. The subclasses add the property `mode`, the mode of IPv4."""
 
-    #: True if the class accepts an IPv4 or IPv6 address without its mode.
+    #: True if an address or a gateway may be given although the property `mode` (or `ipv6Mode` for IPv6) is missing.
     MAY_LACK_MODE: ClassVar[bool] = False
 
     ipv4_cidr: str | None = None

@@ -22,8 +22,8 @@ from executor.web.app import make_app
 from executor.web.streams import StreamCounter
 from executor.web.tls import ServerCertificate, tls_connection_factory
 
-#: Maximum number of connections at once: from all callers together, and from other machines together. The difference of
-#: the two numbers is reserved for callers on this machine, such as the container's health check. The server immediately
+#: Two maxima of simultaneous connections. The first counts all callers, the second only callers on other machines. The
+#: difference is reserved for callers on this machine, such as the container's health check. The server immediately
 #: closes each connection that exceeds a maximum.
 MAX_CONNECTIONS = 64
 MAX_CONNECTIONS_FROM_OTHER_MACHINES = 56
@@ -168,7 +168,8 @@ def make_server(settings: Settings, handle: AgentHandle, certificate: ServerCert
         proxy_user_header=settings.smith_http_user_header,
         # True if the server listens on a loopback address
         can_only_local_callers_connect=is_local_address(settings.smith_http_addr),
-        may_local_users_read_pages=settings.smith_http_local_pages,  # without a login
+        # True if users of this machine may read the web pages without a login
+        may_local_users_read_pages=settings.smith_http_local_pages,
     )
     proxy_networks = tuple(ipaddress.ip_network(proxy) for proxy in settings.smith_http_proxies)
     protocol = type("_Protocol", (_LimitedProtocol,), {"proxy_networks": proxy_networks})

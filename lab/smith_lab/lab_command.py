@@ -100,7 +100,8 @@ def _remove_earlier_lab(folder: Path) -> None:
     """
     if read_lab(folder) is not None:
         raise LabIsRunning(f"a lab is running in {folder}: end it with Ctrl-C, or choose another --folder")
-    # If neither file exists, no lab has used the folder. `data` may then belong to another program, and is kept.
+    # If neither `lab.env` nor `admin-token` exists, no lab has used the folder. Then `data` may belong to another
+    # program, and is kept.
     if (folder / "lab.env").exists() or (folder / "admin-token").exists():
         shutil.rmtree(folder / "data", ignore_errors=True)
     _remove_lab_files(folder)

@@ -124,7 +124,8 @@ def begin_fault(folder: Path, name: str) -> Fault:
         names = ", ".join(fault.name for fault in FAULTS)
         raise UnknownFault(f"there is no fault {name}; faults: {names}; `smith lab fault clear` ends all faults")
     lab = find_lab(folder)
-    # If the fault has begun and has an `end_request`, end it first. The stand-in cannot remove a template twice.
+    # The fault may have begun already. So its `end_request`, if it has one, is sent first: the stand-in cannot remove a
+    # template twice.
     _end_fault_in_stand_in(folder, fault)
     # `simulator()` and `stand_in()` return clients of the running simulator and stand-in.
     if fault.simulator_rule is not None:

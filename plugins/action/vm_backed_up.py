@@ -13,7 +13,7 @@ from ..plugin_utils.vm_action import VmAction
 class ActionModule(VmAction):
     """Verifies the guest's identity (`identify`), backs it up, and verifies that the storage has a new archive.
 
-    `self.vm` is the request.
+    `self.vm` is the argument `vm`: which guest, and the requested change.
     """
 
     def execute(self) -> dict[str, Any]:

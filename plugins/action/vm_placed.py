@@ -16,7 +16,7 @@ from ..plugin_utils.vm_action import Facts, VmAction
 class ActionModule(VmAction):
     """Verifies the VM's identity (`identify`), migrates the VM, and verifies its node and its power state.
 
-    `self.vm` is the request.
+    `self.vm` is the argument `vm`: which guest, and the requested change.
     """
 
     def execute(self) -> dict[str, Any]:

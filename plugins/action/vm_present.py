@@ -25,7 +25,7 @@ CONTAINER_PARAMETERS = (
 class ActionModule(VmAction):
     """Creates the guest, or adopts the guest that an interrupted run has created; then configures it.
 
-    A service never gets a second guest. `self.vm` is the request.
+    A service never gets a second guest. `self.vm` is the argument `vm`: which guest, and its requested state.
     """
 
     REQUIRED_MEMBERS: ClassVar[tuple[str, ...]] = REQUIRED_MEMBERS_BY_PLUGIN["vm_present"]

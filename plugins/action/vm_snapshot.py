@@ -20,7 +20,8 @@ from ..plugin_utils.vm_action import Facts, VmAction
 class ActionModule(VmAction):
     """Verifies the guest's identity (`identify`), creates a snapshot or rolls back to one, and verifies the outcome.
 
-    A snapshot is complete if Proxmox is neither creating nor deleting it. `self.vm` is the request, not the guest.
+    A snapshot is complete if Proxmox is neither creating nor deleting it. `self.vm` is the argument `vm`: which guest,
+    and the requested change.
     """
 
     ARGUMENTS: ClassVar[dict[str, Any]] = {

@@ -9,8 +9,8 @@ short_description: Verifies that a guest belongs to the service, and returns its
 version_added: 0.1.0
 author: Agent Smith contributors (@agent-smith)
 description:
-  - Looks the guest up, waits while Proxmox is creating or deleting it, and compares its kind, marker and name with the
-    request. Changes nothing.
+  - Looks the guest up, waits while Proxmox is creating or deleting it, and compares its type (VM or container), marker
+    and name with the request. Changes nothing.
   - The playbooks of a provider's own actions call it before their first change and after their last change.
 extends_documentation_fragment:
   - agent_smith.proxmox.vm

@@ -50,7 +50,7 @@ options:
   wait_for:
     description:
       - State to wait for, at most O(timeout_s). The fact C(reached) states whether the guest has this state.
-      - V(unlocked) waits for the end of a creation or a deletion; it does not wait for other locks, such as C(backup).
+      - V(unlocked) waits for the end of a creation or a deletion. It ignores other locks, such as C(backup).
       - V(idle), V(quiet) and V(restarted) are about the guest's new Proxmox tasks, which are not in O(known_tasks).
       - V(idle) is reached if at least one new Proxmox task exists, and all of them have succeeded.
       - V(quiet) is reached if all new Proxmox tasks have ended, with or without success, or if none exists.

@@ -142,8 +142,8 @@ def outcome_problem(facts: dict[str, Any], answer: dict[str, Any], wanted_state:
 
     `facts` is what a look-up of the VM after the change has found. Its member `reached` is true if the VM is in the
     wanted state. `wanted_state` is only used in the text, such as `VM 100 is stopped, not running`. The first reason
-    that applies is returned: the error state of the HA manager, the error of the Proxmox task, the error of the module,
-    a Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
+    that applies is returned: the VM's HA state `error`, the error of the Proxmox task, the error of the module, a
+    Proxmox task that still runs, the timeout of the module, the VM's lock, the VM's status.
     """
     if facts.get("reached"):
         return ""

@@ -74,7 +74,10 @@ def _problems(cluster: Cluster, node: str, facts: Facts, vm: dict[str, Any], is_
 
 
 def vcpus_problem(cluster: Cluster, node: str, vcpus: int) -> str:
-    """Return a problem if the node has fewer CPUs than `vcpus`: Proxmox would not start the VM. Return '' if not."""
+    """Return a problem if the node has fewer CPUs than `vcpus`; '' if not.
+
+    Proxmox does not start a VM that has more vCPUs than its node has CPUs.
+    """
     cpu_count = _cpu_count_of(cluster, node)
     if not cpu_count or vcpus <= cpu_count:
         return ""

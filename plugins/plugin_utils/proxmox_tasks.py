@@ -53,8 +53,8 @@ _SEARCHED_LINES = 30
 #: Matches the time at the beginning of a line. Only some types of Proxmox tasks write it.
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")
 #: Matches the beginning of a line that reports an error of a backup, a migration, QEMU, or a container's start. Other
-#: lines are about steps, such as `starting online/live migration on …`. For some of them, `classify_failure` would
-#: return a specific error code.
+#: lines are about steps, such as `starting online/live migration on …`. They are ignored, because `classify_failure`
+#: would return a wrong error code for some of them.
 _CAUSE_LINE = re.compile(r"^(?:ERROR: |kvm: (?!(?:.*: )?warning: )|lxc-start: |lxc: |command '[^']+' failed)")
 #: Matches the first words of some lines about errors. These words only repeat that the Proxmox task failed.
 _CAUSE_PREFIX = re.compile(r"^ERROR: (?:migration aborted \([^)]*\): |Backup of VM \d+ failed - )?")

@@ -22,13 +22,13 @@ class Allocation(Base):
 
     cluster: Mapped[str] = mapped_column(String(100), primary_key=True)
     vmid: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    boot_id: Mapped[str] = mapped_column(String(64))  #: the random id of the agent process that wrote the row
+    boot_id: Mapped[str] = mapped_column(String(64))  #: random id of the agent process (not of a boot) that wrote it
     node: Mapped[str] = mapped_column(String(100))  #: the Proxmox node
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
     cores: Mapped[int]
     started_at: Mapped[datetime]
-    #: When the run ended; NULL until then. If another agent process read its list of Proxmox's VMs before this time,
-    #: it counts `memory_bytes` and `cores` as used, because its list may lack the memory and cores of this VM.
+    #: When the run ended; NULL until then. If another agent process's list of Proxmox's VMs is older than
+    #: `ended_at`, that process counts `memory_bytes` and `cores` as used: the list may lack them.
     ended_at: Mapped[datetime | None]
     #: `CloneTarget.name` of the storage on which the VM is or was cloned; NULL if the run has started no clone.
     clone_target: Mapped[str | None] = mapped_column(String(200))

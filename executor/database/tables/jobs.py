@@ -26,8 +26,8 @@ from executor.model import JobStatus, ReportState
 class Job(Base):
     """A job. Only the modules `job_queue`, `reaping`, `reopening`, `outbox` and `erasure` write this table.
 
-    If FulcrumCore lists an ended job as open, `reopening` makes the job pending again, or its report due again.
-    `erasure` deletes the jobs of a service that has no VM and whose jobs have ended.
+    If FulcrumCore lists an ended job as Pending or Processing, `reopening` makes the job pending again, or its report
+    due again. `erasure` deletes the jobs of a service that has no VM and whose jobs have ended.
     """
 
     __tablename__ = "jobs"
@@ -48,7 +48,7 @@ class Job(Base):
     #: The number of attempts. Each new owner adds one. If an attempt ends for a reason outside the job, for example an
     #: outage of FulcrumCore, one is subtracted.
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    #: How many past attempts have no stored end for a reason that the job may have caused, for example a crash of the
+    #: How many past attempts stopped without a stored end, possibly because of the job, for example by a crash of the
     #: agent process. An attempt that only waited (`is_waiting`) does not count.
     crashes: Mapped[int] = mapped_column(Integer, default=0)
     cancel_requested: Mapped[bool] = mapped_column(Boolean, default=False)
@@ -71,7 +71,7 @@ class Job(Base):
     report_state: Mapped[str] = mapped_column(String(20), default=ReportState.NONE)  #: NONE: the job has not ended
     report_attempts: Mapped[int] = mapped_column(Integer, default=0)
     report_after: Mapped[datetime | None]  #: when the reporter may retry a failed report
-    #: Before an agent process sends the report, it stores here until when no other agent process may send the report.
+    #: An agent process sets this time before it sends the report. Until this time, no other process may send it.
     #: The column is NULL on SQLite, which only one agent process uses.
     report_claimed_until: Mapped[datetime | None]
     #: The reason for `report_state`, or why the last report failed.
@@ -107,7 +107,8 @@ class Run(Base):
     rc: Mapped[int | None]  #: the return code of the run
     status: Mapped[str | None] = mapped_column(String(20))  #: a `RunStatus`
     reason: Mapped[str | None] = mapped_column(Text)  #: the error message of the run; none after a success
-    node: Mapped[str | None] = mapped_column(String(64))  #: `boot_id` of the agent process that has the artifacts
+    #: Not a Proxmox node: the `boot_id` of the agent process that has the artifacts.
+    node: Mapped[str | None] = mapped_column(String(64))
     folder: Mapped[str | None] = mapped_column(Text)  #: the path of the folder of the artifacts
     upids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))  #: ids of the run's Proxmox tasks
     #: A summary of what the run has done so far (`executor.runs.story`). Only queries that name the column load it.

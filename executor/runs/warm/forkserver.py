@@ -39,8 +39,8 @@ from executor.shared.run_until import run_deadline_from_environment
 READY = b"ready\n"
 #: The beginning of a line in a server's log that states why a run was refused.
 REFUSED_LINE_START = "refused: "
-#: An environment variable of a server. Its value has RESERVED_BYTES bytes and no meaning: it reserves the memory to
-#: which the server's forks write VARIABLES_SHOWN_IN_PROC.
+#: An environment variable of a server. Its value has RESERVED_BYTES bytes and no meaning. It only makes the memory of
+#: the environment larger. The server's forks overwrite this memory with VARIABLES_SHOWN_IN_PROC.
 RESERVED_VARIABLE = "SMITH_WARM_ROOM"
 RESERVED_BYTES = 8192
 #: The names of the variables by which operators and the agent find the processes of a run.

@@ -56,7 +56,7 @@ def run_module(call: ModuleCall, cwd: str) -> ModuleOutcome:
     output, error_output = _memory_text_file(), _memory_text_file()
     with (
         _restore_process_afterwards(),
-        _module_utils_as_in_module_process(),
+        _module_utils_as_in_module_process(),  # sets the state that Ansible's module_utils have in a new process
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(error_output),
         warnings.catch_warnings(),

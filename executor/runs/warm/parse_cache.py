@@ -3,7 +3,7 @@
 A warm run is a fork of a server process that has already imported Ansible. A document is the result of parsing a YAML
 text. It is stored under a key that contains the file's name and text, so a changed file is parsed again. The key of a
 template's byte code contains the template's text and the settings that change the byte code. Documents and byte code
-depend only on the values in their keys. No input and no result of a run is stored.
+depend only on the values in their keys. The parameters of a job and the result of a run are never stored.
 
 The module `patches` lists the names of Ansible, Jinja and PyYAML that are read or replaced here. `get_value` returns
 what a name refers to, for example the class `DataLoader`. `set_value` replaces it in this process.

@@ -137,7 +137,8 @@ class PlaybookRunner:
         self._recompute_values(os.fsdecode(private_folder))
         # Ansible packs a module into a zip file and executes it in a new Python process. From now on, this process
         # executes the modules of community.proxmox itself, with the installed files that the server has imported. If
-        # the zip file contains any other file (`_payloads` checks this), Ansible starts a new Python process as usual.
+        # a file in the zip file is not a copy of an installed file (`_payloads` checks this), Ansible starts a new
+        # Python process as usual.
         module_run.replace_exec_command(self._payloads)
         if not self._is_our_playbook(request):
             return _call_ansible_playbook()
@@ -171,8 +172,8 @@ class PlaybookRunner:
         """
         if not private_folder:
             return {}
-        # Only the server's environment has RESERVED_VARIABLE. Its value has no meaning. It reserves the memory to which
-        # a fork writes the environment variables that /proc/<pid>/environ shows.
+        # Only the server's environment has RESERVED_VARIABLE. The variable only makes the memory of the environment
+        # larger. A fork overwrites this memory with the environment variables that /proc/<pid>/environ then shows.
         ignored_names = (*PER_RUN_VARIABLES, os.fsencode(forkserver.RESERVED_VARIABLE))
         return {
             name: value.replace(private_folder, self._server_folder)

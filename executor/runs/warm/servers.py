@@ -23,8 +23,8 @@ from executor.runs.warm.server_process import START_TIMEOUT_S, ServerProcess
 
 log = get_logger(__name__)
 
-#: Minimum time between two probes. A probe is an empty request, which a working server refuses. A server is probed only
-#: when a run is about to start.
+#: Minimum time between two probes. A probe is an empty request. A server that functions answers it with a refusal. A
+#: server is probed only when a run is about to start.
 PROBE_INTERVAL_S = 10.0
 #: How long a server may take to answer a probe.
 PROBE_TIMEOUT_S = 2.0

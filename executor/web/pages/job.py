@@ -20,6 +20,7 @@ TIMELINE_FIELDS = ("received_at", "claim_sent_at", "claimed_at", "started_at", "
 
 def show(context: PageContext, request: Request) -> Response:
     """Return the page of a job. `context.agent_view()` gives access to the agent, here to its database."""
+    # `details` contains the job and the entries of its timeline.
     details = read_job_details(context.agent_view().engine, request.path_params["job_id"])
     if details is None:
         return context.message_page(

@@ -178,7 +178,7 @@ def lab_sweep(
     cluster = LabCluster(lab)
     # A finding is a guest or a backup, with the decision whether it may be removed, and the reason.
     findings = sweeper.list_findings(cluster)
-    # Maps a finding to the reason why `sweep` did not remove it; '' if it was removed. A missing finding was kept.
+    # Maps a finding to the reason why `sweep` did not remove it; '' if it was removed. Without an entry: it was kept.
     problem_by_finding = {}
     if apply:
         problem_by_finding = {each.finding: each.problem for each in sweeper.sweep(cluster, findings)}

@@ -146,8 +146,8 @@ class GuestActions:
             )
         # The Ansible argument specs of the members of `vm` that the playbook accepts.
         member_specs = action_checks.read_vm_member_specs(action.playbook)
-        # Members that `vm` lacks are added from the settings. `identity` would add the guest's service id, VMID and
-        # name, but `vm` contains them.
+        # Members that `vm` lacks are added from the settings. identity={}: `vm` already contains the guest's service
+        # id, VMID and name.
         complete_vm = make_vm_variable(vm, action, self.settings, identity={}, member_specs=member_specs)
         request = build_request(action, complete_vm, member_specs, is_check_mode=check)
         return ansible_playbook.run(request, self.settings, sys.stdout)

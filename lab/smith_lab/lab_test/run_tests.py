@@ -1,6 +1,7 @@
 """Runs pytest with VMIDs that are reserved in the lab, and interrupts pytest before the reservation ends.
 
-A run of lab tests reserves VMIDs by a lease: a text in the notes of the VM with the first of these VMIDs.
+A run of lab tests reserves a range of VMIDs. The VM that has the first VMID of the range stores the reservation: the
+lease, a text in the notes of this VM.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ class Pool(Row):
     """
 
     name: str
-    type: str  #: the text by which a `generator` of a schema refers to this pool (`poolType`)
+    type: str  #: a `generator` names this text as its `poolType`, to get a value from this pool
     property_type: str  #: the type of the values, such as `string`
     generator_type: str  #: source of the values: `list` (API calls add them) or, only in a ServicePool, `subnet`
     generator_config: Json | None  #: in a `subnet` pool, the member `cidr` is the subnet

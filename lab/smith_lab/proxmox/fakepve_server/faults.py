@@ -35,8 +35,8 @@ class RequestFaults(FakePve):
         self.answer_delay_s = 0.0  #: delay of every answer, in seconds of real (not simulated) time
         self.faults: list[dict[str, Any]] = []  #: tests add them; `do_fail` in verbs_cluster.py explains the keys
         self.request_log: list[dict[str, Any]] = []
-        #: The number of POST, PUT and DELETE requests until an answer is held; 0 if no answer is to be held. A request
-        #: is not counted if a fault applies to it. The answer to the last counted request is held.
+        #: 0: no answer is to be held. n > 0: the answer to the n-th POST, PUT or DELETE request from now is to be held.
+        #: Each of these requests reduces the number by one. A request is not counted if a fault applies to it.
         self.changes_until_hold = 0
         #: Method and path (a regular expression) of the request whose answer a test wants to hold.
         self.request_to_hold: tuple[str, str] | None = None

@@ -46,8 +46,9 @@ class NotificationListener:
         is_new = self._connection is None
         if is_new:
             with raise_as_database_error(self.engine):
-                self._connection = self.engine.raw_connection()
-                self._connection.detach()  # removes the connection from the pool
+                connection = self.engine.raw_connection()
+                connection.detach()  # removes the connection from the pool
+            self._connection = connection
         try:
             if is_new:
                 self._start_listening()
